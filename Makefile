@@ -1,0 +1,46 @@
+# make demo    train a Transformer on real text, trace it, draw Figures 1 and 3, print L0 and L1 per layer
+# make test    the test suite
+# make lint    ruff and mypy
+# Each makes .venv when missing and installs what it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint types clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/lsmooth demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# cli/ and figures/ are installed as lsmooth.cli and lsmooth.figures; mypy reads them laid out that way.
+types: $(VENV)/.installed-dev
+	rm -rf build/types && mkdir -p build/types
+	cp -r lsmooth build/types/lsmooth
+	cp -r cli build/types/lsmooth/cli
+	cp -r figures build/types/lsmooth/figures
+	$(BIN)/mypy --config-file pyproject.toml build/types/lsmooth
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

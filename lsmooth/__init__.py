@@ -1,0 +1,37 @@
+"""Measure how smooth a neural network's loss really is, while it is being trained.
+
+The public names are resolved when they are first used, so that the reading side (`Trace`, `estimate`, `figures`)
+never pays for importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsmooth import figures, optim
+    from lsmooth.errors import LsmoothError
+    from lsmooth.trace.reader import Trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LsmoothError": "lsmooth.errors",
+    "Trace": "lsmooth.trace.reader",
+}
+_SUBMODULES = ("figures", "optim")
+
+__all__ = ["LsmoothError", "Trace", "__version__", "figures", "optim"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"lsmooth.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'lsmooth' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

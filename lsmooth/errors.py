@@ -1,0 +1,30 @@
+"""What lsmooth raises when it is asked for something that it cannot do: one sentence, with the mend in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LsmoothError(Exception):
+    """Base of all errors that lsmooth raises on purpose; `str(error)` is one sentence for the user."""
+
+
+class InvalidArgumentError(LsmoothError, ValueError):
+    """An argument has a value that its function cannot take."""
+
+
+class TraceError(LsmoothError):
+    """A trace file cannot be read, or cannot be written where it was asked for."""
+
+
+class RecorderError(LsmoothError):
+    """A training loop does something that the recorder cannot follow."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentError:
+    """Return the error for a `name` that is not among the `known` ones, with the closest of them as suggestions."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+    return InvalidArgumentError(f"There is no {kind} named {name!r}; {hint}")

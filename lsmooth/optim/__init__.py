@@ -1,0 +1,1 @@
+"""Generalized SignSGD and the optimizers it is compared with."""

@@ -1,0 +1,1 @@
+"""The paper's training runs, one module each."""

@@ -1,0 +1,61 @@
+"""Which parameters belong together: the groups that `by=` names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from lsmooth.errors import InvalidArgumentError
+
+By = str | Mapping[str, str] | re.Pattern[str]
+
+
+def module_of(parameter: str) -> str:
+    """Return the name of the module that owns a parameter; a parametrized weight belongs to its layer."""
+    owner = parameter.split(".parametrizations.")[0] if ".parametrizations." in parameter else None
+    if owner is None:
+        owner = parameter.rpartition(".")[0]
+    return owner or "(root)"
+
+
+def group_parameters(parameters: Sequence[str], by: By) -> dict[str, list[int]]:
+    """Return for each group, in the network's order, the positions of its parameters.
+
+    Args:
+        parameters: Names of the parameter tensors, in the network's order.
+        by: "global", "module" or "parameter"; a mapping from parameter name to group name (parameters that it lacks
+            are left out); or a regular expression, compiled or as a string, whose first group, or else whose whole
+            match, names the group (parameters that do not match are left out).
+
+    Raises:
+        InvalidArgumentError: No parameter falls into any group, or the expression is not valid.
+    """
+    if by == "global":
+        return {"global": list(range(len(parameters)))}
+    if by == "parameter":
+        return {name: [position] for position, name in enumerate(parameters)}
+    groups: dict[str, list[int]] = {}
+    if isinstance(by, Mapping):
+        for position, name in enumerate(parameters):
+            if name in by:
+                groups.setdefault(by[name], []).append(position)
+    elif by == "module":
+        for position, name in enumerate(parameters):
+            groups.setdefault(module_of(name), []).append(position)
+    else:
+        try:
+            pattern = re.compile(by)
+        except re.error as error:
+            raise InvalidArgumentError(f"{by!r} is not a valid regular expression: {error}.") from None
+        for position, name in enumerate(parameters):
+            match = pattern.search(name)
+            if match:
+                label = match.group(1) if pattern.groups else match.group(0)
+                if label is not None:
+                    groups.setdefault(label, []).append(position)
+    if not groups:
+        raise InvalidArgumentError(
+            f"No parameter falls into a group of by={by!r}; use global, module, parameter, coordinate, or an "
+            f"expression that matches names such as {parameters[0] if parameters else 'none'}."
+        )
+    return groups

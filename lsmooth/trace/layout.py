@@ -1,0 +1,107 @@
+"""Names, dimensions and meanings of everything that stands in a trace file: what writer and reader agree on.
+
+A trace is one HDF5 file that is also a valid netCDF-4 file. `docs/trace-format.md` describes it for those who want to
+read it with other tools.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+FORMAT = "lsmooth-trace"
+FORMAT_VERSION = "1.0"
+COORDINATE_GROUP = "coordinate"
+
+# Rows of a chunk along `step`, and the most parameters or coordinates in one: a single step and a single parameter
+# can both be read without touching much of the rest, and a chunk that is flushed half full is rewritten at little cost.
+CHUNK_STEPS = 16
+CHUNK_WIDTH = 64
+# Series with one number a step are chunked longer.
+CHUNK_SERIES = 256
+
+
+class Status(IntFlag):
+    """What became of a measured step; only a step that is `MEASURED` enters fits."""
+
+    MEASURED = 1  # every number of this step is what its name says
+    NO_DISPLACEMENT = 2  # x_{t+1} equals x_t: lr 0, or a step that was skipped
+    BELOW_RESOLUTION = 4  # rounding of x_t + gamma d exceeds 1 % of ‖gamma d‖
+    NON_FINITE = 8  # a loss, gradient or estimate is NaN or infinite
+    MOVED = 16  # parameters changed between backward and step, so that gradient and x_t do not belong together
+    OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see
+
+
+@dataclass(frozen=True)
+class Field:
+    """One dataset: its name in the file, dimensions, kind of number, unit and meaning.
+
+    `kind` is "int", "float64", or "real": float32, or float64 where the model has float64 parameters.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    kind: str
+    units: str
+    description: str
+
+    @property
+    def key(self) -> str:
+        """The name that the writer's rows use: the path in the file with its slash replaced."""
+        return self.name.replace("/", "_")
+
+
+# In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
+FIELDS = (
+    Field("time", ("step",), "float64", "s", "seconds since the recorder was attached"),
+    Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step"),
+    Field("loss_next", ("step",), "float64", "1", "f(x_{t+1}) on the same batch with the same randomness"),
+    Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group"),
+    Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t"),
+    Field("grad_norm", ("step", "parameter"), "real", "1", "2-norm of grad f(x_t), by parameter tensor"),
+    Field(
+        "grad_noise",
+        ("step", "parameter"),
+        "real",
+        "1",
+        "standard deviation of the probes' gradients at x_t, norm-wise",
+    ),
+    Field("step_norm", ("step", "parameter"), "real", "1", "2-norm of d, by parameter tensor"),
+    Field(
+        "grad_diff",
+        ("step", "gamma", "parameter"),
+        "real",
+        "1",
+        "2-norm of grad f(x_t + gamma d) - grad f(x_t), by parameter tensor",
+    ),
+    Field("coordinate/grad", ("step", "coordinate"), "real", "1", "gradient at x_t, followed coordinates"),
+    Field("coordinate/displacement", ("step", "coordinate"), "real", "1", "d, followed coordinates"),
+    Field(
+        "coordinate/grad_along",
+        ("step", "gamma", "coordinate"),
+        "real",
+        "1",
+        "gradient at x_t + gamma d, followed coordinates",
+    ),
+    Field(
+        "coordinate/grad_next",
+        ("step", "coordinate"),
+        "real",
+        "1",
+        "gradient at x_{t+1}, followed coordinates",
+    ),
+    Field("status", ("step",), "status", "1", "bit flags, see flag_meanings"),
+    Field("step", ("step",), "int", "1", "optimizer step index, counted from 0"),
+)
+# Fields that a run may be without, and what it then lacks.
+ENDPOINT_FIELDS = frozenset({"loss_next", "coordinate/grad_next"})
+COORDINATE_FIELDS = frozenset(field.name for field in FIELDS if field.name.startswith(f"{COORDINATE_GROUP}/"))
+NOISE_FIELDS = frozenset({"grad_noise"})
+
+
+def chunk_shape(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:
+    """Return the chunk shape of a field, given the size of every dimension but `step`."""
+    if field.dims == ("step",):
+        return (CHUNK_SERIES,)
+    widths = {name: min(size, CHUNK_WIDTH) if name != "gamma" else size for name, size in sizes.items()}
+    return (CHUNK_STEPS, *(max(1, widths[name]) for name in field.dims[1:]))

@@ -1,0 +1,426 @@
+"""Read a trace: the numbers as they were measured, and the local Lipschitz constants derived from them.
+
+Nothing here needs torch. A file can be read while it is being written, and after its writer was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsmooth.errors import InvalidArgumentError, TraceError
+from lsmooth.trace.cloud import Cloud
+from lsmooth.trace.grouping import By, group_parameters
+from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, Status
+
+Displacement = Literal["layer", "global"]
+# Elements that one pass over a large dataset holds at a time.
+_BLOCK_ELEMENTS = 1 << 23
+
+
+class Trace:
+    """A trace file, opened for reading.
+
+    Args:
+        path: The file that a `Recorder` has written or is writing.
+
+    Raises:
+        TraceError: The file is missing, is not a trace, is damaged, or was written by a newer lsmooth.
+
+    Attributes:
+        path: Where the file is.
+        metadata: What run this was: the root attributes of the file, decoded.
+        parameters: Names of the parameter tensors, in the network's order.
+        parameter_sizes: Number of elements of each, int64 (p,).
+        gammas: Positions between x_t and x_{t+1} at which gradients were taken, float64.
+        coordinate_names: The followed coordinates, as `parameter[index]`.
+
+    Example:
+        >>> trace = lsmooth.Trace("run.h5")  # doctest: +SKIP
+        >>> trace.smoothness(by="module")  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file = _open(self.path)
+        try:
+            with self._reading("header"):
+                self._check_format()
+                self.metadata: dict[str, Any] = {
+                    name: _decode_attribute(value) for name, value in self._file.attrs.items()
+                }
+                self.parameters: list[str] = _strings(self._file["parameter"])
+                self.parameter_sizes: NDArray[np.int64] = self._file["parameter_size"][:]
+                self.gammas: NDArray[np.float64] = self._file["gamma"][:]
+                self._fields = {field.name for field in FIELDS if field.name in self._file}
+                self.coordinate_names: list[str] = (
+                    _strings(self._file["coordinate/coordinate"]) if "coordinate/grad" in self._fields else []
+                )
+                self._length = self._rows()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        model = self.metadata.get("model", "model")
+        well = int((self.status == Status.MEASURED).sum())
+        return (
+            f"Trace({str(self.path)!r}: {model}, {len(self.parameters)} parameter tensors, "
+            f"{len(self)} measured steps, {well} of them well)"
+        )
+
+    def close(self) -> None:
+        """Close the file; what was read before stays valid."""
+        with contextlib.suppress(Exception):
+            self._file.close()
+
+    def refresh(self) -> int:
+        """Look for steps that were written since the trace was opened, and return how many there are now."""
+        with self._reading("step"):
+            for name in self._fields:
+                self._file[name].id.refresh()
+            self._length = self._rows()
+        for name in ("steps", "time", "status", "loss"):
+            self.__dict__.pop(name, None)
+        return self._length
+
+    # --- the numbers as they stand in the file ---
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+        """Return a dataset of the file, or some rows (measured steps) of it.
+
+        Args:
+            name: Name of the dataset, such as "grad_norm" or "coordinate/grad".
+            rows: Which rows, counted in measured steps; all of them by default.
+
+        Raises:
+            TraceError: The trace has no such dataset, or it is damaged.
+        """
+        if name not in self._fields:
+            raise TraceError(
+                f"{self.path} has no {name}; it holds {', '.join(sorted(self._fields))} (see `lsmooth info`)."
+            )
+        start, stop, _ = (rows or slice(None)).indices(self._length)
+        with self._reading(name):
+            return np.asarray(self._file[name][start:stop])
+
+    def has(self, name: str) -> bool:
+        """Say whether the trace holds a dataset."""
+        return name in self._fields
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """Optimizer step index of each measured step, int64 (n,)."""
+        return self.read("step")
+
+    @cached_property
+    def time(self) -> NDArray[np.float64]:
+        """Seconds since the recorder was attached, float64 (n,)."""
+        return self.read("time")
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        """Bit flags of each measured step (`lsmooth.trace.layout.Status`), uint8 (n,)."""
+        return self.read("status")
+
+    @cached_property
+    def loss(self) -> NDArray[np.float64]:
+        """f(x_t) of each measured step, float64 (n,)."""
+        return self.read("loss")
+
+    @property
+    def lr(self) -> NDArray[np.float64]:
+        """Learning rate of each parameter group at each measured step, float64 (n, groups)."""
+        return self.read("lr")
+
+    @property
+    def coordinates(self) -> pd.DataFrame:
+        """The followed coordinates: name, parameter, index (position in the flattened tensor)."""
+        if not self.coordinate_names:
+            return pd.DataFrame({"name": [], "parameter": [], "index": []})
+        with self._reading("coordinate"):
+            owner = self._file["coordinate/parameter"][:]
+            index = self._file["coordinate/index"][:]
+        return pd.DataFrame(
+            {
+                "name": self.coordinate_names,
+                "parameter": [self.parameters[position] for position in owner],
+                "index": index,
+            }
+        )
+
+    # --- what is derived from them ---
+
+    def cloud(self, by: By = "global", *, displacement: Displacement = "layer", endpoint: bool = False) -> Cloud:
+        """Return local Lipschitz constants and gradient norms as arrays.
+
+        For a group of parameter tensors S, with Delta(gamma) = grad f(x_t + gamma d) - grad f(x_t),
+
+            smoothness = max over gamma of ‖Delta_S(gamma)‖ / ‖gamma d_S‖,  grad_norm = ‖grad_S f(x_t)‖
+
+        (the paper, Section 5.2; Zhang et al. 2020, Section H.3). For `by="coordinate"`,
+
+            smoothness = max over gamma of |Delta_j(gamma)| / |gamma d_j|,
+            grad_norm = min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|) at that gamma.
+
+        Args:
+            by: "global", "module", "parameter", "coordinate", a mapping from parameter name to group name, or a
+                regular expression whose first group names the group.
+            displacement: "layer" divides by the group's own displacement, "global" by that of all parameters (the
+                form of Assumption 2). Coordinates know only their own.
+            endpoint: For `by="coordinate"`, use gamma = 1 alone, the definition of Figure 3.
+
+        Raises:
+            InvalidArgumentError: No parameter falls into any group, or the arguments do not go together.
+            TraceError: The trace lacks what is asked for, or is damaged.
+        """
+        if displacement not in ("layer", "global"):
+            raise InvalidArgumentError(f"displacement={displacement!r} is neither 'layer' nor 'global'.")
+        if by == "coordinate":
+            groups, smoothness, grad_norm = self._coordinate_estimates(endpoint)
+        elif endpoint:
+            raise InvalidArgumentError("endpoint=True is defined for by='coordinate' only.")
+        else:
+            groups, smoothness, grad_norm = self._norm_estimates(by, displacement)
+        kind = by if isinstance(by, str) else "mapping" if isinstance(by, Mapping) else "regex"
+        if kind not in ("global", "module", "parameter", "coordinate", "mapping"):
+            kind = "regex"
+        lr = self.lr
+        return Cloud(
+            by=kind,
+            groups=groups,
+            steps=self.steps,
+            smoothness=smoothness,
+            grad_norm=grad_norm,
+            status=self.status,
+            loss=self.loss,
+            lr=lr[:, 0] if lr.shape[1] else np.full(len(self), np.nan),
+        )
+
+    def smoothness(
+        self, by: By = "global", *, displacement: Displacement = "layer", endpoint: bool = False
+    ) -> pd.DataFrame:
+        """Return the points of `cloud` as a DataFrame: step, group, smoothness, grad_norm, loss, lr, usable."""
+        return self.cloud(by, displacement=displacement, endpoint=endpoint).to_frame()
+
+    def gradient_norm(self, by: By = "global") -> pd.DataFrame:
+        """Return ‖grad_S f(x_t)‖2 of each group S of parameters: step, group, grad_norm.
+
+        Args:
+            by: As for `cloud`; for "coordinate", |grad_j f(x_t)|.
+        """
+        if by == "coordinate":
+            groups = tuple(self.coordinate_names)
+            values = np.abs(self.read("coordinate/grad").astype(np.float64))
+        else:
+            members = group_parameters(self.parameters, by)
+            groups = tuple(members)
+            values = _group_norms(self.read("grad_norm"), list(members.values()))
+        return pd.DataFrame(
+            {
+                "step": np.repeat(self.steps, len(groups)),
+                "group": pd.Categorical.from_codes(np.tile(np.arange(len(groups)), len(self)), categories=list(groups)),
+                "grad_norm": values.ravel(),
+            }
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a measured step: step, time, loss, lr, gradient norm, step norm, smoothness, status."""
+        cloud = self.cloud("global")
+        everything = [list(range(len(self.parameters)))]
+        columns: dict[str, Any] = {"step": self.steps, "time": self.time, "loss": self.loss}
+        if self.has("loss_next"):
+            columns["loss_next"] = self.read("loss_next")
+        lr = self.lr
+        for group in range(lr.shape[1]):
+            columns["lr" if lr.shape[1] == 1 else f"lr_{group}"] = lr[:, group]
+        columns["grad_norm"] = cloud.grad_norm[:, 0]
+        columns["step_norm"] = _group_norms(self.read("step_norm"), everything)[:, 0]
+        columns["smoothness"] = cloud.smoothness[:, 0]
+        columns["status"] = self.status
+        columns["usable"] = cloud.usable[:, 0]
+        return pd.DataFrame(columns)
+
+    def status_counts(self) -> dict[str, int]:
+        """Return how many measured steps carry each flag, flags that none carries left out."""
+        return {str(flag.name).lower(): count for flag in Status if (count := int(((self.status & flag) != 0).sum()))}
+
+    def _blocks(self, width: int) -> Iterator[slice]:
+        """Cut the measured steps into runs of rows that fit in memory together, `width` elements a row."""
+        rows = max(1, _BLOCK_ELEMENTS // max(1, width))
+        for start in range(0, self._length, rows):
+            yield slice(start, min(start + rows, self._length))
+
+    def _norm_estimates(
+        self, by: By, displacement: Displacement
+    ) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+        members = group_parameters(self.parameters, by)
+        positions = list(members.values())
+        smoothness = np.full((len(self), len(members)), np.nan)
+        grad_norm = np.full((len(self), len(members)), np.nan)
+        everything = [list(range(len(self.parameters)))]
+        for rows in self._blocks(len(self.gammas) * len(self.parameters)):
+            grad_norm[rows] = _group_norms(self.read("grad_norm", rows), positions)
+            moved = _group_norms(self.read("step_norm", rows), positions if displacement == "layer" else everything)
+            changed = _group_norms(self.read("grad_diff", rows), positions)
+            smoothness[rows] = _max_ratio(changed, self.gammas[None, :, None] * moved[:, None, :])
+        return tuple(members), smoothness, grad_norm
+
+    def _coordinate_estimates(self, endpoint: bool) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+        if not self.coordinate_names:
+            raise TraceError(
+                f"{self.path} follows no coordinates; record with coordinates=4 to estimate by coordinate."
+            )
+        if endpoint and not self.has("coordinate/grad_next"):
+            raise TraceError(f"{self.path} was recorded without the endpoint; record with endpoint=True.")
+        width = len(self.coordinate_names)
+        smoothness = np.full((len(self), width), np.nan)
+        smaller = np.full((len(self), width), np.nan)
+        gammas = np.ones(1) if endpoint else self.gammas
+        for rows in self._blocks(len(gammas) * width):
+            grad = self.read("coordinate/grad", rows).astype(np.float64)[:, None, :]
+            moved = np.abs(self.read("coordinate/displacement", rows).astype(np.float64))[:, None, :]
+            if endpoint:
+                along = self.read("coordinate/grad_next", rows).astype(np.float64)[:, None, :]
+            else:
+                along = self.read("coordinate/grad_along", rows).astype(np.float64)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                ratio = np.abs(along - grad) / (gammas[None, :, None] * moved)
+            # A coordinate that did not move has no estimate; NaN must not win the maximum by accident.
+            ratio[~np.broadcast_to(moved > 0, ratio.shape)] = np.nan
+            best = np.argmax(np.where(np.isnan(ratio), -1.0, ratio), axis=1)[:, None, :]
+            bad = np.isnan(ratio).any(axis=1)
+            smoothness[rows] = np.where(bad, np.nan, np.take_along_axis(ratio, best, axis=1)[:, 0, :])
+            at_best = np.take_along_axis(along, best, axis=1)[:, 0, :]
+            smaller[rows] = np.minimum(np.abs(grad[:, 0, :]), np.abs(at_best))
+        return tuple(self.coordinate_names), smoothness, smaller
+
+    # --- the file ---
+
+    def _check_format(self) -> None:
+        if _decode_attribute(self._file.attrs.get("format")) != FORMAT:
+            raise TraceError(
+                f"{self.path} is an HDF5 file, but not an lsmooth trace; give a file that a Recorder wrote."
+            )
+        version = str(_decode_attribute(self._file.attrs["format_version"]))
+        if not re.fullmatch(r"\d+\.\d+", version):
+            raise TraceError(f"{self.path} is damaged: its format version reads {version!r}.")
+        if int(version.split(".")[0]) > int(FORMAT_VERSION.split(".")[0]):
+            writer = _decode_attribute(self._file.attrs.get("lsmooth_version", "a newer version"))
+            raise TraceError(
+                f"{self.path} has trace format {version}, this lsmooth reads up to {FORMAT_VERSION}; "
+                f"upgrade lsmooth to {writer} or later to read it."
+            )
+
+    def _rows(self) -> int:
+        # A writer appends `step` last, so that its length counts whole rows.
+        return int(min(self._file[name].shape[0] for name in self._fields)) if self._fields else 0
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Turn whatever HDF5 says about a damaged or vanished file into one sentence."""
+        try:
+            yield
+        except (TraceError, InvalidArgumentError):
+            raise
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            reason = str(error).strip("'\" ").split("\n")[0] or type(error).__name__
+            raise TraceError(
+                f"{self.path} is damaged or incomplete: {what} cannot be read ({reason}); "
+                "use a copy of it, or record again."
+            ) from error
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.exists():
+        raise TraceError(f"There is no file {path}; give the trace that a Recorder or `lsmooth train` wrote.")
+    if path.is_dir():
+        raise TraceError(f"{path} is a folder; give the trace file itself.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise TraceError(f"{path} is empty; give a trace that a Recorder or `lsmooth train` wrote.")
+    if head != b"\x89HDF\r\n\x1a\n":
+        raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
+    try:
+        # swmr=True reads files that are being written, and files whose writer was killed.
+        return h5py.File(path, "r", libver="latest", swmr=True, locking=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TraceError(
+            f"{path} is damaged or cut off and cannot be opened ({str(error).splitlines()[0]}); "
+            ""
+            "use a copy of it, or record again."
+        ) from error
+
+
+def _strings(dataset: h5py.Dataset) -> list[str]:
+    return [value.decode("utf-8") for value in dataset[:].tolist()]
+
+
+def _decode_attribute(value: Any) -> Any:
+    """Return an attribute as Python sees it best: text, parsed JSON, a number or an array."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")
+    if isinstance(value, str):
+        if value[:1] in "{[":
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(value)
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _group_norms(norms: NDArray[Any], groups: list[list[int]]) -> NDArray[np.float64]:
+    """Join norms of tensors (last axis) to norms of groups: sqrt of the sum of squares, without underflow."""
+    values = norms.astype(np.float64)
+    if all(len(group) == 1 for group in groups):
+        return values[..., [group[0] for group in groups]]
+    # Squares of float64 numbers lose range beyond 1e±154; scaling by the largest costs a pass, so only then.
+    with np.errstate(invalid="ignore", over="ignore"):
+        positive = values[values > 0]
+        scale = 1.0
+        if positive.size and (positive.min() < 1e-150 or positive.max() > 1e150):
+            scale = float(positive[np.isfinite(positive)].max(initial=1e-300))
+            values = values / scale
+        squares = np.square(values, out=values)
+        joined = np.empty((*values.shape[:-1], len(groups)))
+        for column, group in enumerate(groups):
+            whole = len(group) == values.shape[-1]
+            joined[..., column] = (squares if whole else squares[..., group]).sum(axis=-1)
+        return np.sqrt(joined, out=joined) * scale
+
+
+def _max_ratio(changed: NDArray[np.float64], moved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return max over gamma (axis 1) of changed / moved; NaN where nothing moved or any point is not a number."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = changed / moved
+    ratio[~np.broadcast_to(moved > 0, ratio.shape)] = np.nan
+    best: NDArray[np.float64] = ratio.max(axis=1)
+    return best
