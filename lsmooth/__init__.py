@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lsmooth import figures, optim
     from lsmooth.errors import LsmoothError
+    from lsmooth.recorder import Recorder
     from lsmooth.trace.reader import Trace
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LsmoothError": "lsmooth.errors",
+    "Recorder": "lsmooth.recorder",
     "Trace": "lsmooth.trace.reader",
 }
 _SUBMODULES = ("figures", "optim")
 
-__all__ = ["LsmoothError", "Trace", "__version__", "figures", "optim"]
+__all__ = ["LsmoothError", "Recorder", "Trace", "__version__", "figures", "optim"]
 
 
 def __getattr__(name: str) -> Any:

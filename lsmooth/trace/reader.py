@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError
+from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschitz
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, Status
@@ -238,7 +239,7 @@ class Trace:
         else:
             members = group_parameters(self.parameters, by)
             groups = tuple(members)
-            values = _group_norms(self.read("grad_norm"), list(members.values()))
+            values = joined_norms(self.read("grad_norm"), list(members.values()))
         return pd.DataFrame(
             {
                 "step": np.repeat(self.steps, len(groups)),
@@ -258,7 +259,7 @@ class Trace:
         for group in range(lr.shape[1]):
             columns["lr" if lr.shape[1] == 1 else f"lr_{group}"] = lr[:, group]
         columns["grad_norm"] = cloud.grad_norm[:, 0]
-        columns["step_norm"] = _group_norms(self.read("step_norm"), everything)[:, 0]
+        columns["step_norm"] = joined_norms(self.read("step_norm"), everything)[:, 0]
         columns["smoothness"] = cloud.smoothness[:, 0]
         columns["status"] = self.status
         columns["usable"] = cloud.usable[:, 0]
@@ -283,10 +284,10 @@ class Trace:
         grad_norm = np.full((len(self), len(members)), np.nan)
         everything = [list(range(len(self.parameters)))]
         for rows in self._blocks(len(self.gammas) * len(self.parameters)):
-            grad_norm[rows] = _group_norms(self.read("grad_norm", rows), positions)
-            moved = _group_norms(self.read("step_norm", rows), positions if displacement == "layer" else everything)
-            changed = _group_norms(self.read("grad_diff", rows), positions)
-            smoothness[rows] = _max_ratio(changed, self.gammas[None, :, None] * moved[:, None, :])
+            grad_norm[rows] = joined_norms(self.read("grad_norm", rows), positions)
+            moved = joined_norms(self.read("step_norm", rows), positions if displacement == "layer" else everything)
+            changed = joined_norms(self.read("grad_diff", rows), positions)
+            smoothness[rows] = local_lipschitz(changed, moved, self.gammas)
         return tuple(members), smoothness, grad_norm
 
     def _coordinate_estimates(self, endpoint: bool) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
@@ -299,23 +300,15 @@ class Trace:
         width = len(self.coordinate_names)
         smoothness = np.full((len(self), width), np.nan)
         smaller = np.full((len(self), width), np.nan)
-        gammas = np.ones(1) if endpoint else self.gammas
+        name, gammas = ("coordinate/grad_next", np.ones(1)) if endpoint else ("coordinate/grad_along", self.gammas)
         for rows in self._blocks(len(gammas) * width):
-            grad = self.read("coordinate/grad", rows).astype(np.float64)[:, None, :]
-            moved = np.abs(self.read("coordinate/displacement", rows).astype(np.float64))[:, None, :]
-            if endpoint:
-                along = self.read("coordinate/grad_next", rows).astype(np.float64)[:, None, :]
-            else:
-                along = self.read("coordinate/grad_along", rows).astype(np.float64)
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                ratio = np.abs(along - grad) / (gammas[None, :, None] * moved)
-            # A coordinate that did not move has no estimate; NaN must not win the maximum by accident.
-            ratio[~np.broadcast_to(moved > 0, ratio.shape)] = np.nan
-            best = np.argmax(np.where(np.isnan(ratio), -1.0, ratio), axis=1)[:, None, :]
-            bad = np.isnan(ratio).any(axis=1)
-            smoothness[rows] = np.where(bad, np.nan, np.take_along_axis(ratio, best, axis=1)[:, 0, :])
-            at_best = np.take_along_axis(along, best, axis=1)[:, 0, :]
-            smaller[rows] = np.minimum(np.abs(grad[:, 0, :]), np.abs(at_best))
+            along = self.read(name, rows)
+            smoothness[rows], smaller[rows] = coordinate_lipschitz(
+                self.read("coordinate/grad", rows),
+                along[:, None, :] if endpoint else along,
+                self.read("coordinate/displacement", rows),
+                gammas,
+            )
         return tuple(self.coordinate_names), smoothness, smaller
 
     # --- the file ---
@@ -395,32 +388,3 @@ def _decode_attribute(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value
-
-
-def _group_norms(norms: NDArray[Any], groups: list[list[int]]) -> NDArray[np.float64]:
-    """Join norms of tensors (last axis) to norms of groups: sqrt of the sum of squares, without underflow."""
-    values = norms.astype(np.float64)
-    if all(len(group) == 1 for group in groups):
-        return values[..., [group[0] for group in groups]]
-    # Squares of float64 numbers lose range beyond 1e±154; scaling by the largest costs a pass, so only then.
-    with np.errstate(invalid="ignore", over="ignore"):
-        positive = values[values > 0]
-        scale = 1.0
-        if positive.size and (positive.min() < 1e-150 or positive.max() > 1e150):
-            scale = float(positive[np.isfinite(positive)].max(initial=1e-300))
-            values = values / scale
-        squares = np.square(values, out=values)
-        joined = np.empty((*values.shape[:-1], len(groups)))
-        for column, group in enumerate(groups):
-            whole = len(group) == values.shape[-1]
-            joined[..., column] = (squares if whole else squares[..., group]).sum(axis=-1)
-        return np.sqrt(joined, out=joined) * scale
-
-
-def _max_ratio(changed: NDArray[np.float64], moved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return max over gamma (axis 1) of changed / moved; NaN where nothing moved or any point is not a number."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = changed / moved
-    ratio[~np.broadcast_to(moved > 0, ratio.shape)] = np.nan
-    best: NDArray[np.float64] = ratio.max(axis=1)
-    return best

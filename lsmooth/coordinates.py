@@ -1,0 +1,79 @@
+"""Which single coordinates of the parameters are followed through a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FollowedCoordinates:
+    """Coordinates chosen once, before the first step, and followed from then on.
+
+    Attributes:
+        names: Label of each of the c coordinates, such as `encoder.weight[3, 17]`.
+        owners: Position of the parameter tensor that each belongs to, int64 (c,), ascending.
+        indices: Position in the flattened tensor, int64 (c,).
+    """
+
+    names: tuple[str, ...]
+    owners: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def choose_coordinates(
+    names: Sequence[str], shapes: Sequence[Sequence[int]], count: int, seed: int
+) -> FollowedCoordinates:
+    """Choose `count` coordinates of each parameter tensor (all of a smaller one), uniformly and without repetition.
+
+    The choice depends on `seed`, on the tensor's place among the parameters and on its size, and on nothing else; no
+    global random state is touched.
+    """
+    labels: list[str] = []
+    owners: list[int] = []
+    indices: list[int] = []
+    for position, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+        size = int(np.prod(shape, dtype=np.int64))
+        generator = np.random.default_rng([seed, position])
+        chosen = np.sort(generator.choice(size, size=min(count, size), replace=False, shuffle=False))
+        for index in chosen.tolist():
+            place = ", ".join(str(int(i)) for i in np.unravel_index(index, tuple(shape))) if len(shape) else ""
+            labels.append(f"{name}[{place}]")
+            owners.append(position)
+            indices.append(index)
+    return FollowedCoordinates(tuple(labels), np.array(owners, dtype=np.int64), np.array(indices, dtype=np.int64))
+
+
+class CoordinateReader:
+    """Reads the followed coordinates out of tensors that arrive one after another, without waiting for the device.
+
+    Args:
+        coordinates: Which coordinates are followed.
+        tensors: The parameter tensors, for their devices.
+        device: Where the values are wanted.
+    """
+
+    def __init__(self, coordinates: FollowedCoordinates, tensors: Sequence[Tensor], device: torch.device) -> None:
+        self._device = device
+        self._length = len(coordinates)
+        self._indices: dict[int, Tensor] = {}
+        self._places: dict[int, slice] = {}
+        for position, tensor in enumerate(tensors):
+            mine = np.flatnonzero(coordinates.owners == position)
+            if len(mine):
+                self._indices[position] = torch.from_numpy(coordinates.indices[mine]).to(tensor.device)
+                self._places[position] = slice(int(mine[0]), int(mine[-1]) + 1)
+
+    def read(self, position: int, tensor: Tensor, into: Tensor) -> None:
+        """Copy the followed coordinates of the tensor at `position` into their places in `into`, (c,)."""
+        if position in self._indices:
+            values = torch.take(tensor.detach(), self._indices[position])
+            into[self._places[position]].copy_(values, non_blocking=True)

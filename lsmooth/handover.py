@@ -1,0 +1,197 @@
+"""Rows of measurements: filled on the device, handed over in blocks, judged and written on another thread."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsmooth.norms import accumulation_dtype
+from lsmooth.trace.layout import Field, Status
+from lsmooth.trace.writer import BackgroundWriter
+
+# A block is handed over when it is full, or when this many seconds have passed since the last one was.
+BLOCK_ROWS = 64
+BLOCK_SECONDS = 3.0
+# Above this share of the shortest ‖gamma d‖, rounding of the interpolated points spoils the estimate.
+RESOLUTION_SHARE = 0.01
+# The gradient's change along the step must stand out this clearly from what evaluating it twice at x_t differs by.
+_REPLAY_SHARE = 0.1
+
+
+class RowLayout:
+    """Where each device-side quantity of a measured step stands in one flat row of numbers.
+
+    Args:
+        fields: The datasets of the trace.
+        sizes: Length of every dimension but `step`.
+    """
+
+    # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
+    # gradients that were there before the first backward; what a replay at x_t differs by (0 where none was made).
+    EXTRA = ("rounding", "foreign_grad", "replay_error")
+    HOST_FIELDS = ("time", "step", "status", "lr")
+
+    def __init__(self, fields: Sequence[Field], sizes: dict[str, int]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {
+            item.name: tuple(sizes[name] for name in item.dims[1:])
+            for item in fields
+            if item.name not in self.HOST_FIELDS
+        }
+        self.shapes |= dict.fromkeys(self.EXTRA, ())
+        # Learning rates may be tensors on the device; they travel with the rest.
+        self.shapes["lr"] = (sizes["group"],)
+        self.places: dict[str, slice] = {}
+        end = 0
+        for name, shape in self.shapes.items():
+            start, end = end, end + int(np.prod(shape, dtype=np.int64))
+            self.places[name] = slice(start, end)
+        self.width = end
+
+    def view(self, row: Tensor, name: str) -> Tensor:
+        """Return the part of a row, or of rows, that holds a quantity, in its shape."""
+        part = row[..., self.places[name]]
+        return part.view((*row.shape[:-1], *self.shapes[name]))
+
+    def has(self, name: str) -> bool:
+        """Say whether rows carry a quantity."""
+        return name in self.places
+
+
+@dataclass
+class _Block:
+    rows: Tensor
+    steps: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    flags: list[int] = field(default_factory=list)
+
+
+class Handover:
+    """Collects rows on the device and passes them on in blocks, without making the training thread wait.
+
+    Args:
+        layout: What a row is made of.
+        gammas: Interpolation points.
+        device: Where rows are filled.
+        writer: Who writes them; each block is judged (status flags) and written on its thread.
+    """
+
+    def __init__(
+        self, layout: RowLayout, gammas: Sequence[float], device: torch.device, writer: BackgroundWriter
+    ) -> None:
+        self.layout = layout
+        self._gammas = np.asarray(gammas)
+        self._device = device
+        self._writer = writer
+        self._block: _Block | None = None
+        self._last = time.monotonic()
+        self._told: str | None = None
+
+    def new_row(self) -> Tensor:
+        """Return an empty row to be filled, float64 (width,) on the device."""
+        return torch.zeros(self.layout.width, dtype=accumulation_dtype(self._device), device=self._device)
+
+    def add(self, row: Tensor, step: int, seconds: float, flags: int) -> None:
+        """Take in a filled row; hand the block over when it is full or old."""
+        if self._block is None:
+            shape = (BLOCK_ROWS, self.layout.width)
+            self._block = _Block(torch.empty(shape, dtype=row.dtype, device=self._device))
+        block = self._block
+        block.rows[len(block.steps)].copy_(row)
+        block.steps.append(step)
+        block.times.append(seconds)
+        block.flags.append(flags)
+        if len(block.steps) == BLOCK_ROWS:
+            self.flush()
+        else:
+            self.flush_if_old()
+
+    def flush_if_old(self) -> None:
+        """Hand over what has waited for longer than `BLOCK_SECONDS`."""
+        if self._block is not None and time.monotonic() - self._last > BLOCK_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what there is, and tell the user what the writer had to say."""
+        block, self._block = self._block, None
+        self._last = time.monotonic()
+        if block is not None:
+            fetch = _fetch(block.rows[: len(block.steps)])
+            self._writer.put(lambda: self._decode(fetch(), block))
+        self.tell()
+
+    def tell(self) -> None:
+        """Warn, from the training thread, about what went wrong on the writer's."""
+        for message in (self._writer.problem(), self._told):
+            if message is not None:
+                warnings.warn(message, stacklevel=2)
+        self._told = None
+
+    def _decode(self, numbers: NDArray[np.float64], block: _Block) -> dict[str, NDArray[Any]]:
+        layout = self.layout
+        rows: dict[str, NDArray[Any]] = {
+            name: numbers[:, place].reshape(len(numbers), *layout.shapes[name]) for name, place in layout.places.items()
+        }
+        extra = {name: rows.pop(name) for name in RowLayout.EXTRA}
+        rows["step"] = np.asarray(block.steps, dtype=np.int64)
+        rows["time"] = np.asarray(block.times)
+        rows["status"] = self._judge(rows, extra, np.asarray(block.flags, dtype=np.uint8))
+        self._check_replay(rows, extra)
+        return rows
+
+    def _judge(
+        self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]], flags: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        status = flags.copy()
+        finite = np.ones(len(flags), dtype=bool)
+        for name, values in rows.items():
+            if name not in ("step", "time", "lr"):
+                finite &= np.isfinite(values.reshape(len(flags), -1)).all(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            moved = np.sqrt(np.square(rows["step_norm"]).sum(axis=1))
+            still = (rows["step_norm"] == 0).all(axis=1)
+            # x_t + gamma d is stored with a relative rounding error of at most u = eps / 2 in each coordinate, so that
+            # the point is off by at most u ‖x_t + gamma d‖ <= u (‖x_t‖ + ‖d‖) in the 2-norm. The shortest stretch,
+            # gamma_min ‖d‖, suffers most. `rounding` is u ‖x_t‖ with each tensor's own u.
+            coarse = ~still & (extra["rounding"] > RESOLUTION_SHARE * self._gammas.min() * moved)
+        status[still] |= np.uint8(Status.NO_DISPLACEMENT)
+        status[coarse] |= np.uint8(Status.BELOW_RESOLUTION)
+        status[~finite] |= np.uint8(Status.NON_FINITE)
+        status[extra["foreign_grad"] != 0] |= np.uint8(Status.OTHER_GRADIENT)
+        status[status == 0] = np.uint8(Status.MEASURED)
+        return status
+
+    def _check_replay(self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> None:
+        for i in np.flatnonzero((extra["replay_error"] > 0) & (rows["status"] == Status.MEASURED)):
+            error = float(extra["replay_error"][i])
+            change = float(np.sqrt(np.square(rows["grad_diff"][i, 0]).sum()))
+            if error > _REPLAY_SHARE * change:
+                self._told = (
+                    f"At step {rows['step'][i]} the gradient at x_t, evaluated a second time, differed by {error:.2g} "
+                    f"in norm, while along the step it changed by {change:.2g}: the closure does not compute the same "
+                    "function twice (it draws a new batch, keeps a state, or uses kernels that are not deterministic), "
+                    "so that these estimates measure that difference too."
+                )
+
+
+def _fetch(rows: Tensor) -> Any:
+    """Start copying rows to the host, and return a callable that waits for them, to be called on another thread."""
+    if rows.device.type != "cuda":
+        return lambda: rows.to("cpu", torch.float64).numpy()
+    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    host.copy_(rows, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(rows.device))
+
+    def wait() -> NDArray[np.float64]:
+        copied.synchronize()
+        return host.to(torch.float64).numpy()
+
+    return wait

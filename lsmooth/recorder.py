@@ -1,0 +1,888 @@
+"""The recorder: what a training loop wears, which steps are measured, and in what order things happen.
+
+At a measured step, the step's gradient is copied when `Recorder.backward` has computed it, x_t is copied just before
+`optimizer.step()` changes it, and just after it the loss is evaluated again along the segment to x_{t+1}. Gradients of
+those evaluations are consumed as they arrive in the backward pass, so that no further full copy of them is held.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import math
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsmooth import __version__
+from lsmooth.coordinates import CoordinateReader, choose_coordinates
+from lsmooth.errors import InvalidArgumentError, RecorderError
+from lsmooth.handover import Handover, RowLayout
+from lsmooth.norms import TensorNorms, tensor_norms
+from lsmooth.replay import (
+    AutocastState,
+    Closure,
+    Microbatch,
+    ModuleState,
+    RandomState,
+    detached,
+    frozen,
+    loss_of,
+    reachable_leaves,
+)
+from lsmooth.segment import Segment
+from lsmooth.trace.layout import Status
+from lsmooth.trace.writer import BackgroundWriter, Header, Mode, TraceWriter
+
+DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
+
+# Who measures which model: one call of `backward` serves every recorder on the model.
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKeyDictionary()
+
+# Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
+_BUCKET_SHARE = 1 / 64
+_BUCKET_LEAST_BYTES = 1 << 16
+
+
+@dataclass
+class _Step:
+    """What is known of the step in progress."""
+
+    microbatches: list[Microbatch] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    gradient: list[Tensor | None] = field(default_factory=list)
+    arrivals: dict[Tensor, int] = field(default_factory=dict)
+    leaves: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    companions: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
+    foreign: Tensor | None = None
+    noise: Tensor | None = None
+    flags: int = 0
+    segment: Segment | None = None
+    lr: list[float | Tensor] = field(default_factory=list)
+
+
+class Recorder:
+    """Measures local Lipschitz constants of the gradient while a model is being trained, and only watches.
+
+    At a measured step from x_t to x_{t+1} = x_t + d, the gradient of the step's own loss (same batch, same randomness,
+    same buffers) is evaluated at x_t + gamma d for each gamma, and ‖grad f(x_t + gamma d) - grad f(x_t)‖ and ‖d‖ of
+    every parameter tensor are kept, from which all estimates are derived on reading (Crawshaw et al. 2022, Section
+    5.2; Zhang et al. 2020, Section H.3). Parameters, optimizer state, buffers, gradients, random number generators and
+    training flags are afterwards, bit for bit, what they would have been without the recorder.
+
+    Args:
+        model: The model being trained, compiled or not.
+        optimizer: The optimizer whose steps are measured; all of its parameters are.
+        path: Where the trace goes.
+        every: Measure every so many optimizer steps (an int), or those for which `every(step)` is true.
+        gammas: Positions along the step, in (0, 1].
+        endpoint: Also evaluate x_{t+1}: its loss, and the gradient's followed coordinates (Figure 3's definition).
+        coordinates: How many coordinates of each parameter tensor are followed; 0 for none.
+        seed: For the choice of coordinates and, with `probe`, for the probes' randomness.
+        probe: A closure, or several, each returning a loss on a fixed batch. The function measured is then their mean,
+            an estimate of the full loss F, in place of the step's own loss; `backward` is optional.
+        mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
+        metadata: Anything that JSON can hold, kept with the trace.
+
+    Raises:
+        InvalidArgumentError: An argument is out of its range, or the optimizer or the model cannot be measured.
+        TraceError: The trace cannot be written at `path`.
+
+    Example:
+        >>> with lsmooth.Recorder(model, optimizer, "run.h5", every=10) as recorder:  # doctest: +SKIP
+        ...     for inputs, targets in loader:
+        ...         optimizer.zero_grad()
+        ...         loss = recorder.backward(lambda: loss_fn(model(inputs), targets))
+        ...         optimizer.step()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        path: str | os.PathLike[str],
+        *,
+        every: int | Callable[[int], bool] = 1,
+        gammas: Sequence[float] = DEFAULT_GAMMAS,
+        endpoint: bool = True,
+        coordinates: int = 4,
+        seed: int = 0,
+        probe: Closure | Sequence[Closure] | None = None,
+        mode: Mode = "x",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._model = _without_compile(model)
+        self._optimizer = optimizer
+        self._every = _checked_every(every)
+        self._gammas = _checked_gammas(gammas)
+        self._endpoint = bool(endpoint)
+        self._seed = seed
+        self._probes = _checked_probes(probe)
+        if isinstance(coordinates, bool) or not isinstance(coordinates, int) or coordinates < 0:
+            raise InvalidArgumentError(f"coordinates={coordinates!r} is not a number of coordinates, 0 or more.")
+        self._names, self._parameters = _measured_parameters(self._model, optimizer)
+        self._groups = len(optimizer.param_groups)
+        self._device = self._parameters[0].device
+        mine = set(self._parameters)
+        self._companions = [p for p in self._model.parameters() if p.requires_grad and p not in mine]
+        self._bucket_bytes = max(
+            _BUCKET_LEAST_BYTES, int(_BUCKET_SHARE * sum(p.numel() * p.element_size() for p in self._parameters))
+        )
+
+        chosen = choose_coordinates(self._names, [p.shape for p in self._parameters], coordinates, seed)
+        self._coordinates = CoordinateReader(chosen, self._parameters, self._device)
+        self._norms = TensorNorms([p.numel() for p in self._parameters], self._device)
+        header = Header(
+            parameters=tuple(self._names),
+            parameter_sizes=tuple(p.numel() for p in self._parameters),
+            gammas=self._gammas,
+            groups=self._groups,
+            real="float64" if any(p.dtype == torch.float64 for p in self._parameters) else "float32",
+            endpoint=self._endpoint,
+            noise=len(self._probes) > 1,
+            coordinate_names=chosen.names,
+            coordinate_owners=chosen.owners,
+            coordinate_indices=chosen.indices,
+            attributes=self._description(metadata or {}),
+        )
+        self._file = TraceWriter(path, header, mode)
+        self._writer = BackgroundWriter(self._file)
+        self._layout = RowLayout(header.fields(), header.sizes())
+        self._handover = Handover(self._layout, self._gammas, self._device, self._writer)
+
+        # Step number, and whether it is measured: asked once, since `every` may be anything.
+        self._step = 0 if self._file.last_step is None else self._file.last_step + 1
+        self._decision: tuple[int, bool] | None = None
+        self._current: _Step | None = None
+        self._mark: tuple[Tensor, int, int] | None = None
+        self._replay_checked = False
+        self._started = time.monotonic()
+        self._open = True
+        _ATTACHED.setdefault(self._model, []).append(self)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        # A script may end without closing its recorder.
+        atexit.register(self.close)
+
+    # --- what the training loop calls ---
+
+    def backward(self, closure: Closure, scaler: torch.amp.GradScaler | None = None) -> Any:
+        """Run `closure`, then backward from the loss it returns, in place of `loss.backward()`.
+
+        Several calls before one `optimizer.step()` accumulate gradients. The closure is evaluated again at measured
+        steps, so what it does besides computing the loss (appending to lists, drawing a batch) happens again too.
+
+        Args:
+            closure: Runs the forward pass and returns the loss, or a tuple whose first item is the loss.
+            scaler: The gradient scaler, where one is used; backward then starts from `scaler.scale(loss)`.
+
+        Returns:
+            What the closure returned, detached from the graph.
+
+        Raises:
+            RecorderError: The closure returns no scalar loss, or the step cannot be measured.
+        """
+        recorders = _ATTACHED.get(self._model, [])
+        watching = [recorder for recorder in recorders if recorder._wants_backward()]
+        if watching:
+            returned = self._watched_backward(closure, scaler, watching)
+        else:
+            returned = closure()
+            loss = loss_of(returned)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        for recorder in recorders:
+            recorder._leave_mark()
+        return detached(returned)
+
+    @property
+    def step(self) -> int:
+        """Index of the optimizer step that comes next, counted from 0."""
+        return self._step
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what a checkpoint needs to continue the trace from here: the step that comes next."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a checkpoint: count from its step, and drop what the trace holds from there on.
+
+        Call it on a recorder made with `mode="a"`, before the first step.
+        """
+        self._step = int(state["step"])
+        self._decision = None
+        self._file.keep_before(self._step)
+
+    def flush(self) -> None:
+        """Write all that was measured so far to the file, and wait for it."""
+        self._handover.flush()
+        self._writer.wait()
+        self._handover.tell()
+
+    def close(self) -> None:
+        """Detach from the loop and finish the trace; the loop can go on without the recorder."""
+        if not self._open:
+            return
+        self._open = False
+        atexit.unregister(self.close)
+        for hook in self._hooks:
+            hook.remove()
+        recorders = _ATTACHED.get(self._model, [])
+        if self in recorders:
+            recorders.remove(self)
+        self._current = None
+        self._handover.flush()
+        self._writer.close()
+        self._handover.tell()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"next step {self._step}" if self._open else "closed"
+        return f"Recorder({str(self._file.path)!r}, {len(self._parameters)} parameter tensors, {state})"
+
+    # --- the step's own forward and backward ---
+
+    def _measures(self) -> bool:
+        """Say whether the step that comes next is measured."""
+        if self._decision is None or self._decision[0] != self._step:
+            every = self._every
+            measured = self._step % every == 0 if isinstance(every, int) else bool(every(self._step))
+            self._decision = (self._step, measured)
+        return self._decision[1]
+
+    def _wants_backward(self) -> bool:
+        if self._mark is not None and not self._still_accumulating():
+            self._skip_step()
+        return not self._probes and self._measures()
+
+    def _leave_mark(self) -> None:
+        """Remember one gradient as this backward left it, by which to tell accumulation from a new attempt."""
+        if self._mark is not None:
+            gradient = self._mark[0].grad
+            if gradient is not None:
+                self._mark = (self._mark[0], gradient.data_ptr(), gradient._version)
+                return
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                self._mark = (parameter, parameter.grad.data_ptr(), parameter.grad._version)
+                return
+
+    def _still_accumulating(self) -> bool:
+        assert self._mark is not None
+        parameter, pointer, version = self._mark
+        gradient = parameter.grad
+        return gradient is not None and gradient.data_ptr() == pointer and gradient._version == version
+
+    def _skip_step(self) -> None:
+        """Take note that the last attempt ended without an optimizer step (a scaler's skip, a `continue`)."""
+        current, self._current, self._mark = self._current, None, None
+        if current is not None and current.losses:
+            row = self._handover.new_row()
+            view = self._layout.view
+            view(row, "loss").copy_(torch.stack(current.losses).sum())
+            self._put_lr(row, [group["lr"] for group in self._optimizer.param_groups])
+            self._handover.add(
+                row, self._step, time.monotonic() - self._started, current.flags | int(Status.NO_DISPLACEMENT)
+            )
+        self._step += 1
+
+    def _watched_backward(self, closure: Closure, scaler: torch.amp.GradScaler | None, watching: list[Recorder]) -> Any:
+        device_type = self._device.type
+        random_state = RandomState.capture()
+        modules = ModuleState.capture(self._model)
+        autocast = AutocastState.capture(device_type)
+        fresh = frozen(closure)
+        for recorder in watching:
+            recorder._begin_attempt()
+        parameters = list(dict.fromkeys(p for recorder in watching for p in recorder._parameters))
+
+        returned = closure()
+        loss = loss_of(returned)
+        leaves = reachable_leaves(loss)
+        scale = None
+        if scaler is not None and scaler.is_enabled():
+            scale = scaler.scale(torch.ones((), device=loss.device))
+        versions = [p._version for p in parameters]
+        with _counted_arrivals(parameters) as arrivals:
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        for parameter, version in zip(parameters, versions, strict=True):
+            if parameter._version != version:
+                for recorder in watching:
+                    recorder._current = None
+                raise RecorderError(
+                    f"{self._name_of(parameter, watching)} changed inside backward: an optimizer that steps in "
+                    "gradient hooks has no single step to measure; step once, after backward."
+                )
+        microbatch = Microbatch(fresh, random_state, modules.without_unchanged(), autocast, scale)
+        for recorder in watching:
+            recorder._collect(microbatch, loss.detach(), arrivals, leaves)
+        return returned
+
+    def _name_of(self, parameter: Tensor, recorders: list[Recorder]) -> str:
+        for recorder in recorders:
+            for name, candidate in zip(recorder._names, recorder._parameters, strict=True):
+                if candidate is parameter:
+                    return name
+        return "A parameter"
+
+    def _begin_attempt(self) -> None:
+        """Prepare for the first backward of a measured step."""
+        if self._current is not None:
+            return
+        self._check_groups()
+        current = self._current = _Step(gradient=[None] * len(self._parameters))
+        current.versions = [p._version for p in self._parameters]
+        current.companions = [(p, p.detach().clone(), p._version) for p in self._companions]
+        before = [p.grad for p in self._parameters if p.grad is not None]
+        if before:
+            # Zeros, if zero_grad kept the tensors; anything else is a gradient of some other function.
+            current.foreign = tensor_norms(before, [None] * len(before), self._device).sum()
+
+    def _collect(
+        self, microbatch: Microbatch, loss: Tensor, arrivals: Mapping[Tensor, int], leaves: list[Tensor]
+    ) -> None:
+        """Keep what a backward left: the gradient as it is now, before anything clips it."""
+        current = self._current
+        assert current is not None
+        current.microbatches.append(microbatch)
+        current.losses.append(self._to_row_device(loss))
+        current.leaves += leaves
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for position, parameter in enumerate(self._parameters):
+            current.arrivals[parameter] = current.arrivals.get(parameter, 0) + arrivals.get(parameter, 0)
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
+                self._current = None
+                raise RecorderError(
+                    f"{self._names[position]} has a sparse gradient, whose norms are not measured; "
+                    "use sparse=False in its embedding."
+                )
+            kept = current.gradient[position]
+            if kept is None:
+                kept = current.gradient[position] = torch.empty_like(gradient)
+            targets.append(kept)
+            sources.append(gradient.detach())
+        if targets:
+            torch._foreach_copy_(targets, sources)
+
+    # --- around optimizer.step() ---
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if _closure_given(args, kwargs):
+            raise RecorderError(
+                f"{type(optimizer).__name__}.step was called with a closure; a recorder measures optimizers that take "
+                "their gradients from one backward pass: call recorder.backward(closure), then optimizer.step()."
+            )
+        if not self._measures():
+            self._current = None
+            return
+        if self._probes:
+            self._check_groups()
+            self._measure_probes_at_start()
+        current = self._current
+        if current is None or not current.microbatches:
+            raise RecorderError(
+                f"optimizer.step() was called at measured step {self._step} without recorder.backward; replace "
+                "loss.backward() by loss = recorder.backward(lambda: loss_fn(model(inputs), targets))."
+            )
+        if [p._version for p in self._parameters] != current.versions:
+            current.flags |= Status.MOVED
+        current.lr = [
+            lr.detach().clone() if isinstance(lr, Tensor) else float(lr)
+            for lr in (group["lr"] for group in optimizer.param_groups)
+        ]
+        active = [p for p in self._parameters if p.requires_grad or p.grad is not None]
+        current.segment = Segment(active)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        current, self._current, self._mark = self._current, None, None
+        step = self._step
+        self._step += 1
+        if current is None or current.segment is None:
+            self._handover.flush_if_old()
+            return
+        seconds = time.monotonic() - self._started
+        row = self._measure(current)
+        self._handover.add(row, step, seconds, current.flags)
+
+    # --- the measurement ---
+
+    def _measure(self, current: _Step) -> Tensor:
+        """Evaluate the gradient along the segment and return the filled row; everything is put back."""
+        segment = current.segment
+        assert segment is not None
+        segment.end()
+        row = self._handover.new_row()
+        view = self._layout.view
+        places = {parameter: position for position, parameter in enumerate(self._parameters)}
+        positions = [places[parameter] for parameter in segment.parameters]
+        self._put_lr(row, current.lr)
+        self._measure_ends(row, current, segment, positions)
+        diff, along = view(row, "grad_diff"), view(row, "loss_along")
+        scale = _common_scale(current.microbatches)
+        with _DeferredInterrupt() as interrupt, self._set_aside(current, segment):
+
+            def gradient_at(gamma: float, into: Tensor | None) -> tuple[Tensor, Tensor]:
+                """Return loss and ‖grad f(x_t + gamma d) - grad f(x_t)‖ by tensor; coordinates go to `into`."""
+                segment.move_to(gamma)
+
+                def consume(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
+                    if self._probes:
+                        torch._foreach_div_(list(gradients), len(current.microbatches))
+                    self._norms.add(where, gradients, [current.gradient[i] for i in where])
+                    if into is not None:
+                        for position, gradient in zip(where, gradients, strict=True):
+                            self._coordinates.read(position, gradient, into)
+
+                loss = self._evaluate(current, consume, interrupt)
+                # A tensor whose gradient did not arrive this time counts as having gradient 0 there.
+                self._add_missing(current)
+                norms = self._norms.result()
+                return loss, norms if scale is None else norms / scale
+
+            if not self._replay_checked:
+                self._replay_checked = True
+                _, error = gradient_at(0.0, None)
+                view(row, "replay_error").copy_(torch.linalg.vector_norm(error))
+            at_end = None
+            for i, gamma in enumerate(self._gammas):
+                into = view(row, "coordinate/grad_along")[i] if self._layout.has("coordinate/grad_along") else None
+                loss, norms = gradient_at(gamma, into)
+                along[i].copy_(loss)
+                diff[i].copy_(norms)
+                if gamma == 1.0:
+                    at_end = (loss, into)
+            if self._endpoint:
+                into = view(row, "coordinate/grad_next") if self._layout.has("coordinate/grad_next") else None
+                if at_end is None:
+                    at_end = (gradient_at(1.0, into)[0], into)
+                elif into is not None and at_end[1] is not None:
+                    into.copy_(at_end[1])
+                view(row, "loss_next").copy_(at_end[0])
+            if scale is not None:
+                for name in ("coordinate/grad_along", "coordinate/grad_next"):
+                    if self._layout.has(name):
+                        view(row, name).div_(scale)
+        return row
+
+    def _measure_ends(self, row: Tensor, current: _Step, segment: Segment, positions: list[int]) -> None:
+        """Fill in what is known without evaluating anything: the gradient at x_t, the step, their coordinates."""
+        view = self._layout.view
+        scale = _common_scale(current.microbatches)
+        view(row, "loss").copy_(self._joined(current.losses))
+        arrived = [i for i, gradient in enumerate(current.gradient) if gradient is not None]
+        if arrived:
+            self._norms.add(arrived, [g for g in current.gradient if g is not None], [None] * len(arrived))
+        norms = self._norms.result()
+        view(row, "grad_norm").copy_(norms if scale is None else norms / scale)
+        self._norms.add(positions, segment.stop, segment.start)
+        view(row, "step_norm").copy_(self._norms.result())
+        self._norms.add(positions, segment.start, [None] * len(positions))
+        half_eps = [torch.finfo(p.dtype).eps / 2 for p in self._parameters]
+        sizes = self._norms.result()
+        if len(set(half_eps)) == 1:
+            rounding = torch.linalg.vector_norm(sizes) * half_eps[0]
+        else:
+            rounding = torch.linalg.vector_norm(torch.stack([sizes[i] * eps for i, eps in enumerate(half_eps)]))
+        view(row, "rounding").copy_(rounding)
+        if current.foreign is not None:
+            view(row, "foreign_grad").copy_(current.foreign)
+        if current.noise is not None:
+            view(row, "grad_noise").copy_(current.noise)
+        if self._layout.has("coordinate/grad"):
+            grad, moved = view(row, "coordinate/grad"), view(row, "coordinate/displacement")
+            for position in arrived:
+                gradient = current.gradient[position]
+                assert gradient is not None
+                self._coordinates.read(position, gradient, grad)
+            if scale is not None:
+                grad.div_(scale)
+            start = torch.zeros_like(moved)
+            for position, a, b in zip(positions, segment.start, segment.stop, strict=True):
+                self._coordinates.read(position, a, start)
+                self._coordinates.read(position, b, moved)
+            moved.sub_(start)
+
+    def _evaluate(
+        self,
+        current: _Step,
+        consume: Callable[[Sequence[int], Sequence[Tensor]], None],
+        interrupt: _DeferredInterrupt,
+    ) -> Tensor:
+        """Evaluate all microbatches at the present parameters; gradients go to `consume` as they arrive."""
+        losses: list[Tensor] = []
+        with _Arrivals(self._parameters, current.arrivals, self._bucket_bytes, consume):
+            for microbatch in current.microbatches:
+                with interrupt.allowed():
+                    losses.append(self._to_row_device(microbatch.evaluate()))
+        return self._joined(losses)
+
+    def _add_missing(self, current: _Step) -> None:
+        missing = self._norms.missing()
+        for position in missing:
+            gradient = current.gradient[position]
+            if gradient is not None:
+                self._norms.add([position], [gradient], [None])
+
+    def _joined(self, losses: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the step: the microbatches' sum, or the probes' mean."""
+        total = torch.stack(list(losses)).sum() if len(losses) > 1 else losses[0]
+        return total / len(losses) if self._probes else total
+
+    def _measure_probes_at_start(self) -> None:
+        """Evaluate the probes at x_t: their mean gradient and, of several, its standard deviation, norm-wise.
+
+        With g_i the n probes' gradients and m_i the mean of the first i,
+        sum_i ‖g_i - m_n‖^2 = sum_{i>1} (i - 1) / i ‖g_i - m_{i-1}‖^2 (Welford 1962), one gradient held at a time.
+        """
+        current = self._current = _Step(gradient=[None] * len(self._parameters))
+        current.versions = [p._version for p in self._parameters]
+        random_state = RandomState.seeded(self._seed)
+        modules = ModuleState.capture(self._model)
+        autocast = AutocastState.capture(self._device.type)
+        squares: Tensor | None = None
+        with _DeferredInterrupt() as interrupt, self._set_aside(current, None):
+            for seen, probe in enumerate(self._probes):
+                microbatch = Microbatch(_constant(probe), random_state, modules, autocast, None)
+
+                def consume(where: Sequence[int], gradients: Sequence[Tensor], seen: int = seen) -> None:
+                    for position, gradient in zip(where, gradients, strict=True):
+                        total = current.gradient[position]
+                        if seen:
+                            mean = None if total is None else total / seen
+                            self._norms.add([position], [gradient], [mean])
+                        if total is None:
+                            current.gradient[position] = gradient.detach().clone()
+                        else:
+                            total.add_(gradient)
+
+                with _counted_arrivals(self._parameters) as arrivals, torch.no_grad():
+                    with interrupt.allowed():
+                        current.losses.append(self._to_row_device(microbatch.evaluate()))
+                    reached = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+                    consume(reached, [self._parameters[i].grad for i in reached])  # type: ignore[misc]
+                    for parameter in self._parameters:
+                        parameter.grad = None
+                for parameter, count in arrivals.items():
+                    current.arrivals[parameter] = current.arrivals.get(parameter, 0) + count
+                if seen:
+                    for position in self._norms.missing():
+                        total = current.gradient[position]
+                        if total is not None:
+                            self._norms.add([position], [total / seen], [None])
+                    part = self._norms.result().square() * (seen / (seen + 1))
+                    squares = part if squares is None else squares + part
+                current.microbatches.append(microbatch)
+            for total in current.gradient:
+                if total is not None:
+                    total.div_(len(self._probes))
+        if squares is not None:
+            current.noise = (squares / (len(self._probes) - 1)).sqrt()
+
+    @contextlib.contextmanager
+    def _set_aside(self, current: _Step, segment: Segment | None) -> Iterator[None]:
+        """Run a block that may change gradients, buffers, flags, random state and parameters; put all of it back."""
+        random_state = RandomState.capture()
+        modules = ModuleState.capture(self._model)
+        holders = list(dict.fromkeys([*self._parameters, *self._model.parameters(), *current.leaves]))
+        gradients = [holder.grad for holder in holders]
+        displaced = [
+            (parameter, parameter.detach().clone())
+            for parameter, _, version in current.companions
+            if parameter._version != version
+        ]
+        try:
+            for holder in holders:
+                holder.grad = None
+            for parameter, _ in displaced:
+                copy = next(copy for candidate, copy, _ in current.companions if candidate is parameter)
+                parameter.detach().copy_(copy)
+            yield
+        finally:
+            if segment is not None:
+                segment.put_back()
+            for parameter, copy in displaced:
+                parameter.detach().copy_(copy)
+            for holder, gradient in zip(holders, gradients, strict=True):
+                holder.grad = gradient
+            modules.restore()
+            random_state.restore()
+
+    # --- small things ---
+
+    def _to_row_device(self, loss: Tensor) -> Tensor:
+        return loss.detach().reshape(()).to(self._device, self._norms.dtype, non_blocking=True)
+
+    def _put_lr(self, row: Tensor, rates: Sequence[float | Tensor]) -> None:
+        place = self._layout.view(row, "lr")
+        for i, lr in enumerate(rates):
+            if isinstance(lr, Tensor):
+                place[i].copy_(lr.detach().reshape(()), non_blocking=True)
+            else:
+                place[i].fill_(lr)
+
+    def _check_groups(self) -> None:
+        ours = {id(parameter) for parameter in self._parameters}
+        groups = self._optimizer.param_groups
+        if len(groups) != self._groups or any(id(p) not in ours for group in groups for p in group["params"]):
+            raise RecorderError(
+                "The optimizer has gained parameters since the recorder was attached; close it and attach a new one, "
+                "with a trace of its own."
+            )
+
+    def _description(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        optimizer = self._optimizer
+        groups = [
+            {key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+        return {
+            "title": "Local smoothness of a training loss along its optimizer steps",
+            "lsmooth_version": __version__,
+            "torch_version": str(torch.__version__),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "model": type(self._model).__name__,
+            "optimizer": type(optimizer).__name__,
+            "optimizer_groups": groups,
+            "parameter_shapes": [list(p.shape) for p in self._parameters],
+            "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in self._parameters})),
+            "device": str(self._device),
+            "seed": self._seed,
+            "every": self._every if isinstance(self._every, int) else "callable",
+            "endpoint": int(self._endpoint),
+            "objective": f"mean of {len(self._probes)} probe losses" if self._probes else "the step's mini-batch loss",
+            "user_metadata": _plain(dict(metadata)),
+        }
+
+
+class _Arrivals:
+    """Takes gradients from the parameters as a backward pass delivers them, and hands them on in buckets.
+
+    Autograd may deliver a parameter's gradient in several parts: one a microbatch, and more where a tied weight sits
+    in reentrant checkpoints. The counts of the step's own backward say when a gradient is whole; what is not whole at
+    the end (control flow took another way) is handed on then.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        expected: Mapping[Tensor, int],
+        bucket_bytes: int,
+        consume: Callable[[Sequence[int], Sequence[Tensor]], None],
+    ) -> None:
+        self._parameters = parameters
+        self._left = [expected.get(parameter, 0) for parameter in parameters]
+        self._bucket_bytes = bucket_bytes
+        self._consume = consume
+        self._bucket: list[int] = []
+        self._filled = 0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> None:
+        for position, parameter in enumerate(self._parameters):
+            if parameter.requires_grad:
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(position)))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if kind is None:
+            rest = [i for i, p in enumerate(self._parameters) if p.grad is not None and i not in self._bucket]
+            self._bucket += rest
+            self._empty()
+
+    def _hook(self, position: int) -> Callable[[Tensor], None]:
+        def arrived(parameter: Tensor) -> None:
+            self._left[position] -= 1
+            if self._left[position] == 0 and parameter.grad is not None:
+                self._bucket.append(position)
+                self._filled += parameter.grad.numel() * parameter.grad.element_size()
+                if self._filled >= self._bucket_bytes:
+                    self._empty()
+
+        return arrived
+
+    @torch.no_grad()
+    def _empty(self) -> None:
+        bucket, self._bucket, self._filled = self._bucket, [], 0
+        if bucket:
+            gradients = [self._parameters[i].grad for i in bucket]
+            self._consume(bucket, gradients)  # type: ignore[arg-type]
+            for i in bucket:
+                self._parameters[i].grad = None
+
+
+@contextlib.contextmanager
+def _counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]]:
+    """Count how often a backward pass accumulates into each parameter."""
+    counts: dict[Tensor, int] = {}
+
+    def count(parameter: Tensor) -> None:
+        counts[parameter] = counts.get(parameter, 0) + 1
+
+    hooks = [p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _DeferredInterrupt:
+    """Keeps Ctrl-C from striking while parameters are being moved or put back.
+
+    An interrupt during an evaluation (the user's own code) strikes at once, and the measurement is unwound; at any
+    other moment it waits until everything is back in its place.
+    """
+
+    def __init__(self) -> None:
+        self._allowed = False
+        self._pending: FrameType | bool | None = False
+        self._previous: Any = None
+        self._installed = False
+
+    def __enter__(self) -> _DeferredInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            if callable(previous):
+                self._previous = previous
+                signal.signal(signal.SIGINT, self._handle)
+                self._installed = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, self._previous)
+            if self._pending is not False:
+                self._previous(signal.SIGINT, self._pending)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._allowed:
+            self._allowed = False
+            self._previous(number, frame)
+        else:
+            self._pending = frame
+
+    @contextlib.contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Let interrupts through in a block."""
+        self._allowed = True
+        try:
+            if self._pending is not False:
+                pending, self._pending, self._allowed = self._pending, False, False
+                self._previous(signal.SIGINT, pending)
+            yield
+        finally:
+            self._allowed = False
+
+
+def _constant(closure: Closure) -> Callable[[], Closure]:
+    return lambda: closure
+
+
+def _common_scale(microbatches: Sequence[Microbatch]) -> Tensor | None:
+    """Return the factor that the gradients carry: a scaler does not change it between two steps."""
+    return microbatches[0].scale
+
+
+def _closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    return any(callable(value) and not isinstance(value, Tensor) for value in (*args[1:], kwargs.get("closure")))
+
+
+def _without_compile(model: nn.Module) -> nn.Module:
+    original = getattr(model, "_orig_mod", None)
+    return original if isinstance(original, nn.Module) else model
+
+
+def _checked_every(every: Any) -> int | Callable[[int], bool]:
+    if callable(every):
+        return every  # type: ignore[no-any-return]
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise InvalidArgumentError(f"every={every!r} is neither a positive int nor a callable on the step number.")
+    return every
+
+
+def _checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(gamma) for gamma in gammas)
+    if not values or not all(math.isfinite(gamma) and 0 < gamma <= 1 for gamma in values):
+        raise InvalidArgumentError(f"gammas={list(values)} must be numbers in (0, 1], at least one.")
+    if len(set(values)) != len(values):
+        raise InvalidArgumentError(f"gammas={list(values)} has the same position twice.")
+    return values
+
+
+def _checked_probes(probe: Any) -> tuple[Closure, ...]:
+    if probe is None:
+        return ()
+    probes = (probe,) if callable(probe) else tuple(probe)
+    if not probes or not all(callable(item) for item in probes):
+        raise InvalidArgumentError("probe must be a closure that returns a loss, or a list of such closures.")
+    return probes
+
+
+def _measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[Tensor]]:
+    """Return names and tensors of the optimizer's parameters, in the model's order."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InvalidArgumentError(
+            "LBFGS evaluates the loss several times a step, which leaves no single step to measure; "
+            "use an optimizer whose step takes no closure."
+        )
+    held = {
+        p: f"optimizer.{g}.{i}" for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])
+    }
+    if not any(p.requires_grad for p in held):
+        raise InvalidArgumentError(
+            "None of the optimizer's parameters requires a gradient; give it the parameters that are trained."
+        )
+    named = [(_plain_name(name), p) for name, p in model.named_parameters() if p in held]
+    known = {p for _, p in named}
+    named += [(name, p) for p, name in held.items() if p not in known]
+    for name, parameter in named:
+        if parameter.is_complex():
+            raise InvalidArgumentError(
+                f"{name} is complex; train its real view (torch.view_as_real) to measure its smoothness."
+            )
+        if parameter.device.type == "meta":
+            raise InvalidArgumentError(f"{name} is on the meta device; load or initialise the model first.")
+        if not parameter.is_floating_point():
+            raise InvalidArgumentError(f"{name} has dtype {parameter.dtype}, which has no gradient.")
+    return [name for name, _ in named], [p for _, p in named]
+
+
+def _plain_name(name: str) -> str:
+    """Return a parameter's name without what torch.compile puts in front of it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
+        return value.item()
+    return str(value)

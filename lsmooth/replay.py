@@ -1,0 +1,255 @@
+"""Evaluate a step's loss again: same batch, same randomness, same buffers, and no trace left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lsmooth.errors import RecorderError
+
+Closure = Callable[[], Any]
+
+# Buffers that a forward changed are copied; of the others, only small ones, in case a change went past the version
+# counter (writes through `.data` do).
+_SMALL_BUFFER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every random number generator that a closure may draw from.
+
+    PyTorch's on the CPU and on each device in use, numpy's global one, and that of `random`.
+    """
+
+    cpu: Tensor
+    devices: tuple[tuple[str, int, Tensor], ...]
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def capture(cls) -> RandomState:
+        """Return the present state."""
+        devices: list[tuple[str, int, Tensor]] = []
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            devices += [("cuda", i, torch.cuda.get_rng_state(i)) for i in range(torch.cuda.device_count())]
+        if torch.backends.mps.is_available():
+            devices.append(("mps", 0, torch.mps.get_rng_state()))
+        return cls(torch.get_rng_state(), tuple(devices), np.random.get_state(), random.getstate())  # noqa: NPY002
+
+    @classmethod
+    def seeded(cls, seed: int) -> RandomState:
+        """Return the state that all generators have after being seeded with `seed`, leaving them as they are."""
+        now = cls.capture()
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            return cls.capture()
+        finally:
+            now.restore()
+
+    def restore(self) -> None:
+        """Put every generator back into this state."""
+        torch.set_rng_state(self.cpu)
+        for kind, index, state in self.devices:
+            if kind == "cuda":
+                torch.cuda.set_rng_state(state, index)
+            else:
+                torch.mps.set_rng_state(state)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+
+@dataclass(frozen=True)
+class ModuleState:
+    """Buffers and training flags of a model: what a forward pass reads besides parameters, and may change."""
+
+    buffers: tuple[tuple[nn.Module, str, Tensor, Tensor | None], ...]
+    training: tuple[tuple[nn.Module, bool], ...]
+    versions: tuple[int, ...] = field(repr=False, default=())
+
+    @classmethod
+    def capture(cls, model: nn.Module) -> ModuleState:
+        """Return a copy of the present state."""
+        buffers: list[tuple[nn.Module, str, Tensor, Tensor | None]] = []
+        training: list[tuple[nn.Module, bool]] = []
+        for module in model.modules():
+            training.append((module, module.training))
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    buffers.append((module, name, buffer, buffer.detach().clone()))
+        return cls(tuple(buffers), tuple(training), tuple(entry[2]._version for entry in buffers))
+
+    def without_unchanged(self) -> ModuleState:
+        """Return the same state without the copies of large buffers that nothing has written to since."""
+        kept = tuple(
+            (module, name, buffer, None)
+            if copy is not None
+            and buffer._version == version
+            and buffer.numel() * buffer.element_size() > _SMALL_BUFFER_BYTES
+            else (module, name, buffer, copy)
+            for (module, name, buffer, copy), version in zip(self.buffers, self.versions, strict=True)
+        )
+        return ModuleState(kept, self.training)
+
+    def restore(self) -> None:
+        """Put the buffers (the same tensors, with the same contents) and the training flags back."""
+        with torch.no_grad():
+            for module, name, buffer, copy in self.buffers:
+                if module._buffers.get(name) is not buffer:
+                    module._buffers[name] = buffer
+                if copy is not None:
+                    buffer.copy_(copy)
+        for module, flag in self.training:
+            if module.training is not flag:
+                module.training = flag
+
+
+@dataclass(frozen=True)
+class AutocastState:
+    """Which autocast contexts a closure was called under."""
+
+    devices: tuple[tuple[str, bool, torch.dtype], ...]
+    cache: bool
+
+    @classmethod
+    def capture(cls, device_type: str) -> AutocastState:
+        """Return what is in force now for the CPU and for `device_type`."""
+        kinds = dict.fromkeys(("cpu", device_type))
+        devices = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+        return cls(devices, torch.is_autocast_cache_enabled())
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Run a block under the same contexts, with no weights cast for other parameter values left in the cache."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.devices:
+                if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))
+            any_enabled = any(enabled for _, enabled, _ in self.devices)
+            if any_enabled:
+                torch.clear_autocast_cache()
+            try:
+                yield
+            finally:
+                if any_enabled:
+                    torch.clear_autocast_cache()
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One closure, and all that is needed to evaluate it again as it was evaluated the first time.
+
+    Attributes:
+        closure: Returns a fresh copy of the closure, its variables bound to what they were bound to.
+        random: Random state before the forward pass.
+        modules: Buffers and training flags before the forward pass.
+        autocast: Autocast contexts around it.
+        scale: What the loss was multiplied by before backward, a scalar tensor; None without a scaler.
+    """
+
+    closure: Callable[[], Closure]
+    random: RandomState
+    modules: ModuleState
+    autocast: AutocastState
+    scale: Tensor | None
+
+    def evaluate(self) -> Tensor:
+        """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
+        self.random.restore()
+        self.modules.restore()
+        with torch.enable_grad(), self.autocast.restored():
+            loss = loss_of(self.closure()())
+            (loss if self.scale is None else loss * self.scale).backward()
+        return loss.detach()
+
+
+def loss_of(returned: Any) -> Tensor:
+    """Return the loss that a closure's return value carries: itself, or its first item, or its item "loss".
+
+    Raises:
+        RecorderError: There is no scalar tensor that a backward pass can start from.
+    """
+    loss = returned
+    if isinstance(returned, Mapping) and "loss" in returned:
+        loss = returned["loss"]
+    elif isinstance(returned, Sequence) and returned:
+        loss = returned[0]
+    if not isinstance(loss, Tensor):
+        raise RecorderError(
+            f"The closure given to recorder.backward returned {type(loss).__name__}; "
+            "return the loss, or a tuple whose first item is the loss."
+        )
+    if loss.numel() != 1:
+        raise RecorderError(
+            f"The closure given to recorder.backward returned a loss of shape {tuple(loss.shape)}; "
+            "return a scalar, such as its mean."
+        )
+    if not loss.requires_grad:
+        raise RecorderError(
+            "The closure given to recorder.backward returned a loss that no parameter has a gradient of; "
+            "run the forward pass inside the closure, outside torch.no_grad(), and return the loss undetached."
+        )
+    return loss
+
+
+def detached(returned: Any) -> Any:
+    """Return a closure's return value with every tensor in it detached from the graph."""
+    if isinstance(returned, Tensor):
+        return returned.detach()
+    return pytree.tree_map_only(Tensor, Tensor.detach, returned)
+
+
+def frozen(closure: Closure) -> Callable[[], Closure]:
+    """Return a factory of copies of `closure` that see its variables as they are now.
+
+    By the time a step is replayed, a loop may have rebound the variables that its closure reads (gradient accumulation
+    takes the next batch before the step), and what a replay assigns to `nonlocal` or `global` names must not reach the
+    loop. A function's cells and its module's globals are copied; other callables are used as they are.
+    """
+    if not isinstance(closure, types.FunctionType):
+        return lambda: closure
+    names = dict(closure.__globals__)
+    contents: list[tuple[bool, Any]] = []
+    for cell in closure.__closure__ or ():
+        try:
+            contents.append((True, cell.cell_contents))
+        except ValueError:
+            contents.append((False, None))
+
+    def thaw() -> Closure:
+        cells = tuple(types.CellType(value) if bound else types.CellType() for bound, value in contents)
+        copy = types.FunctionType(closure.__code__, dict(names), closure.__name__, closure.__defaults__, cells or None)
+        copy.__kwdefaults__ = closure.__kwdefaults__
+        copy.__dict__.update(closure.__dict__)
+        return copy
+
+    return thaw
+
+
+def reachable_leaves(root: Tensor) -> list[Tensor]:
+    """Return the leaf tensors that a backward pass from `root` would accumulate gradients into."""
+    leaves: list[Tensor] = []
+    if root.grad_fn is None:
+        return [root] if root.requires_grad else leaves
+    seen = {root.grad_fn}
+    stack = [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            leaves.append(variable)
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return leaves
