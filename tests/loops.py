@@ -283,6 +283,18 @@ def numpy_and_random_draws(watch):
     return simple(model, sgd(model), watch)
 
 
+def draws_between_backward_and_step(watch):
+    class Langevin(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad.add_(torch.randn_like(p) * float(np.random.rand()) * random.random())
+            return super().step(closure)
+
+    model = mlp(nn.Dropout(0.4))
+    return simple(model, Langevin(model.parameters(), lr=0.1), watch, between=lambda i: torch.rand(3))
+
+
 def batch_norm(watch):
     model = mlp(nn.BatchNorm1d(8))
     return simple(model, sgd(model), watch)
@@ -607,6 +619,7 @@ LOOPS = {
         plain,
         dropout,
         numpy_and_random_draws,
+        draws_between_backward_and_step,
         batch_norm,
         eval_between,
         spectral_norm,

@@ -50,7 +50,7 @@ def test_estimates_agree_with_a_slow_reference(loop, tmp_path):
     finished(loop, Recorded(tmp_path / "run.h5"))
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert len(trace) == len(reference.rows)
-        assert trace.parameters == [name for name in reference.names]
+        assert trace.parameters == reference.names
         for name in ("loss", "loss_along", "loss_next", "grad_norm", "step_norm", "grad_diff"):
             expected = np.array([row[name] for row in reference.rows])
             scale = np.abs(expected).max(initial=1e-30)

@@ -1,0 +1,797 @@
+"""The recorder itself: which steps it measures, what it flags and refuses, and that it never waits for the device."""
+
+import itertools
+import os
+import random
+import signal
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from loops import Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd, simple
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lsmooth
+from lsmooth.errors import InvalidArgumentError, LsmoothError, RecorderError, TraceError
+from lsmooth.trace.layout import Status
+
+
+def train(recorder, model, optimizer, steps, between=None):
+    for i, (x, y) in enumerate(batches(steps)):
+        optimizer.zero_grad()
+        recorder.backward(lambda x=x, y=y: classify(model, x, y))
+        if between is not None:
+            between(i)
+        optimizer.step()
+
+
+@pytest.fixture
+def model():
+    seed_all()
+    return mlp(nn.Dropout(0.2))
+
+
+# --- closed forms ---
+
+
+class Function(nn.Module):
+    def __init__(self, start, f):
+        super().__init__()
+        self.x = nn.Parameter(start.clone())
+        self.f = f
+
+    def forward(self):
+        return self.f(self.x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=1e-2),
+        lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=1e-2),
+        lambda p: torch.optim.RMSprop(p, lr=1e-2),
+        lambda p: torch.optim.Adagrad(p, lr=1e-2),
+    ],
+)
+def test_quadratic_global_estimate_is_the_curvature_along_the_step(make, tmp_path):
+    seed_all()
+    factor = torch.randn(30, 30, dtype=torch.float64)
+    hessian = factor @ factor.T
+    model = Function(torch.randn(30, dtype=torch.float64), lambda x: x @ hessian @ x / 2)
+    optimizer = make(model.parameters())
+    points = [model.x.detach().clone()]
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for _ in range(40):
+            optimizer.zero_grad()
+            recorder.backward(model)
+            optimizer.step()
+            points.append(model.x.detach().clone())
+    cloud = lsmooth.Trace(tmp_path / "run.h5").cloud("global")
+    steps = [after - before for before, after in itertools.pairwise(points)]
+    expected = [((hessian @ d).norm() / d.norm()).item() for d in steps]
+    np.testing.assert_allclose(cloud.smoothness[:, 0], expected, rtol=1e-9)
+    np.testing.assert_allclose(cloud.grad_norm[:, 0], [(hessian @ x).norm().item() for x in points[:-1]], rtol=1e-12)
+
+
+def test_each_followed_coordinate_of_a_sum_of_cosh_has_its_closed_form(tmp_path):
+    seed_all()
+    a = torch.linspace(0.5, 2, 12, dtype=torch.float64)
+    model = Function(torch.randn(12, dtype=torch.float64), lambda x: torch.cosh(a * x).sum())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    points = [model.x.detach().clone()]
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", coordinates=5, seed=3) as recorder:
+        for _ in range(15):
+            optimizer.zero_grad()
+            recorder.backward(model)
+            optimizer.step()
+            points.append(model.x.detach().clone())
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    index = trace.coordinates["index"].to_numpy()
+    assert len(set(index)) == 5
+    index = index.tolist()
+    start, stop = torch.stack(points[:-1])[:, index], torch.stack(points[1:])[:, index]
+    gammas = torch.tensor(trace.gammas)[:, None, None]
+
+    def gradient(x):
+        return a[index] * torch.sinh(a[index] * x)
+
+    along = gradient(start + gammas * (stop - start))
+    ratios = ((along - gradient(start)) / (gammas * (stop - start))).abs()
+    best, where = ratios.max(dim=0)
+    smaller = torch.minimum(gradient(start).abs(), along.gather(0, where[None])[0].abs())
+    cloud = trace.cloud("coordinate")
+    np.testing.assert_allclose(cloud.smoothness, best, rtol=1e-9)
+    np.testing.assert_allclose(cloud.grad_norm, smaller, rtol=1e-9)
+
+    end = trace.cloud("coordinate", endpoint=True)
+    np.testing.assert_allclose(end.smoothness, ((gradient(stop) - gradient(start)) / (stop - start)).abs(), rtol=1e-9)
+    np.testing.assert_allclose(end.grad_norm, torch.minimum(gradient(stop).abs(), gradient(start).abs()), rtol=1e-9)
+
+
+def test_layer_and_global_displacement(tmp_path, model):
+    with lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5") as recorder:
+        train(recorder, model, recorder._optimizer, 3)
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    diff, moved = trace.read("grad_diff").astype(float), trace.read("step_norm").astype(float)
+    own = trace.cloud("module").smoothness
+    whole = trace.cloud("module", displacement="global").smoothness
+    first = np.hypot(diff[..., 0], diff[..., 1])
+    np.testing.assert_allclose(own[:, 0], (first / trace.gammas / np.hypot(moved[:, 0], moved[:, 1])[:, None]).max(1))
+    total = np.sqrt((moved**2).sum(axis=1))
+    np.testing.assert_allclose(whole[:, 0], (first / trace.gammas / total[:, None]).max(1))
+
+
+# --- mixed precision with a scaler ---
+
+
+def scaled_loop(poisoned=()):
+    def loop(watch):
+        model = mlp()
+        optimizer = sgd(model, 0.3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        watch.attach(model, optimizer)
+        for i, (x, y) in enumerate(batches(7)):
+            optimizer.zero_grad()
+            factor = float("inf") if i in poisoned else 1.0
+            watch.backward(lambda x=x, y=y, factor=factor: classify(model, x, y) * factor, scaler)
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+        watch.end()
+        return model, optimizer
+
+    return loop
+
+
+@pytest.mark.parametrize("poisoned", [(), (0,), (2, 3), (6,)])
+def test_gradient_scaler_changes_nothing_and_its_skipped_steps_are_flagged(poisoned, tmp_path):
+    results = []
+    for watch in (Bare(), Recorded(tmp_path / "run.h5")):
+        seed_all()
+        results.append(everything(*scaled_loop(poisoned)(watch)))
+    assert differences(*results) == []
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    # An attempt at the very end of a run that was skipped is known to be skipped by nothing that follows it.
+    expected = [i for i in range(7) if not (i == 6 and 6 in poisoned)]
+    assert trace.steps.tolist() == expected
+    skipped = [bool(status & Status.NO_DISPLACEMENT) for status in trace.status]
+    assert skipped == [i in poisoned for i in expected]
+    assert all(status == Status.MEASURED for status, i in zip(trace.status, expected, strict=True) if i not in poisoned)
+
+
+def test_gradients_behind_a_scaler_are_those_of_the_unscaled_loss(tmp_path):
+    seed_all()
+    scaled_loop()(Recorded(tmp_path / "scaled.h5"))
+    seed_all()
+
+    def unscaled(watch):
+        model = mlp()
+        return simple(
+            model,
+            sgd(model, 0.3),
+            watch,
+            steps=7,
+            between=lambda i: nn.utils.clip_grad_norm_(model.parameters(), 0.5),
+        )
+
+    unscaled(Recorded(tmp_path / "plain.h5"))
+    scaled, plain = lsmooth.Trace(tmp_path / "scaled.h5"), lsmooth.Trace(tmp_path / "plain.h5")
+    for name in ("grad_norm", "grad_diff", "coordinate/grad", "coordinate/grad_along", "coordinate/grad_next"):
+        np.testing.assert_allclose(scaled.read(name), plain.read(name), rtol=1e-4, atol=1e-7)
+
+
+# --- which steps ---
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, list(range(7))), (3, [0, 3, 6]), (lambda step: step in (1, 2, 5), [1, 2, 5])]
+)
+def test_every_chooses_steps(every, expected, tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", every=every) as recorder:
+        train(recorder, model, optimizer, 7)
+    assert lsmooth.Trace(tmp_path / "run.h5").steps.tolist() == expected
+
+
+def test_every_asks_once_a_step(tmp_path, model):
+    asked = []
+    optimizer = sgd(model)
+    with lsmooth.Recorder(
+        model, optimizer, tmp_path / "run.h5", every=lambda step: bool(asked.append(step))
+    ) as recorder:
+        train(recorder, model, optimizer, 4)
+    assert asked == [0, 1, 2, 3]
+
+
+def test_unmeasured_steps_may_use_plain_backward(tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", every=2) as recorder:
+        for i, (x, y) in enumerate(batches(4)):
+            optimizer.zero_grad()
+            if i % 2:
+                classify(model, x, y).backward()
+            else:
+                recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+    assert lsmooth.Trace(tmp_path / "run.h5").steps.tolist() == [0, 2]
+
+
+def test_attached_and_detached_mid_run_the_run_is_the_same(tmp_path):
+    def run(record):
+        seed_all()
+        model = mlp(nn.Dropout(0.2))
+        optimizer = torch.optim.Adam(model.parameters())
+        recorder = None
+        for i, (x, y) in enumerate(batches(9)):
+            if record and i == 3:
+                recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5")
+            if record and i == 6:
+                recorder.close()
+            optimizer.zero_grad()
+            if recorder is None:
+                classify(model, x, y).backward()
+            else:
+                recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+        return everything(model, optimizer)
+
+    assert differences(run(False), run(True)) == []
+    assert len(lsmooth.Trace(tmp_path / "run.h5")) == 3
+
+
+def test_two_recorders_on_one_loop(tmp_path, model):
+    optimizer = sgd(model)
+    with (
+        lsmooth.Recorder(model, optimizer, tmp_path / "one.h5") as one,
+        lsmooth.Recorder(model, optimizer, tmp_path / "two.h5", every=2, gammas=(0.5,), coordinates=0),
+    ):
+        train(one, model, optimizer, 5)
+    first, second = lsmooth.Trace(tmp_path / "one.h5"), lsmooth.Trace(tmp_path / "two.h5")
+    assert second.steps.tolist() == [0, 2, 4]
+    np.testing.assert_array_equal(second.read("grad_norm"), first.read("grad_norm")[::2])
+    np.testing.assert_array_equal(second.read("grad_diff")[:, 0], first.read("grad_diff")[::2, 2])
+
+
+def test_two_recorders_change_nothing(tmp_path):
+    class Both(Recorded):
+        def attach(self, model, optimizer):
+            super().attach(model, optimizer)
+            self.second = lsmooth.Recorder(model, optimizer, tmp_path / "second.h5", every=2)
+
+        def end(self):
+            super().end()
+            self.second.close()
+
+    def loop(watch):
+        model = mlp(nn.Dropout(0.3), nn.BatchNorm1d(8))
+        return simple(model, sgd(model, momentum=0.9), watch)
+
+    results = []
+    for watch in (Bare(), Both(tmp_path / "run.h5")):
+        seed_all()
+        results.append(everything(*loop(watch)))
+    assert differences(*results) == []
+
+
+def test_two_optimizers_on_one_loss_each_with_a_recorder(tmp_path, model):
+    front, back = torch.optim.SGD(model[0].parameters(), lr=0.2), torch.optim.SGD(model[3].parameters(), lr=0.2)
+    with (
+        lsmooth.Recorder(model, front, tmp_path / "front.h5") as recorder,
+        lsmooth.Recorder(model, back, tmp_path / "back.h5"),
+    ):
+        for x, y in batches(3):
+            model.zero_grad()
+            recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            front.step()
+            back.step()
+    assert lsmooth.Trace(tmp_path / "front.h5").parameters == ["0.weight", "0.bias"]
+    assert lsmooth.Trace(tmp_path / "back.h5").status_counts() == {"measured": 3}
+
+
+def test_closure_variables_rebound_before_the_step_do_not_matter(tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            for part in (slice(0, 4), slice(4, 8)):
+                inputs, targets = x[part], y[part]
+                recorder.backward(lambda: classify(model, inputs, targets) / 2)  # noqa: B023
+            inputs = targets = None
+            optimizer.step()
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 3}
+
+
+def test_closure_assigning_to_nonlocal_names_is_not_seen_by_the_loop(tmp_path, model):
+    calls = 0
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for x, y in batches(3):
+
+            def closure(x=x, y=y):
+                nonlocal calls
+                calls += 1
+                return classify(model, x, y)
+
+            optimizer.zero_grad()
+            recorder.backward(closure)
+            optimizer.step()
+    assert calls == 3
+
+
+def test_backward_returns_what_the_closure_returned_detached(tmp_path, model):
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", every=2) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss, extra = recorder.backward(lambda: (classify(model, x, y), {"logits": model(x), "note": "kept"}))
+            assert not loss.requires_grad
+            assert not extra["logits"].requires_grad
+            assert extra["note"] == "kept"
+            optimizer.step()
+
+
+# --- exceptions and Ctrl-C ---
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_an_exception_in_a_replay_leaves_everything_as_after_the_step(kind, at, tmp_path):
+    def run(record):
+        seed_all()
+        model = mlp(nn.Dropout(0.3), nn.BatchNorm1d(8))
+        optimizer = sgd(model, momentum=0.9)
+        watch = Recorded(tmp_path / f"{at}.h5") if record else Bare()
+        watch.attach(model, optimizer)
+        calls = [0]
+        for x, y in batches(3):
+
+            def closure(x=x, y=y):
+                calls[0] += 1
+                # Evaluations of the first step: the step's own, one at x_t, five between, one at x_{t+1}.
+                if record and calls[0] == at:
+                    torch.rand(1), np.random.rand(), random.random()
+                    raise kind
+                return classify(model, x, y)
+
+            optimizer.zero_grad()
+            if record and at == 1 and calls[0] == 0:
+                # The step's own forward pass fails, as it would without a recorder.
+                with pytest.raises(kind):
+                    watch.backward(closure)
+                watch.end()
+                return None
+            watch.backward(closure)
+            if record and 2 <= at <= 8 and calls[0] == 1:
+                with pytest.raises(kind):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        watch.end()
+        return everything(model, optimizer)
+
+    recorded = run(True)
+    trace = lsmooth.Trace(tmp_path / f"{at}.h5")
+    if at == 1:
+        assert recorded is None
+        assert len(trace) == 0
+    else:
+        assert differences(run(False), recorded) == []
+        assert trace.steps.tolist() == [1, 2]
+        assert trace.status_counts() == {"measured": 2}
+
+
+@pytest.mark.parametrize("moment", ["move_to", "put_back"])
+def test_ctrl_c_between_evaluations_waits_until_all_is_back(moment, tmp_path, monkeypatch, model):
+    from lsmooth.segment import Segment
+
+    original = getattr(Segment, moment)
+    struck = []
+
+    def strike(self, *arguments):
+        if not struck:
+            struck.append(moment)
+            os.kill(os.getpid(), signal.SIGINT)
+            # Python runs signal handlers at the next opportunity: right here.
+            for _ in range(100):
+                pass
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Segment, moment, strike)
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        (x, y), *_ = batches(1)
+        optimizer.zero_grad()
+        recorder.backward(lambda: classify(model, x, y))
+        expected = [p.detach() - 0.3 * p.grad for p in model.parameters()]
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    assert struck == [moment]
+    for got, want in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(got.detach(), want)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- honest numbers ---
+
+
+def one_step(path, model, optimizer, closure, between=None, **arguments):
+    with lsmooth.Recorder(model, optimizer, path, **arguments) as recorder:
+        optimizer.zero_grad()
+        recorder.backward(closure)
+        if between is not None:
+            between()
+        optimizer.step()
+    return lsmooth.Trace(path)
+
+
+def test_a_zero_learning_rate_is_flagged(tmp_path, model):
+    (x, y), *_ = batches(1)
+    trace = one_step(tmp_path / "run.h5", model, sgd(model, 0.0), lambda: classify(model, x, y))
+    assert trace.status.tolist() == [Status.NO_DISPLACEMENT]
+    assert not trace.cloud().usable.any()
+
+
+@pytest.mark.parametrize(("lr", "expected"), [(1e-7, Status.BELOW_RESOLUTION), (1e-1, Status.MEASURED)])
+def test_steps_below_float_resolution_are_flagged(lr, expected, tmp_path, model):
+    (x, y), *_ = batches(1)
+    trace = one_step(tmp_path / "run.h5", model, sgd(model, lr), lambda: classify(model, x, y))
+    assert trace.status.tolist() == [expected]
+
+
+def test_the_resolution_bound_holds_for_the_rounding_that_really_happens(tmp_path):
+    seed_all()
+    start = torch.randn(10_000)
+    for lr in (1e-3, 1e-4, 1e-5, 1e-6):
+        model = Function(start, lambda x: x.square().sum() / 2)
+        trace = one_step(tmp_path / f"{lr}.h5", model, sgd(model, lr), model)
+        stop = model.x.detach()
+        exact = start.double() + (stop.double() - start.double()) / 6
+        rounding = (torch.lerp(start, stop, 1 / 6).double() - exact).norm()
+        share = (rounding / ((stop.double() - start.double()).norm() / 6)).item()
+        if share > 0.01:
+            assert trace.status.tolist() == [Status.BELOW_RESOLUTION]
+        if trace.status.tolist() == [Status.MEASURED]:
+            assert share <= 0.01
+            # What passes is also right: the curvature of this function is 1.
+            assert abs(trace.cloud().smoothness.item() - 1) < 0.01
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_losses_are_flagged(value, tmp_path, model):
+    (x, y), *_ = batches(1)
+    trace = one_step(tmp_path / "run.h5", model, sgd(model), lambda: classify(model, x, y) * value)
+    assert trace.status[0] & Status.NON_FINITE
+    assert not trace.status[0] & Status.MEASURED
+
+
+def test_parameters_changed_between_backward_and_step_are_flagged(tmp_path, model):
+    (x, y), *_ = batches(1)
+
+    def move():
+        with torch.no_grad():
+            model[0].weight.mul_(0.5)
+
+    trace = one_step(tmp_path / "run.h5", model, sgd(model), lambda: classify(model, x, y), move)
+    assert trace.status[0] & Status.MOVED
+
+
+def test_gradients_that_the_recorder_did_not_see_are_flagged(tmp_path, model):
+    (x, y), *_ = batches(1)
+    optimizer = sgd(model)
+    classify(model, x, y).backward()
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        recorder.backward(lambda: classify(model, x, y))
+        optimizer.step()
+    assert lsmooth.Trace(tmp_path / "run.h5").status[0] & Status.OTHER_GRADIENT
+
+
+def test_tiny_gradients_do_not_underflow(tmp_path):
+    seed_all()
+    model = Function(torch.randn(300) * 1e-3, lambda x: (x.square().sum() / 2) * 1e-30)
+    trace = one_step(tmp_path / "run.h5", model, sgd(model, 1e29), model)
+    assert trace.status.tolist() == [Status.MEASURED]
+    np.testing.assert_allclose(trace.cloud().smoothness, 1e-30, rtol=1e-4)
+
+
+def test_low_precision_gradients_keep_the_digits_they_share(tmp_path):
+    # Gradients of 256 and 255: a thousand differences of 1 would stop adding up at 256 in a bfloat16 sum.
+    model = Function(torch.full((1000,), 256.0, dtype=torch.bfloat16), lambda x: (x.float().square() / 2).sum())
+    optimizer = sgd(model, 2**-8)
+    trace = one_step(tmp_path / "run.h5", model, optimizer, model, gammas=(1.0,))
+    assert trace.read("step_norm")[0, 0] == pytest.approx(np.sqrt(1000), rel=1e-6)
+    np.testing.assert_allclose(trace.read("grad_diff")[0, 0, 0], np.sqrt(1000), rtol=1e-6)
+
+
+def test_a_closure_that_is_not_a_function_of_the_parameters_is_warned_about(tmp_path, model):
+    stream = iter(batches(100))
+    optimizer = sgd(model)
+    recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5")
+    optimizer.zero_grad()
+    recorder.backward(lambda: classify(model, *next(stream)))
+    optimizer.step()
+    with pytest.warns(UserWarning, match="evaluated a second time"):
+        recorder.close()
+
+
+# --- no waiting ---
+
+
+class CountsWaits(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if name.startswith(("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.equal", "aten.is_nonzero")):
+            self.seen.append(name)
+        result = func(*args, **(kwargs or {}))
+        if name.startswith(("aten._to_copy", "aten.copy_")):
+            source = args[1] if name.startswith("aten.copy_") else args[0]
+            if result.device.type == "cpu" and source.device.type != "cpu":
+                self.seen.append(name)
+        return result
+
+
+def test_nothing_in_a_measured_step_waits_for_the_device(tmp_path, model):
+    optimizer = sgd(model, momentum=0.9)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        train(recorder, model, optimizer, 2)
+        counts = CountsWaits()
+        with counts:
+            train(recorder, model, optimizer, 2)
+        # The check sees what it is meant to see.
+        with CountsWaits() as control:
+            model[0].weight.sum().item()
+    assert counts.seen == []
+    assert control.seen
+
+
+# --- probes ---
+
+
+def test_probes_measure_the_mean_of_fixed_batches(tmp_path):
+    seed_all()
+    model = mlp(nn.Dropout(0.3), nn.BatchNorm1d(8)).double()
+    optimizer = sgd(model)
+    fixed = [(x.double(), y) for x, y in batches(3, size=16, seed=7)]
+    probes = [lambda x=x, y=y: classify(model, x, y) for x, y in fixed]
+    expected = []
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", probe=probes, seed=5) as recorder:
+        for x, y in batches(4):
+            optimizer.zero_grad()
+            classify(model, x.double(), y).backward()
+            rng, buffers = torch.get_rng_state(), [b.clone() for b in model.buffers()]
+            gradients, losses = [], []
+            for probe in probes:
+                torch.manual_seed(5)
+                loss = probe()
+                gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+                losses.append(loss.item())
+                for buffer, copy in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(copy)
+            torch.set_rng_state(rng)
+            mean = [torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True)]
+            noise = [(sum((g[i] - m).square().sum() for g in gradients) / 2).sqrt().item() for i, m in enumerate(mean)]
+            expected.append((np.mean(losses), [m.norm().item() for m in mean], noise))
+            optimizer.step()
+    assert recorder.step == 4
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    assert trace.status_counts() == {"measured": 4}
+    np.testing.assert_allclose(trace.loss, [row[0] for row in expected], rtol=1e-10)
+    np.testing.assert_allclose(trace.read("grad_norm"), [row[1] for row in expected], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(trace.read("grad_noise"), [row[2] for row in expected], rtol=1e-8, atol=1e-14)
+    assert trace.metadata["objective"] == "mean of 3 probe losses"
+
+
+def test_probes_change_nothing(tmp_path):
+    fixed = batches(2, size=16, seed=7)
+
+    def loop(watch):
+        model = mlp(nn.Dropout(0.3), nn.BatchNorm1d(8))
+        if isinstance(watch, Recorded):
+            watch.arguments["probe"] = [lambda x=x, y=y: classify(model, x, y) for x, y in fixed]
+        return simple(model, sgd(model, momentum=0.9), watch)
+
+    results = []
+    for watch in (Bare(), Recorded(tmp_path / "run.h5")):
+        seed_all()
+        results.append(everything(*loop(watch)))
+    assert differences(*results) == []
+
+
+def test_the_probe_on_a_quadratic_has_its_curvature(tmp_path):
+    seed_all()
+    factor = torch.randn(10, 10, dtype=torch.float64)
+    hessian = factor @ factor.T
+    model = Function(torch.randn(10, dtype=torch.float64), lambda x: x @ hessian @ x / 2)
+    optimizer = sgd(model, 1e-3)
+    before = model.x.detach().clone()
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", probe=model) as recorder:
+        optimizer.zero_grad()
+        recorder.backward(lambda: (model.x * torch.arange(10)).sum())
+        optimizer.step()
+    d = model.x.detach() - before
+    got = lsmooth.Trace(tmp_path / "run.h5").cloud().smoothness.item()
+    assert got == pytest.approx(((hessian @ d).norm() / d.norm()).item(), rel=1e-9)
+
+
+# --- refusals ---
+
+
+def test_lbfgs_is_refused(tmp_path, model):
+    with pytest.raises(InvalidArgumentError, match="LBFGS evaluates the loss several times"):
+        lsmooth.Recorder(model, torch.optim.LBFGS(model.parameters()), tmp_path / "run.h5")
+
+
+def test_step_with_a_closure_is_refused(tmp_path, model):
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+    with (
+        lsmooth.Recorder(model, optimizer, tmp_path / "run.h5"),
+        pytest.raises(RecorderError, match="called with a closure"),
+    ):
+        optimizer.step(lambda: classify(model, x, y))
+
+
+def test_sparse_gradients_are_refused(tmp_path):
+    model = nn.EmbeddingBag(5, 3, sparse=True, mode="sum")
+    optimizer = sgd(model)
+    with (
+        lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder,
+        pytest.raises(RecorderError, match="weight has a sparse gradient"),
+    ):
+        recorder.backward(lambda: model(torch.tensor([[0, 1]])).sum())
+
+
+def test_complex_parameters_are_refused(tmp_path):
+    model = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(InvalidArgumentError, match="weight is complex"):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5")
+
+
+def test_optimizers_that_step_inside_backward_are_refused(tmp_path, model):
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+
+    @torch.no_grad()
+    def step_at_once(p):
+        p.sub_(0.1 * p.grad)
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step_at_once)
+    with (
+        lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder,
+        pytest.raises(RecorderError, match="changed inside backward"),
+    ):
+        recorder.backward(lambda: classify(model, x, y))
+
+
+def test_models_on_the_meta_device_are_refused(tmp_path):
+    model = nn.Linear(2, 2, device="meta")
+    with pytest.raises(InvalidArgumentError, match="meta device"):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda loss: loss.expand(3), r"loss of shape \(3,\)"),
+        (lambda loss: None, "returned NoneType"),
+        (lambda loss: loss.detach(), "no parameter has a gradient of"),
+    ],
+)
+def test_closures_that_return_no_loss_are_refused(every, value, message, tmp_path, model):
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", every=lambda step: every == 1) as recorder:  # noqa: SIM117
+        with pytest.raises(RecorderError, match=message):
+            recorder.backward(lambda: value(classify(model, x, y)))
+
+
+def test_a_measured_step_without_recorder_backward_is_refused(tmp_path, model):
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5"):
+        classify(model, x, y).backward()
+        with pytest.raises(RecorderError, match=r"without recorder\.backward"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("gammas", [(), (0.0,), (-0.1,), (1.5,), (float("nan"),), (0.5, 0.5)])
+def test_gammas_outside_their_range_are_refused(gammas, tmp_path, model):
+    with pytest.raises(InvalidArgumentError, match="gammas="):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5", gammas=gammas)
+
+
+def test_gamma_1_may_stand_beside_the_endpoint(tmp_path, model):
+    (x, y), *_ = batches(1)
+    trace = one_step(tmp_path / "run.h5", model, sgd(model), lambda: classify(model, x, y), gammas=(0.5, 1.0))
+    assert trace.read("loss_next")[0] == trace.read("loss_along")[0, 1]
+    np.testing.assert_array_equal(trace.read("coordinate/grad_next")[0], trace.read("coordinate/grad_along")[0, 1])
+
+
+def test_an_optimizer_of_frozen_parameters_is_refused(tmp_path, model):
+    model.requires_grad_(False)
+    with pytest.raises(InvalidArgumentError, match="None of the optimizer's parameters requires a gradient"):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"every": 0}, {"every": True}, {"every": "2"}, {"coordinates": -1}, {"mode": "r"}, {"probe": [1]}]
+)
+def test_arguments_out_of_range_are_refused(arguments, tmp_path, model):
+    with pytest.raises(InvalidArgumentError):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5", **arguments)
+    assert not (tmp_path / "run.h5").exists()
+
+
+def test_an_existing_file_is_refused_and_left_alone(tmp_path, model):
+    (tmp_path / "run.h5").write_bytes(b"precious")
+    with pytest.raises(TraceError, match="exists already"):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5")
+    assert (tmp_path / "run.h5").read_bytes() == b"precious"
+
+
+def test_parameters_added_to_the_optimizer_later_are_refused(tmp_path, model):
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    (x, y), *_ = batches(1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        optimizer.add_param_group({"params": model[3].parameters()})
+        with pytest.raises(LsmoothError, match="gained parameters"):
+            recorder.backward(lambda: classify(model, x, y))
+
+
+# --- leaving nothing behind ---
+
+
+def test_a_closed_recorder_is_not_kept_alive(tmp_path, model):
+    optimizer = sgd(model)
+    recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5")
+    train(recorder, model, optimizer, 1)
+    recorder.close()
+    recorder.close()
+    reference = weakref.ref(recorder)
+    del recorder
+    import gc
+
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_loop_goes_on_with_a_closed_recorder(tmp_path, model):
+    optimizer = sgd(model)
+    recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5")
+    recorder.close()
+    before = model[0].weight.detach().clone()
+    train(recorder, model, optimizer, 2)
+    assert not torch.equal(model[0].weight, before)
+    assert len(lsmooth.Trace(tmp_path / "run.h5")) == 0
+
+
+def test_no_gradient_copies_are_held_between_steps(tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        train(recorder, model, optimizer, 2)
+        assert recorder._current is None
+
+
+def test_reprs_say_what_there_is(tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        train(recorder, model, optimizer, 2)
+        assert "4 parameter tensors, next step 2" in repr(recorder)
+    assert "closed" in repr(recorder)
+    assert "2 measured steps, 2 of them well" in repr(lsmooth.Trace(tmp_path / "run.h5"))
