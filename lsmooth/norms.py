@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# On the CPU a tensor is taken in pieces that stay in cache between the difference and its norm; a GPU takes it whole.
+# Elements that are taken at a time: on the CPU what stays in cache between the difference and its norm, on a GPU what
+# keeps it busy at little memory.
 _CPU_PIECE = 1 << 18
+_GPU_PIECE = 1 << 22
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -32,8 +34,7 @@ class TensorNorms:
         self._device = device
         self.dtype = accumulation_dtype(device)
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
-        piece = _CPU_PIECE if device.type == "cpu" else max([1, *sizes])
-        self._piece = piece
+        piece = self._piece = _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
         pieces = [max(1, -(-size // piece)) for size in sizes]
         self._owners: Tensor | None = None
         if any(count > 1 for count in pieces):
@@ -58,7 +59,7 @@ class TensorNorms:
             pieces, others = _flat_pair(tensor.detach(), other, self._piece)
             left += pieces
             right += others
-        norms = _difference_norms(left, right, self.dtype)
+        norms = _difference_norms(left, right, self.dtype, self._piece)
         taken = 0
         for position in positions:
             count = self._pieces[position]
@@ -108,19 +109,30 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.permute(order).reshape(-1)
 
 
-def _difference_norms(left: list[Tensor], right: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    plain = [a for a, b in zip(left, right, strict=True) if b is None]
+def _difference_norms(left: list[Tensor], right: list[Tensor | None], dtype: torch.dtype, budget: int) -> list[Tensor]:
+    """Return the norms of differences; differences of up to `budget` elements are held at a time."""
+    norms: list[Tensor] = []
+    start = 0
+    while start < len(left):
+        stop, held = start, 0
+        while stop < len(left) and (stop == start or held + left[stop].numel() <= budget):
+            held += left[stop].numel()
+            stop += 1
+        differences = _differences(left[start:stop], right[start:stop])
+        norms += torch._foreach_norm(differences, 2, dtype=dtype)
+        start = stop
+    return norms
+
+
+def _differences(left: list[Tensor], right: list[Tensor | None]) -> list[Tensor]:
     paired = [(a, b) for a, b in zip(left, right, strict=True) if b is not None]
-    norms_plain = iter(torch._foreach_norm(plain, 2, dtype=dtype)) if plain else iter(())
-    norms_paired: list[Tensor] = []
-    # One piece's difference at a time on the CPU: it is still in cache when its norm is taken.
-    group = 1 if left[0].device.type == "cpu" and left[0].numel() >= _CPU_PIECE // 8 else len(paired)
-    for start in range(0, len(paired), max(1, group)):
-        some = paired[start : start + group]
-        if some[0][0].dtype in _LOW_PRECISION or some[0][1].dtype in _LOW_PRECISION:
-            differences = [a.float() - b.float() for a, b in some]
-        else:
-            differences = list(torch._foreach_sub([a for a, _ in some], [b for _, b in some]))
-        norms_paired += torch._foreach_norm(differences, 2, dtype=dtype)
-    paired_norms = iter(norms_paired)
-    return [next(norms_plain) if b is None else next(paired_norms) for b in right]
+    if not paired:
+        return left
+    if any(tensor.dtype in _LOW_PRECISION for pair in paired for tensor in pair):
+        found = [a.float() - b.float() for a, b in paired]
+    else:
+        found = list(torch._foreach_sub([a for a, _ in paired], [b for _, b in paired]))
+    if len(paired) == len(left):
+        return found
+    remaining = iter(found)
+    return [a if b is None else next(remaining) for a, b in zip(left, right, strict=True)]
