@@ -2,14 +2,127 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from lsmooth.trace.reader import Trace
 
 
 @click.command("info", epilog="Example: lsmooth info run.h5")
 @click.argument("trace", type=click.Path())
-def command(trace: str) -> None:
-    """Say what is in TRACE: run, model, optimizer, steps measured and flagged, size."""
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def command(trace: str, as_json: bool) -> None:
+    """Say what is in TRACE: run, model, optimizer, steps measured and flagged, size.
+
+    A trace can be looked at while it is being written, and after its run was killed.
+    """
+    import json
+
     from lsmooth.trace.reader import Trace
 
     with Trace(trace) as opened:
-        click.echo(repr(opened))
+        facts = _facts(opened)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"{trace}: lsmooth trace {facts['format_version']}, {facts['state']}, {_bytes(facts['bytes'])}")
+    for name, text in _lines(facts):
+        click.echo(f"  {name:<11}{text}")
+
+
+def _facts(trace: Trace) -> dict[str, Any]:
+    import numpy as np
+
+    metadata = trace.metadata
+    cloud = trace.cloud()
+    good = cloud.usable[:, 0]
+    summary: dict[str, Any] = {}
+    for name, values in (("smoothness", cloud.smoothness[:, 0]), ("grad_norm", cloud.grad_norm[:, 0])):
+        chosen = values[good]
+        summary[name] = (
+            dict(zip(("min", "median", "max"), np.percentile(chosen, [0, 50, 100]).tolist(), strict=True))
+            if len(chosen)
+            else None
+        )
+    return {
+        "path": str(trace.path),
+        "state": trace.state,
+        "bytes": trace.path.stat().st_size,
+        "format_version": metadata.get("format_version"),
+        "lsmooth_version": metadata.get("lsmooth_version"),
+        "torch_version": metadata.get("torch_version"),
+        "created": metadata.get("created"),
+        "model": metadata.get("model"),
+        "parameter_tensors": len(trace.parameters),
+        "parameters": int(trace.parameter_sizes.sum()),
+        "dtype": metadata.get("dtype"),
+        "device": metadata.get("device"),
+        "optimizer": metadata.get("optimizer"),
+        "optimizer_groups": metadata.get("optimizer_groups"),
+        "objective": metadata.get("objective"),
+        "every": metadata.get("every"),
+        "seed": metadata.get("seed"),
+        "gammas": trace.gammas.tolist(),
+        "endpoint": trace.has("loss_next"),
+        "coordinates": len(trace.coordinate_names),
+        "measured_steps": len(trace),
+        "first_step": int(trace.steps[0]) if len(trace) else None,
+        "last_step": int(trace.steps[-1]) if len(trace) else None,
+        "status": trace.status_counts(),
+        "first_loss": float(trace.loss[0]) if len(trace) else None,
+        "last_loss": float(trace.loss[-1]) if len(trace) else None,
+        "seconds": float(trace.time[-1]) if len(trace) else None,
+        **summary,
+        "user_metadata": metadata.get("user_metadata"),
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    groups = facts["optimizer_groups"] or []
+    rates = ", ".join(f"{group['lr']:g}" for group in groups if isinstance(group.get("lr"), (int, float)))
+    gammas = ", ".join(f"{gamma:.3g}" for gamma in facts["gammas"])
+    lines = [
+        (
+            "model",
+            f"{facts['model']}: {facts['parameter_tensors']} tensors, {facts['parameters']:,} parameters, "
+            f"{facts['dtype']} on {facts['device']}",
+        ),
+        ("optimizer", f"{facts['optimizer']}, lr {rates} at the start"),
+        ("objective", str(facts["objective"])),
+        ("points", f"gamma = {gammas}{' and the endpoint' if facts['endpoint'] else ''}"),
+        ("followed", f"{facts['coordinates']} coordinates"),
+        ("written", f"{facts['created']} by lsmooth {facts['lsmooth_version']}, torch {facts['torch_version']}"),
+    ]
+    if not facts["measured_steps"]:
+        return [*lines, ("steps", "none measured yet")]
+    well = facts["status"].get("measured", 0)
+    flagged = ", ".join(
+        f"{count} {name.replace('_', ' ')}" for name, count in facts["status"].items() if name != "measured"
+    )
+    every = "" if facts["every"] == "callable" else f", every {facts['every']}"
+    lines.append(
+        (
+            "steps",
+            f"{facts['measured_steps']} measured ({facts['first_step']} to {facts['last_step']}{every}), {well} well"
+            + (f"; left out of fits: {flagged}" if flagged else ""),
+        )
+    )
+    lines.append(("loss", f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last"))
+    for name, label in (("smoothness", "smoothness"), ("grad_norm", "grad norm")):
+        if facts[name]:
+            spread = facts[name]
+            lines.append((label, f"median {spread['median']:.4g}, from {spread['min']:.4g} to {spread['max']:.4g}"))
+    for name, value in (facts["user_metadata"] or {}).items():
+        lines.append((name, str(value)))
+    return lines
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

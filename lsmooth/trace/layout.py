@@ -47,7 +47,7 @@ class Field:
 
     @property
     def key(self) -> str:
-        """The name that the writer's rows use: the path in the file with its slash replaced."""
+        """The name as an identifier: the path in the file with its slash replaced."""
         return self.name.replace("/", "_")
 
 

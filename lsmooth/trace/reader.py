@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
@@ -25,6 +25,10 @@ from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschi
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, Status
+from lsmooth.trace.lock import is_being_written
+
+if TYPE_CHECKING:
+    import xarray
 
 Displacement = Literal["layer", "global"]
 # Elements that one pass over a large dataset holds at a time.
@@ -56,6 +60,8 @@ class Trace:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._file = _open(self.path)
+        found = self.path.stat()
+        self._identity = (found.st_ino, found.st_dev)
         try:
             with self._reading("header"):
                 self._check_format()
@@ -97,6 +103,21 @@ class Trace:
         """Close the file; what was read before stays valid."""
         with contextlib.suppress(Exception):
             self._file.close()
+
+    @property
+    def state(self) -> Literal["complete", "being written", "cut off"]:
+        """Whether the run has closed the file, is at work on it, or ended without closing it."""
+        if is_being_written(self.path):
+            return "being written"
+        with self.path.open("rb") as file:
+            head = file.read(12)
+        # HDF5's superblock (versions 2 and 3) marks a file that was opened for writing and not closed.
+        return "cut off" if len(head) == 12 and head[11] & 0b101 else "complete"
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Inode and device of the file that is open: a resumed run puts another file under the same name."""
+        return self._identity
 
     def refresh(self) -> int:
         """Look for steps that were written since the trace was opened, and return how many there are now."""
@@ -264,6 +285,38 @@ class Trace:
         columns["status"] = self.status
         columns["usable"] = cloud.usable[:, 0]
         return pd.DataFrame(columns)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return the whole trace as an `xarray.Dataset` with dimensions step, gamma, parameter, group, coordinate.
+
+        Variables of the group `coordinate` in the file are called `coordinate_grad`, `coordinate_displacement`, ….
+
+        Raises:
+            TraceError: xarray is not installed (extra `xarray`).
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise TraceError("xarray is not installed; `pip install lsmooth[xarray]` brings it.") from None
+        coordinates: dict[str, Any] = {
+            "step": self.steps,
+            "gamma": self.gammas,
+            "parameter": self.parameters,
+            "group": np.arange(self.read("lr", slice(0, 0)).shape[1]),
+            "parameter_size": ("parameter", self.parameter_sizes),
+        }
+        if self.coordinate_names:
+            coordinates["coordinate"] = self.coordinate_names
+        variables = {
+            field.key: (field.dims, self.read(field.name), {"long_name": field.description, "units": field.units})
+            for field in FIELDS
+            if self.has(field.name) and field.name != "step"
+        }
+        plain = {
+            name: value if isinstance(value, (str, int, float)) else json.dumps(value)
+            for name, value in self.metadata.items()
+        }
+        return xarray.Dataset(variables, coordinates, plain)
 
     def status_counts(self) -> dict[str, int]:
         """Return how many measured steps carry each flag, flags that none carries left out."""

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import queue
-import struct
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -36,11 +34,10 @@ from lsmooth.trace.layout import (
     Status,
     chunk_shape,
 )
+from lsmooth.trace.lock import lock_as_writer
 
 Mode = Literal["x", "w", "a"]
 _FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
-# The byte, far beyond any file's end, whose lock says that a writer is at work. HDF5's own locks are elsewhere.
-_LOCK_BYTE = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class TraceWriter:
         self._lock: int | None = None
         self._file: h5py.File | None = None
         # Whoever holds the lock on the file at this path is its writer; a new file is locked before it gets the name.
-        held = _lock_existing(self.path) if mode != "x" and self.path.exists() else None
+        held = lock_as_writer(self.path) if mode != "x" and self.path.exists() else None
         try:
             if mode == "a" and self.path.exists():
                 self._check_same_run()
@@ -223,7 +220,7 @@ class TraceWriter:
                         file[item.name][:] = kept[item.name]
                 file.swmr_mode = True
                 file.flush()
-                lock = _lock(temporary)
+                lock = lock_as_writer(temporary)
                 if replace:
                     temporary.replace(self.path)
                 else:
@@ -325,49 +322,6 @@ class TraceWriter:
                 )
             self._old_rows = len(old)
             self.last_step = int(old.steps[-1]) if len(old) else -1
-
-
-def is_being_written(path: str | os.PathLike[str]) -> bool:
-    """Say whether a writer is at work on a trace now; False once it has closed it or was killed."""
-    try:
-        os.close(_lock_existing(Path(path), shared=True))
-    except TraceError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _lock(path: Path, *, shared: bool = False) -> int:
-    """Lock a file against other writers for as long as the returned descriptor is open.
-
-    Locks of open file descriptions (Linux) are not lost when the same process reads the trace and closes it again, and
-    hold between two recorders of one process.
-    """
-    descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR)
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-    try:
-        if hasattr(fcntl, "F_OFD_SETLK"):
-            request = struct.pack("hhqqi4x", kind, os.SEEK_SET, _LOCK_BYTE, 1, 0)
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
-        else:
-            flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-            fcntl.lockf(descriptor, flags, 1, _LOCK_BYTE, os.SEEK_SET)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _lock_existing(path: Path, *, shared: bool = False) -> int:
-    try:
-        return _lock(path, shared=shared)
-    except (BlockingIOError, PermissionError) as error:
-        if not os.access(path, os.R_OK if shared else os.W_OK):
-            raise TraceError(f"{path} cannot be written: {error.strerror}.") from error
-        raise TraceError(
-            f"{path} is being written by another process; wait for it to end, or choose another name."
-        ) from error
 
 
 def _same_file(path: Path, descriptor: int) -> bool:

@@ -1,0 +1,67 @@
+"""`lsmooth export`: a trace as a table for other tools."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("export", epilog="Example: lsmooth export run.h5 -o run.csv --by module")
+@click.argument("trace", type=click.Path())
+@click.option("-o", "--output", required=True, type=click.Path(), help="Where to: .csv, .parquet or .nc (netCDF-4).")
+@click.option(
+    "--by",
+    default=None,
+    help="One row a step and group: global, module, parameter, coordinate, or a regular expression whose first group "
+    "names the group. Without it, one row a step (.csv, .parquet), or all there is (.nc).",
+)
+@click.option("--displacement", type=click.Choice(["layer", "global"]), default="layer", show_default=True)
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def command(trace: str, output: str, by: str | None, displacement: str, force: bool) -> None:
+    """Write TRACE as a table: steps, losses, learning rates, gradient norms and local smoothness."""
+    from pathlib import Path
+    from typing import Any
+
+    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.trace.reader import Trace
+
+    path = Path(output)
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet", ".nc"):
+        raise InvalidArgumentError(f"{output} ends in none of .csv, .parquet and .nc; give it one of these suffixes.")
+    if path.exists() and not force:
+        raise InvalidArgumentError(f"{output} exists already; choose another name, or --force to replace it.")
+    if path.exists() and path.samefile(trace):
+        raise InvalidArgumentError(f"{output} is the trace itself; choose another name.")
+    with Trace(trace) as opened:
+        if kind == ".nc":
+            dataset: Any = opened.to_xarray()
+            if by is not None:
+                import numpy as np
+                import xarray
+
+                cloud = opened.cloud(by, displacement=displacement)  # type: ignore[arg-type]
+                dataset = xarray.Dataset(
+                    {
+                        "smoothness": (("step", "group"), cloud.smoothness),
+                        "grad_norm": (("step", "group"), cloud.grad_norm),
+                        "usable": (("step", "group"), cloud.usable.astype(np.int8)),
+                    },
+                    {"step": cloud.steps, "group": list(cloud.groups)},
+                )
+            dataset.to_netcdf(path, engine="h5netcdf")
+            rows = len(opened)
+        else:
+            frame = (
+                opened.to_frame() if by is None else opened.smoothness(by, displacement=displacement)  # type: ignore[arg-type]
+            )
+            rows = len(frame)
+            if kind == ".csv":
+                frame.to_csv(path, index=False)
+            else:
+                try:
+                    frame.to_parquet(path, index=False)
+                except ImportError:
+                    raise InvalidArgumentError(
+                        "Parquet files need pyarrow, which is not installed; `pip install pyarrow`, or export to .csv."
+                    ) from None
+    click.echo(f"Wrote {path} ({rows} rows).")

@@ -1,0 +1,98 @@
+"""`lsmooth tail`: follow a running trace in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_HEADER = f"{'step':>9} {'loss':>10} {'lr':>10} {'grad norm':>10} {'smoothness':>10} {'2/lr':>10}  smoothness so far"
+
+
+@click.command("tail", epilog="Example: lsmooth tail run.h5")
+@click.argument("trace", type=click.Path())
+@click.option(
+    "-n", "--lines", default=10, show_default=True, type=click.IntRange(0), help="Measured steps to begin with."
+)
+@click.option(
+    "--follow/--no-follow", default=True, help="Go on until the run ends (default), or stop at the last step."
+)
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.05), help="Seconds between looks.")
+def command(trace: str, lines: int, follow: bool, interval: float) -> None:
+    """Follow TRACE while it is being written: loss, learning rate, gradient norm, smoothness and 2/lr of each step.
+
+    Gradient descent is stable where the smoothness stays below 2/lr. The line at the right shows the last sixteen
+    values of smoothness on a logarithmic scale. Steps that were not measured well carry their reason.
+    """
+    import os
+    import time
+
+    from lsmooth.trace.reader import Trace
+
+    opened = Trace(trace)
+    try:
+        click.echo(_HEADER)
+        shown = max(0, len(opened) - lines)
+        while True:
+            # Asked before reading: what a run writes last is then not missed.
+            writing = opened.state == "being written"
+            opened.refresh()
+            frame = opened.to_frame()
+            for row in range(min(shown, len(frame)), len(frame)):
+                click.echo(_line(frame, row))
+            shown = len(frame)
+            if not (follow and writing):
+                break
+            time.sleep(interval)
+            # A resumed run puts a new file in the old one's place.
+            now = os.stat(trace)
+            if (now.st_ino, now.st_dev) != opened.identity:
+                opened.close()
+                opened = Trace(trace)
+                shown = min(shown, len(opened))
+        if not len(frame):
+            click.echo("No step has been measured yet.")
+        if opened.state == "cut off":
+            click.echo("The run was cut off before it closed the trace; what it had flushed is above.", err=True)
+    except KeyboardInterrupt:
+        click.echo()
+    finally:
+        opened.close()
+
+
+def _line(frame: pd.DataFrame, row: int) -> str:
+    from lsmooth.trace.layout import Status
+
+    values = frame.iloc[row]
+    lr = values["lr"] if "lr" in frame.columns else values["lr_0"]
+    limit = f"{2 / lr:>10.4g}" if lr > 0 else f"{'-':>10}"
+    status = Status(int(values["status"]))
+    note = (
+        _spark(frame["smoothness"].iloc[max(0, row - 15) : row + 1].tolist())
+        if status == Status.MEASURED
+        else str(status.name).lower().replace("|", ", ").replace("_", " ")
+    )
+    return (
+        f"{int(values['step']):>9} {values['loss']:>10.4g} {lr:>10.3g} {values['grad_norm']:>10.4g} "
+        f"{values['smoothness']:>10.4g} {limit}  {note}"
+    )
+
+
+def _spark(values: list[float]) -> str:
+    import math
+
+    logs = [math.log(value) if value > 0 and math.isfinite(value) else math.nan for value in values]
+    known = [value for value in logs if not math.isnan(value)]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    # Differences of less than a tenth are not worth a hill.
+    span = max(high - low, 0.1)
+    return "".join(
+        " " if math.isnan(value) else _BLOCKS[min(len(_BLOCKS) - 1, int((value - low) / span * len(_BLOCKS)))]
+        for value in logs
+    )
