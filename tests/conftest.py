@@ -1,0 +1,11 @@
+"""Fixtures that several areas share."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def small_trace(tmp_path_factory):
+    """Path of the trace of a small real run; tests must not write to it."""
+    from small_trace import write_small_trace
+
+    return write_small_trace(tmp_path_factory.mktemp("small") / "small.h5")
