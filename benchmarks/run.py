@@ -1,0 +1,135 @@
+"""Measure everything that docs/performance.md says, and rewrite its table.
+
+    python benchmarks/run.py                    all benchmarks, at full size; rewrites the table and benchmarks/committed.json
+    python benchmarks/run.py --only recorder    some of them; the other rows stay
+    python benchmarks/run.py --short --check    small sizes; exit code 1 if a ratio is 25 % worse than the committed one
+
+Each benchmark is a module here with a function `rows(short)` that returns `Row`s. Ratios are taken between things timed
+side by side, interleaved, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import platform
+import re
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from row import Row
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+COMMITTED = HERE / "committed.json"
+MODULES = ("recorder", "optimizers", "trace", "fit", "figures", "commands", "growth")
+# A ratio that has grown by more than this over the committed one fails the check.
+TOLERANCE = 1.25
+START, END = "<!-- table: made by `make bench` -->", "<!-- end of table -->"
+
+
+def machine() -> str:
+    """Name what the numbers were taken on."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+        processor = found.group(1) if found else processor
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "h5py", "scipy", "matplotlib"))
+    return (
+        f"{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; copying memory runs at "
+        f"{copy_bandwidth():.1f} GB/s (read and written bytes)"
+    )
+
+
+def copy_bandwidth() -> float:
+    """Return how many GB/s a copy of 256 MB reads and writes, the best of 7."""
+    import time
+
+    import torch
+
+    source = torch.rand(1 << 26)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(7):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.numel() * 4 / best / 1e9
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = ["| what | measured | target | |", "|---|---|---|---|"]
+    for row in rows:
+        verdict = "" if row.target is None else "met" if row.met() else "**missed**"
+        target = "" if row.target is None else f"{row.sense} {row.format(row.target)}"
+        lines.append(f"| {row.what} | {row.format(row.value)} | {target} | {verdict} |")
+    notes = [f"- {row.what}: {row.note}" for row in rows if row.note]
+    return "\n".join([*lines, "", "Floors, and what the rest is spent on:", "", *notes])
+
+
+def check(rows: list[Row], committed: dict[str, float]) -> list[str]:
+    """Return a sentence for each ratio that has become worse than the committed one by more than the tolerance."""
+    found = []
+    for row in rows:
+        before = committed.get(row.name)
+        if before is None or row.unit != "x":
+            continue
+        worse = row.value / before if row.sense == "at most" else before / row.value
+        if worse > TOLERANCE:
+            found.append(f"{row.name} ({row.what}) is {row.value:.3g}, was {before:.3g} when it was committed.")
+    return found
+
+
+def measured(module: str, short: bool) -> list[Row]:
+    """Run one benchmark."""
+    print(f"{module} …", file=sys.stderr, flush=True)
+    rows: list[Row] = importlib.import_module(module).rows(short)
+    for row in rows:
+        print(f"  {row.what}: {row.format(row.value)}", file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="small sizes, minutes in all")
+    parser.add_argument("--check", action="store_true", help="compare with the committed numbers, write nothing")
+    parser.add_argument("--only", default=",".join(MODULES), help="benchmarks to run, separated by commas")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",")
+    size = "short" if arguments.short else "full"
+    stored = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
+    before = {name: row["value"] for name, row in stored.get(size, {}).items()}
+    rows, worse = [], []
+    for module in chosen:
+        found = measured(module, arguments.short)
+        if arguments.check and check(found, before):
+            # Another process may have disturbed the measurement; what is really slower is slower twice.
+            found = measured(module, arguments.short)
+            worse += check(found, before)
+        rows += found
+    if arguments.check:
+        print("\n".join(worse) if worse else f"{len(rows)} figures, none worse than committed by more than 25 %.")
+        sys.exit(bool(worse))
+    modules = {name: [row.name for row in rows if row.name.startswith(f"{name}.")] for name in chosen}
+    kept = {k: v for k, v in stored.get(size, {}).items() if k.split(".")[0] not in modules}
+    stored[size] = kept | {row.name: asdict(row) for row in rows}
+    ordered = sorted(stored[size], key=lambda name: MODULES.index(name.split(".")[0]))
+    stored[size] = {name: stored[size][name] for name in ordered}
+    COMMITTED.write_text(json.dumps(stored, indent=1) + "\n")
+    if not arguments.short:
+        page = PAGE.read_text()
+        body = table([Row(**row) for row in stored[size].values()])
+        text = f"{START}\n\nTaken on {datetime.date.today()}: {machine()}.\n\n{body}\n\n{END}"
+        PAGE.write_text(page[: page.index(START)] + text + page[page.index(END) + len(END) :])
+        print(f"Wrote {PAGE} and {COMMITTED}.")
+
+
+if __name__ == "__main__":
+    main()
