@@ -1,6 +1,9 @@
 # make demo    train a Transformer on real text, trace it, draw Figures 1 and 3, print L0 and L1 per layer
-# make test    the test suite
+# make test    the test suite (make test-slow: the long tests)
 # make lint    ruff and mypy
+# make docs    build docs/ into build/site, strictly
+# make gallery draw figures/gallery/ anew
+# make bench   measure everything that docs/performance.md says, and rewrite its table
 # Each makes .venv when missing and installs what it needs.
 
 PYTHON ?= python3
@@ -8,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint types docs gallery bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +22,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -34,13 +41,27 @@ lint: $(VENV)/.installed-dev types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# cli/ and figures/ are installed as lsmooth.cli and lsmooth.figures; mypy reads them laid out that way.
-types: $(VENV)/.installed-dev
+# cli/ and figures/ are installed as lsmooth.cli and lsmooth.figures; mypy and mkdocs read them laid out that way.
+build/types: FORCE
 	rm -rf build/types && mkdir -p build/types
 	cp -r lsmooth build/types/lsmooth
 	cp -r cli build/types/lsmooth/cli
 	cp -r figures build/types/lsmooth/figures
+
+types: $(VENV)/.installed-dev build/types
 	$(BIN)/mypy --config-file pyproject.toml build/types/lsmooth
+
+docs: $(VENV)/.installed-docs build/types
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "Wrote build/site/index.html"
+
+gallery: $(VENV)/.installed
+	$(BIN)/python figures/gallery/make.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+FORCE:

@@ -1,6 +1,6 @@
 """Measure everything that docs/performance.md says, and rewrite its table.
 
-    python benchmarks/run.py                    all benchmarks, at full size; rewrites the table and benchmarks/committed.json
+    python benchmarks/run.py                    all, at full size; rewrites table and committed.json
     python benchmarks/run.py --only recorder    some of them; the other rows stay
     python benchmarks/run.py --short --check    small sizes; exit code 1 if a ratio is 25 % worse than the committed one
 
