@@ -22,6 +22,10 @@ class RecorderError(LsmoothError):
     """A training loop does something that the recorder cannot follow."""
 
 
+class DataError(LsmoothError):
+    """A data set is not where it was looked for, or is not what its name says."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentError:
     """Return the error for a `name` that is not among the `known` ones, with the closest of them as suggestions."""
     known = sorted(known)

@@ -1,1 +1,32 @@
-"""The paper's training runs, one module each."""
+"""The paper's training runs, one module each: data, model, loss and default hyperparameters, read top to bottom."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from lsmooth.errors import unknown_name
+
+if TYPE_CHECKING:
+    from lsmooth.tasks.task import Task
+
+# name -> module and class; a task's module is imported when the task is asked for.
+_HOME = {
+    "transformer-encoder": ("lsmooth.tasks.transformer_encoder", "TransformerEncoder"),
+}
+NAMES = tuple(_HOME)
+
+__all__ = ["NAMES", "get"]
+
+
+def get(name: str) -> Task:
+    """Return the task of this name.
+
+    Raises:
+        InvalidArgumentError: There is no such task; the message names the close ones.
+    """
+    if name not in _HOME:
+        raise unknown_name("task", name, NAMES)
+    module, kind = _HOME[name]
+    task: Task = getattr(importlib.import_module(module), kind)()
+    return task

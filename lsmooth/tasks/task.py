@@ -1,0 +1,267 @@
+"""What every task gives the training loop: data, a model, batches that can be found again, a loss, and metrics.
+
+A task is one file. It defines a frozen dataclass of `Settings` (every hyperparameter of model, data and schedule), a
+`Problem` (one run: the model and the batches of one seed), and a `Task` that names them and holds the paper's values:
+
+    class MySettings(Settings): ...     # model sizes, dropout, ... beyond batch_size, epochs, steps, max_norm
+    class MyProblem(Problem): ...       # __init__ builds the model; batches, loss, metrics, baseline, lr_factor
+    class MyTask(Task): ...             # settings, optimizer_defaults, find_data, problem
+
+and is entered in `lsmooth.tasks`. The training loop (`lsmooth.tasks.training`) does the rest: optimizer, learning rate,
+clipping, mixed precision, checkpoints, the recorder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lsmooth.errors import InvalidArgumentError, unknown_name
+
+Preset = Literal["paper", "small"]
+Split = Literal["valid", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Hyperparameters of a run that are not the optimizer's; a task's own settings add to these.
+
+    Attributes:
+        batch_size: Examples (or parallel streams of text) in a batch.
+        epochs: Passes over the training data.
+        steps: Stop after so many optimizer steps, however many epochs that is; None for all epochs.
+        max_norm: Clip the gradient to this 2-norm before each step; None for no clipping.
+    """
+
+    batch_size: int
+    epochs: int
+    steps: int | None = None
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a positive number.")
+        if self.steps is not None and self.steps < 1:
+            raise InvalidArgumentError(f"steps={self.steps} is not a positive number.")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise InvalidArgumentError(f"max_norm={self.max_norm} is not a positive norm; use none for no clipping.")
+
+    def replaced(self, changes: Mapping[str, Any]) -> typing.Self:
+        """Return the settings with some fields changed; a value given as text is read as the field's type.
+
+        Raises:
+            InvalidArgumentError: There is no such field (the close ones are named), or the text is not of its type.
+        """
+        hints = typing.get_type_hints(type(self))
+        values: dict[str, Any] = {}
+        for name, value in changes.items():
+            if name not in hints:
+                raise unknown_name("setting", name, hints)
+            values[name] = read_value(name, value, hints[name]) if isinstance(value, str) else value
+        return dataclasses.replace(self, **values)
+
+
+def read_value(name: str, text: str, kind: Any) -> Any:
+    """Return `text` as a value of the type `kind`: int, float, bool, str, a tuple of one of them, or `X | None`.
+
+    Raises:
+        InvalidArgumentError: The text cannot be read as that type.
+    """
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        options = typing.get_args(kind)
+        if type(None) in options and text.lower() == "none":
+            return None
+        kind = next(option for option in options if option is not type(None))
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(read_value(name, part.strip(), item) for part in text.strip("()").split(",") if part.strip())
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+    except (ValueError, KeyError):
+        pass
+    raise InvalidArgumentError(f"{name}={text} cannot be read as {getattr(kind, '__name__', kind)}.")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set that was found; a task's own data adds the arrays.
+
+    Attributes:
+        origin: Where it came from, in words for the user: the stand-in's name, the folder, the hub's name for it.
+        stand_in: Whether it is the built-in stand-in rather than the paper's data set.
+    """
+
+    origin: str
+    stand_in: bool
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A training loss that a model has to get below to have learned anything, and what it is called."""
+
+    name: str
+    loss: float
+
+
+S = TypeVar("S", bound=Settings)
+D = TypeVar("D", bound=Data)
+Batch = Any
+Carried = Any
+
+
+class Problem(ABC):
+    """One run of a task: the model of one seed, the batches in their order, the loss of a batch, the metrics.
+
+    All randomness of model and loss comes from torch's global generators; the order of batches depends on the seed and
+    the epoch alone (`epoch_generator`), so that a run continues from a checkpoint exactly.
+
+    Args:
+        settings: Hyperparameters.
+        model: The model, on the device on which it is trained.
+        seed: The run's seed.
+        steps_per_epoch: Optimizer steps in an epoch; about so many, where epochs differ in length.
+    """
+
+    def __init__(self, settings: Settings, model: nn.Module, *, seed: int, steps_per_epoch: int) -> None:
+        if steps_per_epoch < 1:
+            raise InvalidArgumentError(
+                f"The training data is too little for one batch of {settings.batch_size}; use a smaller batch_size."
+            )
+        self.model = model
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = settings.steps or settings.epochs * steps_per_epoch
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the training batches of an epoch, on the model's device: the same ones whenever it is called."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, carried: Carried) -> tuple[Tensor, Carried]:
+        """Return the training loss of a batch, and what goes on to the next batch of the epoch.
+
+        It is evaluated several times on the same arguments at measured steps, and must not change them or anything
+        else that it depends on.
+
+        Args:
+            batch: One of `batches`.
+            carried: What the last call of the epoch returned, detached (a recurrent model's hidden state); None for
+                the first batch of an epoch.
+        """
+
+    @abstractmethod
+    def metrics(self, split: Split) -> dict[str, Tensor | float]:
+        """Compute the metrics on a split, in evaluation mode and without gradients (see `evaluate`).
+
+        They hold `"loss"`, comparable with the training loss without its regularisation, and the task's `metric`.
+        """
+
+    @abstractmethod
+    def baseline(self) -> Baseline:
+        """Return the loss of the best guess that looks at no input (unigram entropy, ln 10, ...)."""
+
+    def lr_factor(self, step: int, epoch: int, batch: Batch) -> float:
+        """Return what the learning rate is multiplied by at an optimizer step: the schedule, 1 by default.
+
+        Args:
+            step: Optimizer step, counted from 0 over the whole run.
+            epoch: Epoch, counted from 0.
+            batch: The step's batch.
+        """
+        return 1.0
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Return the metrics on a split as numbers; the model is in training mode afterwards, as before."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                found = self.metrics(split)
+        finally:
+            self.model.train(training)
+        return {name: float(value) for name, value in found.items()}
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return a generator on the CPU whose draws depend on seed and epoch alone."""
+    # Mersenne twisters with neighbouring seeds are independent; the factor keeps (seed, epoch) pairs apart.
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+class Task(ABC, Generic[S, D]):
+    """One of the paper's training runs.
+
+    Attributes:
+        name: What the command line calls it.
+        summary: One line: model and data.
+        figure: What of the paper it shows.
+        files: The files that `--data DIR` looks for, in words.
+        hub: Public name of the data set for `--data hub`.
+        optimizer: The optimizer used by default.
+        metric: The metric that settings are chosen by and that tables show, one of those of `Problem.metrics`.
+        higher_is_better: Whether a larger metric is a better one.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    figure: ClassVar[str]
+    files: ClassVar[str]
+    hub: ClassVar[str]
+    optimizer: ClassVar[str]
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool] = False
+
+    @abstractmethod
+    def settings(self, preset: Preset) -> S:
+        """Return the hyperparameters of a preset: the paper's, or some that a laptop can run in two minutes."""
+
+    @abstractmethod
+    def optimizer_defaults(self, optimizer: str, preset: Preset) -> dict[str, Any]:
+        """Return the hyperparameters that an optimizer (`lsmooth.optim.NAMES`) has in this task, lr among them.
+
+        Empty for an optimizer that the paper did not run on it.
+        """
+
+    @abstractmethod
+    def find_data(self, source: str | None) -> D:
+        """Find the data set.
+
+        Args:
+            source: None for the built-in stand-in; a folder with the data set's usual files; "hub" for the Hugging
+                Face hub under the task's `hub` name, or "hub:NAME" for another name or a local folder of that kind.
+
+        Raises:
+            DataError: It is not there; the message names the files that were looked for.
+        """
+
+    @abstractmethod
+    def problem(self, settings: S, data: D, *, seed: int, device: torch.device, hold_out: bool) -> Problem:
+        """Build model and batches; torch's generators have been seeded (see `build`)."""
+
+    def build(
+        self, settings: S, data: D, *, seed: int, device: torch.device | str = "cpu", hold_out: bool = True
+    ) -> Problem:
+        """Return one run of the task: the same one for the same arguments.
+
+        Args:
+            settings: Hyperparameters.
+            data: What `find_data` found.
+            seed: For the initial weights, the order of batches, dropout, and all else that is random.
+            device: Where it is trained.
+            hold_out: Keep part of the training data out, as the "valid" split, where the data set has none of its
+                own. Without it all training data is trained on, and such a data set has only the "test" split.
+        """
+        torch.manual_seed(seed)
+        return self.problem(settings, data, seed=seed, device=torch.device(device), hold_out=hold_out)

@@ -1,0 +1,219 @@
+"""Text for the language models: the built-in corpus, folders of WikiText or Penn Treebank, the hub's copies.
+
+A corpus is a vocabulary and each split as word numbers. Files of the real data sets are tokenised already: words are
+what blanks separate, and each line ends with `<eos>`.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsmooth.errors import DataError
+from lsmooth.tasks.hub import load_hub
+from lsmooth.tasks.task import Baseline, Data
+
+UNKNOWN = "<unk>"
+END = "<eos>"
+# The lines of each split; a function, since large corpora are read twice and never held as text.
+Lines = Mapping[str, Callable[[], Iterable[str]]]
+
+WIKITEXT_FILES = (
+    "wiki.train.tokens and wiki.valid.tokens, or train.txt and valid.txt, or train*.parquet and validation*.parquet"
+)
+_WIKITEXT_PATTERNS = (
+    {"train": "wiki.train.tokens", "valid": "wiki.valid.tokens", "test": "wiki.test.tokens"},
+    {"train": "train.txt", "valid": "valid.txt", "test": "test.txt"},
+    {"train": "train*.parquet", "valid": "validation*.parquet", "test": "test*.parquet"},
+)
+
+
+@dataclass(frozen=True)
+class Corpus(Data):
+    """Text as word numbers.
+
+    Attributes:
+        vocabulary: The words, by number.
+        train: Training text, int64 (n,).
+        valid: Validation text, int64 (m,).
+        test: Test text, int64 (k,); empty where there is none.
+    """
+
+    vocabulary: tuple[str, ...]
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+    def unigram_entropy(self) -> Baseline:
+        """Return the loss of guessing each word of the training text by its frequency alone, in nats a word."""
+        shares = torch.bincount(self.train, minlength=len(self.vocabulary)).double() / len(self.train)
+        shares = shares[shares > 0]
+        return Baseline("unigram entropy", float(-(shares * shares.log()).sum()))
+
+    def streams(self, split: str, count: int, device: torch.device) -> Tensor:
+        """Return a split cut into `count` streams of text side by side, int64 (count, length) on the device.
+
+        Raises:
+            DataError: The split is empty or shorter than the number of streams.
+        """
+        text: Tensor = getattr(self, split)
+        length = len(text) // count
+        if length < 2:
+            raise DataError(f"{self.origin} has {len(text)} words of {split} text, too few for {count} streams.")
+        return text[: length * count].view(count, length).contiguous().to(device)
+
+
+def find_corpus(
+    source: str | None,
+    *,
+    hub: tuple[str, str | None],
+    patterns: Sequence[Mapping[str, str]] = _WIKITEXT_PATTERNS,
+    files: str = WIKITEXT_FILES,
+    column: str = "text",
+    max_words: int | None = None,
+) -> Corpus:
+    """Find text: the built-in corpus (None), a folder, or the hub ("hub", "hub:NAME").
+
+    Args:
+        source: Where to look.
+        hub: Name and configuration of the data set on the hub.
+        patterns: Sets of file names, by split; the first set whose "train" and "valid" are in the folder is read.
+        files: The same in words, for the error.
+        column: Name of the hub's column with the text.
+        max_words: Keep so many of the most frequent words, the rest become `<unk>`; None for all.
+
+    Raises:
+        DataError: Nothing is there; the message names the files.
+    """
+    if source is None:
+        return encode(reference_topics(), "the Python reference (pydoc_data.topics)", stand_in=True, min_count=3)
+    if source == "hub" or source.startswith("hub:"):
+        splits = load_hub(source, *hub)
+        lines: dict[str, Callable[[], Iterable[str]]] = {}
+        for ours, theirs in (("train", "train"), ("valid", "validation"), ("test", "test")):
+            if theirs in splits:
+                lines[ours] = _column_of(splits[theirs], column)
+            elif ours != "test":
+                raise DataError(f"{source} has no split named {theirs}; it has {', '.join(splits)}.")
+        return encode(lines, source, stand_in=False, max_words=max_words)
+    return encode(read_folder(source, patterns, files, column), source, stand_in=False, max_words=max_words)
+
+
+def read_folder(folder: str, patterns: Sequence[Mapping[str, str]], files: str, column: str = "text") -> Lines:
+    """Return the lines of the splits of a data set in a folder; see `find_corpus`.
+
+    Raises:
+        DataError: The folder is missing, or none of the sets of files is in it.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise DataError(f"There is no folder {folder}; --data takes a folder with {files}, or hub.")
+    for names in patterns:
+        found = {split: sorted(place.glob(pattern)) for split, pattern in names.items()}
+        if found["train"] and found["valid"]:
+            return {split: _lines_of(paths, column) for split, paths in found.items() if paths}
+    raise DataError(f"{folder} has none of the files looked for: {files}.")
+
+
+def _lines_of(paths: Sequence[Path], column: str) -> Callable[[], Iterator[str]]:
+    def lines() -> Iterator[str]:
+        for path in paths:
+            if path.suffix == ".parquet":
+                yield from _parquet_column(path, column)
+            else:
+                try:
+                    with path.open(encoding="utf-8") as file:
+                        yield from file
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} is not text in UTF-8 (byte {error.start}).") from error
+
+    return lines
+
+
+def _parquet_column(path: Path, column: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path} needs pyarrow to be read, which is not installed; pip install pyarrow.") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise DataError(f"{path} has no column {column}; it has {', '.join(file.schema_arrow.names)}.")
+            for batch in file.iter_batches(columns=[column]):
+                yield from batch.column(0).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is not a Parquet file ({str(error).splitlines()[0].rstrip('.')}).") from error
+
+
+def _column_of(split: Any, column: str) -> Callable[[], Iterable[str]]:
+    def lines() -> Iterator[str]:
+        if column not in split.column_names:
+            raise DataError(f"The data set has no column {column}; it has {', '.join(split.column_names)}.")
+        for batch in split.iter(batch_size=1000):
+            yield from batch[column]
+
+    return lines
+
+
+def encode(lines: Lines, origin: str, *, stand_in: bool, max_words: int | None = None, min_count: int = 1) -> Corpus:
+    """Return lines of blank-separated words as a corpus; the vocabulary is that of the training text.
+
+    Args:
+        lines: The lines of "train", "valid" and perhaps "test".
+        origin: Where they came from, in words.
+        stand_in: Whether they are the built-in stand-in.
+        max_words: Size of the vocabulary, `<unk>` and `<eos>` included; None for no limit.
+        min_count: Words seen less often in the training text become `<unk>`.
+
+    Raises:
+        DataError: A split has no words.
+    """
+    counts: Counter[str] = Counter()
+    for line in lines["train"]():
+        words = line.split()
+        counts.update(words)
+        counts[END] += 1
+    specials = [UNKNOWN, END]
+    ranked = sorted(
+        (word for word, count in counts.items() if count >= min_count and word not in specials),
+        key=lambda word: (-counts[word], word),
+    )
+    vocabulary = (specials + ranked)[:max_words]
+    numbers = {word: number for number, word in enumerate(vocabulary)}
+    splits: dict[str, Tensor] = {}
+    for split in ("train", "valid", "test"):
+        encoded = array("q")
+        if split in lines:
+            for line in lines[split]():
+                encoded.extend(numbers.get(word, 0) for word in line.split())
+                encoded.append(1)
+            if len(encoded) < 2:
+                raise DataError(f"{origin} has no words of {split} text.")
+        splits[split] = torch.tensor(encoded, dtype=torch.int64)
+    return Corpus(origin, stand_in, tuple(vocabulary), splits["train"], splits["valid"], splits["test"])
+
+
+def reference_topics() -> Lines:
+    """Return the reference topics that every CPython ships: about 465,000 characters of English prose and grammar.
+
+    Words are lower-cased and split from punctuation. Of every twenty paragraphs one is for validation and one for
+    test.
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs = [text for name in sorted(topics) for text in re.split(r"\n\s*\n", topics[name]) if text.strip()]
+    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for number, text in enumerate(paragraphs):
+        split = {9: "valid", 19: "test"}.get(number % 20, "train")
+        splits[split].append(" ".join(re.findall(r"[^\W_]+|_+|[^\w\s]", text.lower())))
+    return {split: partial(list, texts) for split, texts in splits.items()}
