@@ -182,6 +182,29 @@ class Problem(ABC):
         """
         return 1.0
 
+    def clip_factor(self, step: int, epoch: int, batch: Batch) -> float:
+        """Return what the clipping threshold of an optimizer that has one is multiplied by at a step, 1 by default.
+
+        Args:
+            step: Optimizer step, counted from 0 over the whole run.
+            epoch: Epoch, counted from 0.
+            batch: The step's batch.
+        """
+        return 1.0
+
+    def shown_loss(self, loss: Tensor, batch: Batch, carried: Carried) -> Tensor:
+        """Return the step's loss as it is shown and kept: comparable with the metrics' `"loss"`, a scalar tensor.
+
+        The loss that is trained on may be another: a sum over a batch, or one with penalties. It is what smoothness
+        is measured of.
+
+        Args:
+            loss: What `loss` returned for the batch, detached.
+            batch: The batch.
+            carried: What `loss` returned to be carried on, detached.
+        """
+        return loss
+
     def evaluate(self, split: Split) -> dict[str, float]:
         """Return the metrics on a split as numbers; the model is in training mode afterwards, as before."""
         training = self.model.training
