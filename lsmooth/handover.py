@@ -65,6 +65,23 @@ class RowLayout:
         return name in self.places
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """The last well measured step that has reached the host, for progress lines.
+
+    Attributes:
+        step: Optimizer step index.
+        loss: f(x_t).
+        grad_norm: ‖grad f(x_t)‖2 over all parameters.
+        smoothness: The global estimate, max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    smoothness: float
+
+
 @dataclass
 class _Block:
     rows: Tensor
@@ -93,6 +110,7 @@ class Handover:
         self._block: _Block | None = None
         self._last = time.monotonic()
         self._told: str | None = None
+        self.latest: Measurement | None = None
 
     def new_row(self) -> Tensor:
         """Return an empty row to be filled, float64 (width,) on the device."""
@@ -144,7 +162,21 @@ class Handover:
         rows["time"] = np.asarray(block.times)
         rows["status"] = self._judge(rows, extra, np.asarray(block.flags, dtype=np.uint8))
         self._check_replay(rows, extra)
+        self._note_latest(rows)
         return rows
+
+    def _note_latest(self, rows: dict[str, NDArray[Any]]) -> None:
+        well = np.flatnonzero(rows["status"] == Status.MEASURED)
+        if len(well):
+            i = well[-1]
+            moved = np.linalg.norm(rows["step_norm"][i])
+            changes = np.linalg.norm(rows["grad_diff"][i], axis=-1)
+            self.latest = Measurement(
+                step=int(rows["step"][i]),
+                loss=float(rows["loss"][i]),
+                grad_norm=float(np.linalg.norm(rows["grad_norm"][i])),
+                smoothness=float((changes / (self._gammas * moved)).max()),
+            )
 
     def _judge(
         self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]], flags: NDArray[np.uint8]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lsmooth import __version__
 from lsmooth.coordinates import CoordinateReader, choose_coordinates
 from lsmooth.errors import InvalidArgumentError, RecorderError
-from lsmooth.handover import Handover, RowLayout
+from lsmooth.handover import Handover, Measurement, RowLayout
 from lsmooth.norms import TensorNorms, tensor_norms
 from lsmooth.replay import (
     AutocastState,
@@ -211,6 +211,11 @@ class Recorder:
     def step(self) -> int:
         """Index of the optimizer step that comes next, counted from 0."""
         return self._step
+
+    @property
+    def latest(self) -> Measurement | None:
+        """The last well measured step that has left the device, up to a few seconds old; None before the first."""
+        return self._handover.latest
 
     def state_dict(self) -> dict[str, int]:
         """Return what a checkpoint needs to continue the trace from here: the step that comes next."""

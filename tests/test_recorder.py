@@ -207,6 +207,24 @@ def test_every_asks_once_a_step(tmp_path, model):
     assert asked == [0, 1, 2, 3]
 
 
+def test_latest_is_the_last_well_measured_step_of_the_trace(tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", every=2) as recorder:
+        assert recorder.latest is None
+        for step, (x, y) in enumerate(batches(6)):
+            optimizer.param_groups[0]["lr"] = 0.1 if step < 4 else 0.0
+            optimizer.zero_grad()
+            recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+        recorder.flush()
+        latest = recorder.latest
+    assert latest.step == 2
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert latest.loss == pytest.approx(trace.loss[1])
+        assert latest.smoothness == pytest.approx(trace.cloud().smoothness[1, 0], rel=1e-5)
+        assert latest.grad_norm == pytest.approx(trace.cloud().grad_norm[1, 0], rel=1e-5)
+
+
 def test_unmeasured_steps_may_use_plain_backward(tmp_path, model):
     optimizer = sgd(model)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", every=2) as recorder:
