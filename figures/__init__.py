@@ -1,1 +1,36 @@
-"""Figures of a trace: axes-level functions that take `ax=`, draw, and return the Axes."""
+"""Figures of a trace, drawn with matplotlib in the manner of seaborn.
+
+Axes-level functions take a trace (or its points) and `ax=`, draw, and return the Axes; figure-level ones take
+`figure=`, arrange several Axes in it, and return them. None saves a file, and none changes matplotlib's settings: a
+figure that a function makes itself is in the house style, which `style()` gives to figures made elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsmooth.figures.coordinates import coordinate_grid
+    from lsmooth.figures.house import style
+    from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
+
+# Drawing libraries are loaded with the first figure, not with the package.
+_HOME = {
+    "coordinate_grid": "coordinates",
+    "smoothness_panels": "scatter",
+    "smoothness_scatter": "scatter",
+    "style": "house",
+}
+
+__all__ = ["coordinate_grid", "smoothness_panels", "smoothness_scatter", "style"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"lsmooth.figures.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'lsmooth.figures' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

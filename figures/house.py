@@ -1,0 +1,121 @@
+"""The house style: sizes for a single-column figure, and colours that survive colour blindness and grey print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+# Inches: one column of a two-column page, and both.
+COLUMN = 3.25
+PAGE = 6.75
+# Points, of all text.
+TEXT = 8
+
+# `Any`, since matplotlib types the names of its settings one by one, version by version.
+SETTINGS: Any = {
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "xtick.labelsize": TEXT,
+    "ytick.labelsize": TEXT,
+    "legend.fontsize": TEXT,
+    "legend.title_fontsize": TEXT,
+    "figure.titlesize": TEXT,
+    "figure.labelsize": TEXT,
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "axes.linewidth": 0.6,
+    "axes.labelpad": 2.5,
+    "axes.titlepad": 4,
+    "lines.linewidth": 1.2,
+    "patch.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
+    "legend.frameon": True,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "legend.borderpad": 0.3,
+    "legend.handlelength": 1.6,
+    "legend.handletextpad": 0.5,
+    "legend.labelspacing": 0.3,
+    "legend.borderaxespad": 0.3,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    # Letters stay letters in PDF: they can be searched, and edited afterwards.
+    "pdf.fonttype": 42,
+}
+
+# Okabe and Ito's colours without their yellow, which is too light for lines; used together with dashes and markers.
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+FLAGGED = "#8C8C8C"
+
+
+@contextmanager
+def style(extra: str | os.PathLike[str] | dict[str, Any] | None = None) -> Iterator[None]:
+    """Put figures that are made and drawn inside the `with` block into the house style.
+
+    Args:
+        extra: Settings on top of it: a matplotlib style file, the name of a matplotlib style, or a dict of rcParams.
+
+    Example:
+        >>> with lsmooth.figures.style():  # doctest: +SKIP
+        ...     figure, axes = plt.subplots(1, 2, layout="constrained")
+        ...     lsmooth.figures.smoothness_scatter(trace, ax=axes[0])
+    """
+    with matplotlib.rc_context(SETTINGS):
+        if extra is not None:
+            from matplotlib.style import use
+
+            use(extra if isinstance(extra, dict) else os.fspath(extra))
+        yield
+
+
+def sequential() -> Colormap:
+    """Return the colour map for quantities that grow: viridis without its end that vanishes on white paper."""
+    viridis = matplotlib.colormaps["viridis"]
+    return LinearSegmentedColormap.from_list("viridis_on_white", [viridis(0.9 * step / 255) for step in range(256)])
+
+
+def new_figure(width: float = COLUMN, height: float = 2.6) -> Figure:
+    """Return an empty figure that pyplot knows, so that notebooks and windows show it; sizes in inches."""
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def drawing(ax: Axes | None) -> Iterator[Axes]:
+    """Give the Axes to draw in: the caller's, in the caller's style, or new ones in the house style."""
+    if ax is not None:
+        yield ax
+        return
+    with style():
+        ax = new_figure().add_subplot()
+        yield ax
+        settle(ax.figure)
+
+
+def settle(figure: Figure | SubFigure) -> None:
+    """Make the ticks now: matplotlib makes them when they are first drawn, in whatever style holds by then."""
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.get_major_ticks()
+            axis.get_minor_ticks()

@@ -1,0 +1,23 @@
+"""Long names fit."""
+
+import pytest
+
+from lsmooth.figures.labels import shorten, text_width, wrap_name
+
+LONG = "transformer.encoder.layers.11.self_attn.in_proj_weight_with_a_long_name[1023, 767]"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 1000])
+@pytest.mark.parametrize("lines", [1, 2, 3])
+@pytest.mark.parametrize("name", [LONG, "w[3]", "weight", "a" * 200, "layers.0.weight[]"])
+def test_a_name_fits_and_keeps_its_end(name, width, lines):
+    rows = wrap_name(name, width, 8, lines).split("\n")
+    assert len(rows) <= lines
+    assert all(text_width(row, 8) <= width for row in rows)
+    assert rows[-1].endswith(name[-3:])
+
+
+def test_what_fits_stays_whole():
+    assert wrap_name("layers.0.weight[3, 17]", 500, 8) == "layers.0.weight[3, 17]"
+    assert wrap_name(LONG, 190, 8, 3).replace("\n", "") == LONG
+    assert shorten("weight", 100, 8) == "weight"

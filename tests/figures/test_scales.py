@@ -1,0 +1,48 @@
+"""Ticks of logarithmic axes: few, distinct and inside, whatever the range."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lsmooth.figures import style
+from lsmooth.figures.scales import LogTicks, count, log_limits, make_log
+
+
+@pytest.mark.parametrize("low", [3e-30, 7e-9, 0.4, 1.03, 5e7])
+@pytest.mark.parametrize("factor", [1.001, 1.05, 1.7, 4.0, 12.0, 300.0, 1e6, 1e50])
+@pytest.mark.parametrize("most", [3, 5])
+def test_any_range_has_two_to_a_few_ticks(low, factor, most):
+    ticks = LogTicks(most).tick_values(low, low * factor)
+    assert 2 <= len(ticks) <= most + 2
+    assert all(low * (1 - 1e-9) <= tick <= low * factor * (1 + 1e-9) for tick in ticks)
+    assert len(set(ticks)) == len(ticks)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 30), (1e-7, 1e-3), (1.01, 1.04), (2e5, 9e5), (1e-40, 1e20)])
+@pytest.mark.parametrize(("width", "most"), [(3.25, 5), (1.6, 3)])
+def test_labels_on_the_axis_do_not_overlap(low, high, width, most):
+    with style():
+        figure = Figure((width, 1.5), layout="constrained")
+        ax = figure.add_subplot()
+        make_log(ax, "x", (low, high), most)
+        make_log(ax, "y", (low, high), 3)
+        figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+    for one, other in itertools.pairwise(boxes):
+        assert one.x1 < other.x0
+    assert len(boxes) >= 2
+
+
+def test_limits_hold_every_positive_value():
+    low, high = log_limits(np.array([0.5, np.nan, -1, 0]), np.array([20.0, np.inf]))
+    assert 0 < low < 0.5
+    assert high > 20
+    assert log_limits(np.array([3.0])) == (1.5, 6.0)
+    assert log_limits(np.array([np.nan])) == (0.1, 10.0)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (950, "950"), (20_000, "20k"), (1_500_000, "1.5M")])
+def test_counts_are_short(value, text):
+    assert count(value) == text

@@ -1,0 +1,207 @@
+"""Figure 1: what is drawn where, and what happens to points that have no place."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+
+import lsmooth
+from lsmooth.errors import InvalidArgumentError
+from lsmooth.figures import smoothness_panels, smoothness_scatter, style
+
+
+def frame(n=40, seed=0, **columns):
+    generator = np.random.default_rng(seed)
+    grad_norm = np.exp(generator.normal(size=n))
+    points = {"step": np.arange(n) * 10, "grad_norm": grad_norm, "smoothness": 2 + 3 * grad_norm, "usable": True}
+    return pd.DataFrame(points | columns)
+
+
+def empty_axes():
+    return Figure(layout="constrained").add_subplot()
+
+
+def drawn(ax):
+    """The coloured points: x, y, and the iteration that colours each, in order of iteration."""
+    (cloud,) = [artist for artist in ax.collections if isinstance(artist, PathCollection)]
+    offsets, colours = np.asarray(cloud.get_offsets()), np.asarray(cloud.get_array())
+    order = np.argsort(colours)
+    return offsets[order, 0], offsets[order, 1], colours[order]
+
+
+def legend_texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else []
+
+
+def test_every_point_stands_where_it_was_measured_in_the_colour_of_its_step():
+    points = frame()
+    ax = smoothness_scatter(points, ax=empty_axes())
+    x, y, step = drawn(ax)
+    np.testing.assert_array_equal(x, points["grad_norm"])
+    np.testing.assert_array_equal(y, points["smoothness"])
+    np.testing.assert_array_equal(step, points["step"])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert "gradient norm" in ax.get_xlabel()
+    assert ax.get_ylabel() == "local Lipschitz constant"
+    bar = ax.figure.axes[1]
+    assert bar.get_ylabel() == "iteration"
+    assert bar.get_ylim() == (0, 390)
+
+
+def test_a_real_trace_gives_its_cloud(small_trace):
+    with lsmooth.Trace(small_trace) as trace:
+        cloud = trace.cloud()
+        x, y, step = drawn(smoothness_scatter(trace, ax=empty_axes()))
+    good = cloud.usable[:, 0]
+    np.testing.assert_array_equal(x, cloud.grad_norm[good, 0])
+    np.testing.assert_array_equal(y, cloud.smoothness[good, 0])
+    np.testing.assert_array_equal(step, cloud.steps[good])
+
+
+@pytest.mark.parametrize("give", [lambda path: path, str, lambda path: lsmooth.Trace(path).cloud()])
+def test_a_path_and_a_cloud_draw_like_their_trace(small_trace, give):
+    with lsmooth.Trace(small_trace) as trace:
+        expected = drawn(smoothness_scatter(trace, ax=empty_axes()))
+    found = drawn(smoothness_scatter(give(small_trace), ax=empty_axes()))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_group_is_drawn_by_its_name(small_trace):
+    with lsmooth.Trace(small_trace) as trace:
+        cloud = trace.cloud("module")
+        place = cloud.groups.index("decoder")
+        _, y, _ = drawn(smoothness_scatter(trace, by="module", group="decoder", ax=empty_axes()))
+        np.testing.assert_array_equal(y, cloud.smoothness[:, place][cloud.usable[:, place]])
+        with pytest.raises(InvalidArgumentError, match="did you mean decoder"):
+            smoothness_scatter(trace, by="module", group="decodr", ax=empty_axes())
+        with pytest.raises(InvalidArgumentError, match="name one with group="):
+            smoothness_scatter(trace, by="module", ax=empty_axes())
+
+
+def test_flagged_points_stand_apart():
+    points = frame()
+    points.loc[[3, 7], "usable"] = False
+    ax = smoothness_scatter(points, ax=empty_axes())
+    assert len(drawn(ax)[0]) == 38
+    (crosses,) = [line for line in ax.lines if line.get_marker() == "x"]
+    np.testing.assert_array_equal(crosses.get_xdata(), points["grad_norm"][[3, 7]])
+    assert "flagged (2)" in legend_texts(ax)
+
+
+def test_points_without_a_place_are_counted():
+    points = frame()
+    points.loc[0, "smoothness"] = 0
+    points.loc[1, "grad_norm"] = 0
+    points.loc[2, "smoothness"] = np.nan
+    points.loc[3, "smoothness"] = np.inf
+    ax = smoothness_scatter(points, ax=empty_axes())
+    assert len(drawn(ax)[0]) == 36
+    assert "not shown (4)" in legend_texts(ax)
+    ax = smoothness_scatter(points, ax=empty_axes(), linear=True)
+    assert len(drawn(ax)[0]) == 38
+    assert ax.get_xscale() == "linear"
+    assert "not shown (2)" in legend_texts(ax)
+
+
+def test_all_flagged_is_still_a_figure():
+    ax = smoothness_scatter(frame(usable=False), ax=empty_axes())
+    assert not ax.collections
+    assert legend_texts(ax) == ["flagged (40)"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"smoothness": np.nan}, "none of the 40 points is finite"),
+        ({"smoothness": 0.0}, "draw with linear axes"),
+        ({"grad_norm": -1.0}, "draw with linear axes"),
+    ],
+)
+def test_nothing_to_draw_is_one_sentence(columns, sentence):
+    with pytest.raises(InvalidArgumentError, match=sentence):
+        smoothness_scatter(frame(**columns), ax=empty_axes())
+
+
+def test_an_empty_frame_and_a_frame_of_something_else_are_refused():
+    with pytest.raises(InvalidArgumentError, match="no step has been measured yet"):
+        smoothness_scatter(frame(0), ax=empty_axes())
+    with pytest.raises(InvalidArgumentError, match="no column 'smoothness'"):
+        smoothness_scatter(pd.DataFrame({"step": [1]}), ax=empty_axes())
+    with pytest.raises(InvalidArgumentError, match="not from list"):
+        smoothness_scatter([1, 2], ax=empty_axes())
+
+
+def test_a_single_point_has_axes_around_it():
+    ax = smoothness_scatter(frame(1), ax=empty_axes())
+    (x,), (y,), _ = drawn(ax)
+    assert ax.get_xlim()[0] < x < ax.get_xlim()[1]
+    assert ax.get_ylim()[0] < y < ax.get_ylim()[1]
+    ax.figure.draw_without_rendering()
+    assert len([label for label in ax.get_xticklabels() if label.get_text()]) >= 2
+
+
+def test_many_points_keep_their_places_and_colours():
+    points = frame(50_000)
+    ax = smoothness_scatter(points, ax=empty_axes())
+    clouds = [line for line in ax.lines if line.get_marker() == "o"]
+    x = np.concatenate([line.get_xdata() for line in clouds])
+    y = np.concatenate([line.get_ydata() for line in clouds])
+    np.testing.assert_array_equal(np.sort(x), np.sort(points["grad_norm"]))
+    np.testing.assert_allclose(y, 2 + 3 * x)
+    assert all(line.get_rasterized() for line in clouds)
+    # Each line holds points of one stretch of the run, in that stretch's colour.
+    step_of = dict(zip(points["grad_norm"], points["step"], strict=True))
+    colours = {}
+    for line in clouds:
+        steps = [step_of[value] for value in line.get_xdata()]
+        assert max(steps) - min(steps) <= 500_000 / 64 + 1
+        colours.setdefault(tuple(line.get_color()), set()).update(np.array([min(steps), max(steps)]) * 64 // 500_000)
+    assert len(colours) == 64
+    assert all(len(stretch) <= 2 for stretch in colours.values())
+
+
+def test_a_figure_of_its_own_is_in_the_house_style_and_the_settings_stay():
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
+    ax = smoothness_scatter(frame())
+    assert dict(matplotlib.rcParams) == before
+    ax.figure.draw_without_rendering()
+    assert ax.figure.get_size_inches()[0] == pytest.approx(3.25)
+    texts = [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()]
+    assert {text.get_fontsize() for text in texts} == {8}
+    plt.close(ax.figure)
+
+
+def test_a_style_of_ones_own_goes_on_top(tmp_path):
+    file = tmp_path / "big.mplstyle"
+    file.write_text("font.size: 11\naxes.labelsize: 12\n")
+    with style(file):
+        ax = smoothness_scatter(frame(), ax=empty_axes())
+    assert ax.xaxis.label.get_fontsize() == 12
+
+
+def test_several_runs_share_axes_and_one_colour_scale(small_trace):
+    figure = Figure((3.25, 2), layout="constrained")
+    axes = smoothness_panels([small_trace, frame()], figure=figure)
+    assert len(axes) == 2
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    assert len(figure.axes) == 3
+    assert figure.axes[2].get_xlim() == (0, 390)
+    assert axes[0].get_title(loc="right") == "small"
+    for ax in axes:
+        x, y, _ = drawn(ax)
+        assert ax.get_xlim()[0] < x.min()
+        assert x.max() < ax.get_xlim()[1]
+        assert ax.get_ylim()[0] < y.min()
+        assert y.max() < ax.get_ylim()[1]
+
+
+def test_panels_of_many_groups_are_an_even_choice():
+    points = pd.concat([frame(5, seed=k, group=f"layer{k}") for k in range(150)])
+    axes = smoothness_panels(points, figure=Figure(layout="constrained"), panels=4)
+    assert [ax.get_title(loc="right") for ax in axes] == ["layer0", "layer50", "layer99", "layer149"]
