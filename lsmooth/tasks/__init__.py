@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # name -> module and class; a task's module is imported when the task is asked for.
 _HOME = {
     "transformer-encoder": ("lsmooth.tasks.transformer_encoder", "TransformerEncoder"),
+    "resnet20": ("lsmooth.tasks.resnet20", "ResNet20Task"),
 }
 NAMES = tuple(_HOME)
 
