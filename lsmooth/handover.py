@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsmooth.norms import accumulation_dtype
-from lsmooth.trace.layout import Field, Status
+from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
 from lsmooth.trace.writer import BackgroundWriter
 
 # A block is handed over when it is full, or when this many seconds have passed since the last one was.
@@ -43,7 +43,7 @@ class RowLayout:
         self.shapes: dict[str, tuple[int, ...]] = {
             item.name: tuple(sizes[name] for name in item.dims[1:])
             for item in fields
-            if item.name not in self.HOST_FIELDS
+            if item.name not in self.HOST_FIELDS and item.name not in TOTAL_FIELDS
         }
         self.shapes |= dict.fromkeys(self.EXTRA, ())
         # Learning rates may be tensors on the device; they travel with the rest.

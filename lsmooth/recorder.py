@@ -162,7 +162,7 @@ class Recorder:
         self._handover = Handover(self._layout, self._gammas, self._device, self._writer)
 
         # Step number, and whether it is measured: asked once, since `every` may be anything.
-        self._step = 0 if self._file.last_step is None else self._file.last_step + 1
+        self._step = self._file.next_step or 0
         self._decision: tuple[int, bool] | None = None
         self._current: _Step | None = None
         self._mark: tuple[Tensor, int, int] | None = None
@@ -218,17 +218,28 @@ class Recorder:
         return self._handover.latest
 
     def state_dict(self) -> dict[str, int]:
-        """Return what a checkpoint needs to continue the trace from here: the step that comes next."""
-        return {"step": self._step}
+        """Return what a checkpoint needs to continue the trace from here, all measured so far being in the file.
+
+        Returns:
+            The optimizer step that comes next (`step`), and how many steps before it are in the trace (`rows`).
+        """
+        # A checkpoint newer than the file would leave a gap after a kill.
+        self.flush()
+        return {"step": self._step, "rows": self._file.rows}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a checkpoint: count from its step, and drop what the trace holds from there on.
 
-        Call it on a recorder made with `mode="a"`, before the first step.
+        Call it on a recorder made with `mode="a"`, before the first step. With another mode, it counts on in a new
+        trace.
+
+        Raises:
+            TraceError: The trace is not the checkpoint's, or has been written to already.
         """
+        rows = state.get("rows")
+        self._file.go_on_from(int(state["step"]), None if rows is None else int(rows))
         self._step = int(state["step"])
         self._decision = None
-        self._file.keep_before(self._step)
 
     def flush(self) -> None:
         """Write all that was measured so far to the file, and wait for it."""
@@ -249,7 +260,7 @@ class Recorder:
             recorders.remove(self)
         self._current = None
         self._handover.flush()
-        self._writer.close()
+        self._writer.close(self._step)
         self._handover.tell()
 
     def __enter__(self) -> Recorder:

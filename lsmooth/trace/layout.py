@@ -13,12 +13,12 @@ FORMAT = "lsmooth-trace"
 FORMAT_VERSION = "1.0"
 COORDINATE_GROUP = "coordinate"
 
+RECENT_GROUP = "recent"
+
 # Rows of a chunk along `step`, and the most parameters or coordinates in one: a single step and a single parameter
-# can both be read without touching much of the rest, and a chunk that is flushed half full is rewritten at little cost.
-CHUNK_STEPS = 16
+# can both be read without touching much of the rest. Rows that do not fill a chunk yet wait in `recent`.
+CHUNK_STEPS = 32
 CHUNK_WIDTH = 64
-# Series with one number a step are chunked longer.
-CHUNK_SERIES = 256
 
 
 class Status(IntFlag):
@@ -74,6 +74,15 @@ FIELDS = (
         "1",
         "2-norm of grad f(x_t + gamma d) - grad f(x_t), by parameter tensor",
     ),
+    Field("total_grad_norm", ("step",), "float64", "1", "2-norm of grad f(x_t), all parameter tensors together"),
+    Field("total_step_norm", ("step",), "float64", "1", "2-norm of d, all parameter tensors together"),
+    Field(
+        "total_grad_diff",
+        ("step", "gamma"),
+        "float64",
+        "1",
+        "2-norm of grad f(x_t + gamma d) - grad f(x_t), all parameter tensors together",
+    ),
     Field("coordinate/grad", ("step", "coordinate"), "real", "1", "gradient at x_t, followed coordinates"),
     Field("coordinate/displacement", ("step", "coordinate"), "real", "1", "d, followed coordinates"),
     Field(
@@ -97,11 +106,16 @@ FIELDS = (
 ENDPOINT_FIELDS = frozenset({"loss_next", "coordinate/grad_next"})
 COORDINATE_FIELDS = frozenset(field.name for field in FIELDS if field.name.startswith(f"{COORDINATE_GROUP}/"))
 NOISE_FIELDS = frozenset({"grad_noise"})
+# What the writer joins from norms by parameter tensor, so that the commonest question is answered from a small part of
+# the file.
+TOTAL_FIELDS = {
+    "total_grad_norm": "grad_norm",
+    "total_step_norm": "step_norm",
+    "total_grad_diff": "grad_diff",
+}
 
 
 def chunk_shape(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:
     """Return the chunk shape of a field, given the size of every dimension but `step`."""
-    if field.dims == ("step",):
-        return (CHUNK_SERIES,)
     widths = {name: min(size, CHUNK_WIDTH) if name != "gamma" else size for name, size in sizes.items()}
     return (CHUNK_STEPS, *(max(1, widths[name]) for name in field.dims[1:]))

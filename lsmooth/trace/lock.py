@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -11,10 +12,12 @@ from lsmooth.errors import TraceError
 
 # A byte far beyond any file's end: HDF5 puts its own locks elsewhere, and readers are not kept out.
 _LOCK_BYTE = 1 << 60
+# C's `struct flock`: type, whence, start, length, process.
+_FLOCK = "hhqqi4x"
 
 
 def lock_as_writer(path: Path) -> int:
-    """Lock a file against other writers for as long as the returned descriptor is open.
+    """Lock a file against other writers until the returned descriptor is given to `unlock`, or the process ends.
 
     Raises:
         TraceError: Another writer holds the lock, or the file may not be written.
@@ -27,22 +30,51 @@ def lock_as_writer(path: Path) -> int:
         ) from error
     try:
         _lock(descriptor, fcntl.F_WRLCK)
+        # Between opening and locking, a writer may have put another file in this one's place.
+        busy = not is_file_at(path, descriptor)
     except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        raise TraceError(
-            f"{path} is being written by another recorder; wait for it to end, or choose another name."
-        ) from None
+        busy = True
     except OSError:
         # A file system without locks: nothing keeps a second writer out, and nothing keeps this one from writing.
-        pass
+        busy = False
+    if busy:
+        os.close(descriptor)
+        raise being_written(path)
     return descriptor
+
+
+def being_written(path: Path) -> TraceError:
+    """Return the error for a file that has a writer already."""
+    return TraceError(f"{path} is being written by another recorder; wait for it to end, or choose another name.")
+
+
+def unlock(descriptor: int) -> None:
+    """Give up a lock and close its descriptor."""
+    # A lock outlives `close` while a forked process (a data loader's worker) still has the descriptor.
+    with contextlib.suppress(OSError):
+        _lock(descriptor, fcntl.F_UNLCK)
+    os.close(descriptor)
+
+
+def is_file_at(path: Path, descriptor: int) -> bool:
+    """Say whether an open file is the one that stands at a path now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def is_being_written(path: Path) -> bool:
     """Say whether a writer is at work on a file now; it no longer is once it has closed the file or was killed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if hasattr(fcntl, "F_OFD_GETLK"):
+            # Asking takes no lock, so that a look at a file never stands in a writer's way.
+            answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _request(fcntl.F_RDLCK))
+            kind: int = struct.unpack(_FLOCK, answer)[0]
+            return kind != fcntl.F_UNLCK
         _lock(descriptor, fcntl.F_RDLCK)
+        _lock(descriptor, fcntl.F_UNLCK)
     except (BlockingIOError, PermissionError):
         return True
     except OSError:
@@ -55,9 +87,12 @@ def is_being_written(path: Path) -> bool:
 def _lock(descriptor: int, kind: int) -> None:
     if hasattr(fcntl, "F_OFD_SETLK"):
         # Locks of open file descriptions hold between two recorders of one process too, and are not lost when the
-        # process reads the trace and closes it again. The request is a C `struct flock`.
-        request = struct.pack("hhqqi4x", kind, os.SEEK_SET, _LOCK_BYTE, 1, 0)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+        # process reads the trace and closes it again.
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _request(kind))
     else:
-        flag = fcntl.LOCK_SH if kind == fcntl.F_RDLCK else fcntl.LOCK_EX
+        flag = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX}.get(kind, fcntl.LOCK_UN)
         fcntl.lockf(descriptor, flag | fcntl.LOCK_NB, 1, _LOCK_BYTE, os.SEEK_SET)
+
+
+def _request(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCK_BYTE, 1, 0)

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschitz
+from lsmooth.trace import header_sum
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, Status
 from lsmooth.trace.lock import is_being_written
+from lsmooth.trace.recent import read_closed, read_recent
 
 if TYPE_CHECKING:
     import xarray
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 Displacement = Literal["layer", "global"]
 # Elements that one pass over a large dataset holds at a time.
 _BLOCK_ELEMENTS = 1 << 23
+# How often to look again when a writer moves rows just then.
+_LOOKS = 5
 
 
 class Trace:
@@ -75,7 +79,8 @@ class Trace:
                 self.coordinate_names: list[str] = (
                     _strings(self._file["coordinate/coordinate"]) if "coordinate/grad" in self._fields else []
                 )
-                self._length = self._rows()
+                self._check_shapes()
+                self._look()
         except BaseException:
             self.close()
             raise
@@ -109,10 +114,17 @@ class Trace:
         """Whether the run has closed the file, is at work on it, or ended without closing it."""
         if is_being_written(self.path):
             return "being written"
-        with self.path.open("rb") as file:
-            head = file.read(12)
-        # HDF5's superblock (versions 2 and 3) marks a file that was opened for writing and not closed.
-        return "cut off" if len(head) == 12 and head[11] & 0b101 else "complete"
+        with self._reading("recent/closed"):
+            return "cut off" if read_closed(self._file) is None else "complete"
+
+    @property
+    def next_step(self) -> int:
+        """Optimizer step that a run which continues this trace goes on with, as far as the file knows."""
+        with self._reading("recent/closed"):
+            closed = read_closed(self._file)
+        if closed is not None:
+            return closed[1]
+        return int(self.steps[-1]) + 1 if len(self) else 0
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -122,9 +134,7 @@ class Trace:
     def refresh(self) -> int:
         """Look for steps that were written since the trace was opened, and return how many there are now."""
         with self._reading("step"):
-            for name in self._fields:
-                self._file[name].id.refresh()
-            self._length = self._rows()
+            self._look()
         for name in ("steps", "time", "status", "loss"):
             self.__dict__.pop(name, None)
         return self._length
@@ -145,9 +155,12 @@ class Trace:
             raise TraceError(
                 f"{self.path} has no {name}; it holds {', '.join(sorted(self._fields))} (see `lsmooth info`)."
             )
-        start, stop, _ = (rows or slice(None)).indices(self._length)
+        start, stop, _ = (slice(None) if rows is None else rows).indices(self._length)
         with self._reading(name):
-            return np.asarray(self._file[name][start:stop])
+            values = np.asarray(self._file[name][start : min(stop, self._whole)])
+            if stop > self._whole:
+                values = np.concatenate([values, self._recent[name][max(start - self._whole, 0) : stop - self._whole]])
+            return values
 
     def has(self, name: str) -> bool:
         """Say whether the trace holds a dataset."""
@@ -260,7 +273,10 @@ class Trace:
         else:
             members = group_parameters(self.parameters, by)
             groups = tuple(members)
-            values = joined_norms(self.read("grad_norm"), list(members.values()))
+            if by == "global":
+                values = self.read("total_grad_norm")[:, None]
+            else:
+                values = joined_norms(self.read("grad_norm"), list(members.values()))
         return pd.DataFrame(
             {
                 "step": np.repeat(self.steps, len(groups)),
@@ -272,7 +288,6 @@ class Trace:
     def to_frame(self) -> pd.DataFrame:
         """Return one row a measured step: step, time, loss, lr, gradient norm, step norm, smoothness, status."""
         cloud = self.cloud("global")
-        everything = [list(range(len(self.parameters)))]
         columns: dict[str, Any] = {"step": self.steps, "time": self.time, "loss": self.loss}
         if self.has("loss_next"):
             columns["loss_next"] = self.read("loss_next")
@@ -280,7 +295,7 @@ class Trace:
         for group in range(lr.shape[1]):
             columns["lr" if lr.shape[1] == 1 else f"lr_{group}"] = lr[:, group]
         columns["grad_norm"] = cloud.grad_norm[:, 0]
-        columns["step_norm"] = joined_norms(self.read("step_norm"), everything)[:, 0]
+        columns["step_norm"] = self.read("total_step_norm")
         columns["smoothness"] = cloud.smoothness[:, 0]
         columns["status"] = self.status
         columns["usable"] = cloud.usable[:, 0]
@@ -332,6 +347,10 @@ class Trace:
         self, by: By, displacement: Displacement
     ) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
         members = group_parameters(self.parameters, by)
+        if by == "global":
+            moved = self.read("total_step_norm")[:, None]
+            changed = self.read("total_grad_diff")[:, :, None]
+            return tuple(members), local_lipschitz(changed, moved, self.gammas), self.read("total_grad_norm")[:, None]
         positions = list(members.values())
         smoothness = np.full((len(self), len(members)), np.nan)
         grad_norm = np.full((len(self), len(members)), np.nan)
@@ -381,9 +400,38 @@ class Trace:
                 f"upgrade lsmooth to {writer} or later to read it."
             )
 
-    def _rows(self) -> int:
-        # A writer appends `step` last, so that its length counts whole rows.
-        return int(min(self._file[name].shape[0] for name in self._fields)) if self._fields else 0
+    def _check_shapes(self) -> None:
+        sizes = {
+            "gamma": len(self.gammas),
+            "parameter": len(self.parameters),
+            "group": len(self._file["group"]),
+            "coordinate": len(self.coordinate_names),
+        }
+        if header_sum.header_sum(self._file) != self._file.attrs[header_sum.NAME]:
+            raise ValueError("it does not match its checksum")
+        for field in FIELDS:
+            if field.name in self._fields:
+                expected = tuple(sizes[name] for name in field.dims[1:])
+                if self._file[field.name].shape[1:] != expected:
+                    raise ValueError(f"{field.name} has not the dimensions {', '.join(field.dims)}")
+
+    def _look(self) -> None:
+        """See how many rows there are now."""
+        for _ in range(_LOOKS):
+            for name in self._fields:
+                self._file[name].id.refresh()
+            # Of a row that was cut off while it was being appended, some datasets have more than others.
+            whole = min(self._file[name].shape[0] for name in self._fields)
+            self._file["recent/rows"].id.refresh()
+            recent = read_recent(self._file, whole)
+            # What waited in slots may have moved into the chunked datasets in between, and the slots been used again.
+            self._file["step"].id.refresh()
+            if self._file["step"].shape[0] <= whole or len(recent):
+                break
+        closed = read_closed(self._file)
+        if closed is not None and closed[0] != whole:
+            raise ValueError(f"it was closed with {closed[0]} rows, and has {whole}")
+        self._whole, self._recent, self._length = whole, recent, whole + len(recent)
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:

@@ -13,28 +13,38 @@ import os
 import queue
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError
+from lsmooth.estimators import joined_norms
+from lsmooth.trace import header_sum
 from lsmooth.trace.layout import (
+    CHUNK_STEPS,
     COORDINATE_FIELDS,
     ENDPOINT_FIELDS,
     FIELDS,
     FORMAT,
     FORMAT_VERSION,
     NOISE_FIELDS,
+    TOTAL_FIELDS,
     Field,
     Status,
     chunk_shape,
 )
-from lsmooth.trace.lock import lock_as_writer
+from lsmooth.trace.lock import is_file_at, lock_as_writer, unlock
+from lsmooth.trace.recent import RecentWriter, create_recent, dtype_of, record_of
+from lsmooth.trace.superblock import clear_open_mark, end_of_file
+
+if TYPE_CHECKING:
+    from lsmooth.trace.reader import Trace
 
 Mode = Literal["x", "w", "a"]
 _FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -91,6 +101,12 @@ class Header:
         }
 
 
+# Index entries and the like that HDF5 writes beside a block of chunks, more than it ever needs.
+_INDEX_BYTES = 1 << 16
+# Rows that are copied at a time when a trace is continued.
+_COPY_BYTES = 1 << 26
+
+
 class TraceWriter:
     """The one writer of a trace file.
 
@@ -105,134 +121,274 @@ class TraceWriter:
             "a"), or its folder is missing or cannot be written.
 
     Attributes:
-        last_step: Optimizer step index of the last row that a continued trace holds, None for a new one.
+        path: Where the trace goes, as it was given.
+        next_step: Optimizer step that a continued trace goes on with, None for a new one.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header, mode: Mode = "x") -> None:
         if mode not in ("x", "w", "a"):
             raise InvalidArgumentError(f"mode={mode!r} is none of 'x' (new file), 'w' (replace) and 'a' (continue).")
         self.path = Path(path)
+        # The process may change its working directory later.
+        self._place = Path(os.path.realpath(path))
         self._header = header
         self._fields = header.fields()
-        self.last_step: int | None = None
-        self._old: Path | None = None
-        self._old_rows = 0
-        parent = self.path.parent
-        if not parent.is_dir():
-            raise TraceError(f"There is no folder {parent} to write {self.path.name} into; create it first.")
-        if mode == "x" and self.path.exists():
-            raise _exists(self.path)
+        self._dtypes = {item.name: dtype_of(item, header.real) for item in self._fields}
+        self._mode = mode
+        self.next_step: int | None = None
+        # Rows in the chunked datasets, and those that wait in their slots until they fill a chunk.
+        self._whole = 0
+        self._waiting: dict[str, NDArray[Any]] = {}
+        self._recent: RecentWriter | None = None
         self._lock: int | None = None
         self._file: h5py.File | None = None
+        self._descriptor = -1
+        if not self._place.parent.is_dir():
+            raise TraceError(f"There is no folder {self.path.parent} to write {self.path.name} into; create it first.")
+        exists = self._place.exists()
+        if mode == "x" and exists:
+            raise _exists(self.path)
         # Whoever holds the lock on the file at this path is its writer; a new file is locked before it gets the name.
-        held = lock_as_writer(self.path) if mode != "x" and self.path.exists() else None
+        held = lock_as_writer(self._place) if exists else None
         try:
-            if mode == "a" and self.path.exists():
+            if mode == "a" and exists:
                 self._check_same_run()
                 self._lock, held = held, None
             else:
-                self._create(replace=mode != "x")
+                self._create(replace=exists)
         finally:
             if held is not None:
-                os.close(held)
+                unlock(held)
+        _WRITERS.add(self)
 
-    def keep_before(self, step: int) -> None:
-        """Drop the rows of a continued trace from optimizer step `step` on; call it before the first `append`."""
-        if self.last_step is None or self._file is not None:
+    @property
+    def rows(self) -> int:
+        """How many measured steps the trace has."""
+        return self._whole + (len(self._waiting["step"]) if self._waiting else 0)
+
+    def go_on_from(self, step: int, rows: int | None = None) -> None:
+        """Continue with optimizer step `step`, and drop the rows from there on; call it before the first `append`.
+
+        Args:
+            step: The optimizer step that comes next.
+            rows: How many rows there were before it, where that is known.
+
+        Raises:
+            TraceError: The trace does not hold these rows, or has been written to already.
+        """
+        if self._mode != "a":
             return
+        if self.next_step is None:
+            if rows:
+                raise TraceError(
+                    f"There was no {self.path} to continue, and the checkpoint knows of {rows} measured steps; give "
+                    "the path of the trace that it was made with, or mode='x' to go on in a new one."
+                )
+            return
+        if self._file is not None:
+            raise TraceError(
+                f"{self.path} has been written to already; load the checkpoint's state before the first step."
+            )
         from lsmooth.trace.reader import Trace
 
-        with Trace(self.path) as old:
-            self._old_rows = int(np.searchsorted(old.steps, step))
+        with Trace(self._place) as old:
+            kept = int(np.searchsorted(old.steps, step))
+        if rows is not None and kept != rows:
+            raise TraceError(
+                f"{self.path} holds {kept} measured steps before step {step}, and the checkpoint knows of {rows}: "
+                "they do not belong together; continue the trace that the checkpoint was made with."
+            )
+        self._whole = kept
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Append measured steps, one array a field (see `Header.fields`), steps along the first axis, and flush.
 
+        Totals over the parameter tensors need not be given: they are joined here. After an error the file stays as it
+        was, and takes no more rows.
+
         Raises:
             OSError: The disk is full or gone.
         """
-        self._begin()
-        if self._file is None or self._lock is None:
-            raise OSError(errno.EBADF, "it is closed")
-        if not _same_file(self.path, self._lock):
-            # Writes to a deleted file succeed, and are lost.
-            raise OSError(errno.ENOENT, "it was moved or deleted")
+        try:
+            self._begin()
+            if self._file is None or self._lock is None:
+                raise OSError(errno.EBADF, "it is closed")
+            if not is_file_at(self._place, self._lock):
+                # Writes to a deleted file succeed, and are lost.
+                raise OSError(errno.ENOENT, "it was moved or deleted")
+            self._put(self._as_stored(rows))
+        except BaseException:
+            self.abandon()
+            raise
+
+    def close(self, next_step: int | None = None) -> None:
+        """Finish the file and give up the lock.
+
+        Args:
+            next_step: Optimizer step that would come next, by default the one after the last measured.
+        """
+        try:
+            self._begin()
+            if self._file is not None and self._lock is not None:
+                if self._waiting:
+                    self._extend(self._waiting)
+                    self._waiting = {}
+                if next_step is None:
+                    next_step = int(self._file["step"][-1]) + 1 if self._whole else 0
+                assert self._recent is not None
+                self._recent.mark_closed(self._whole, next_step)
+                self._file.close()
+                self._file = None
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Leave the file as it is on the disk, and give up the lock: HDF5 may hold changes that are not whole."""
+        file, self._file = self._file, None
+        if file is not None:
+            # What HDF5 still writes, now or when the process ends, goes nowhere.
+            _redirect(self._descriptor)
+            with contextlib.suppress(Exception):
+                file.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                clear_open_mark(lock)
+            unlock(lock)
+        _WRITERS.discard(self)
+
+    def forget(self) -> None:
+        """In a forked process: keep hands off the file, which is the parent's."""
+        # No call of HDF5 here: another thread may have been inside it when the process was forked.
+        if self._file is not None:
+            _redirect(self._descriptor)
+            _FORGOTTEN.append(self._file)
+        if self._lock is not None:
+            _redirect(self._lock)
+        self._file = self._lock = None
+
+    def _as_stored(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return rows in the file's own dtypes, with totals over all tensors."""
+        with np.errstate(over="ignore"):
+            stored = {
+                item.name: np.asarray(rows[item.name]).astype(self._dtypes[item.name], copy=False)
+                for item in self._fields
+                if item.name not in TOTAL_FIELDS
+            }
+        everything = [list(range(len(self._header.parameters)))]
+        for total, part in TOTAL_FIELDS.items():
+            stored[total] = joined_norms(stored[part], everything)[..., 0]
+        return {item.name: stored[item.name] for item in self._fields}
+
+    def _put(self, new: Mapping[str, NDArray[Any]]) -> None:
+        """Write rows as they are stored: whole chunks for good, the rest into the slots for recent rows."""
+        assert self._recent is not None
+        waiting = {
+            name: np.concatenate([self._waiting[name], values]) if self._waiting else values
+            for name, values in new.items()
+        }
+        before = len(waiting["step"]) - len(new["step"])
+        whole = len(waiting["step"]) // CHUNK_STEPS * CHUNK_STEPS
+        if whole:
+            self._extend({name: values[:whole] for name, values in waiting.items()})
+            # A copy, so that what is written is not kept alive by what waits.
+            waiting = {name: values[whole:].copy() for name, values in waiting.items()}
+            before, new = 0, waiting
+        if len(new["step"]):
+            self._recent.put(new, self._whole + before)
+        self._waiting = waiting if len(waiting["step"]) else {}
+
+    def _extend(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Append rows to the chunked datasets, and flush."""
+        assert self._file is not None
+        assert self._lock is not None
+        _reserve(self._lock, sum(values.nbytes for values in rows.values()))
         for item in self._fields:
-            values = rows[item.name]
             dataset = self._file[item.name]
-            start = dataset.shape[0]
-            dataset.resize(start + len(values), axis=0)
-            dataset[start:] = values
             # `step` comes last: what it counts is whole, whoever looks in between.
             if item.name == "step":
                 self._file.flush()
+            dataset.resize(self._whole + len(rows[item.name]), axis=0)
+            dataset[self._whole :] = rows[item.name]
         self._file.flush()
-
-    def close(self) -> None:
-        """Finish the file and give up the lock."""
-        try:
-            if self._lock is not None:
-                self._begin()
-        finally:
-            if self._file is not None:
-                file, self._file = self._file, None
-                # After an error HDF5 may be unable to close the file in good order; what was flushed stays readable.
-                with contextlib.suppress(OSError, RuntimeError, ValueError):
-                    file.close()
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+        clear_open_mark(self._lock)
+        _trim(self._lock)
+        self._whole += len(rows["step"])
 
     def _begin(self) -> None:
         """Start writing to a continued trace: a fresh file with the rows to keep takes the old one's place."""
-        if self._file is not None or self.last_step is None:
+        if self._file is not None or self._lock is None:
             return
         from lsmooth.trace.reader import Trace
 
-        with Trace(self.path) as old:
-            rows = self._old_rows
-            kept = {item.name: old.read(item.name, slice(0, rows)) for item in self._fields}
         old_lock, self._lock = self._lock, None
         try:
-            self._create(replace=True, kept=kept)
-        finally:
-            if old_lock is not None:
-                os.close(old_lock)
+            if not is_file_at(self._place, old_lock):
+                raise OSError(errno.ENOENT, "it was moved or deleted")
+            with Trace(self._place) as old:
+                self._create(replace=True, old=old)
+        except BaseException:
+            self._lock = old_lock
+            raise
+        unlock(old_lock)
 
-    def _create(self, *, replace: bool, kept: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Write a new file beside the path, lock it, and give it the name."""
+    def _create(self, *, replace: bool, old: Trace | None = None) -> None:
+        """Write a new file beside the path, lock it, and give it the name.
+
+        Args:
+            replace: Whether there is a file at the path, which this process has locked.
+            old: The trace whose first `rows` rows the new file begins with.
+        """
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+            handle, name = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
         except OSError as error:
             raise TraceError(
                 f"{self.path} cannot be written: {error.strerror}; choose a folder that you may write to."
             ) from error
         os.close(handle)
         temporary = Path(name)
+        lock: int | None = None
         try:
             os.chmod(temporary, 0o666 & ~_umask())
             file = h5py.File(temporary, "w", libver="latest", track_order=True, locking=False)
             try:
                 self._lay_out(file)
-                for item in self._fields:
-                    if kept is not None and len(kept[item.name]):
-                        file[item.name].resize(len(kept[item.name]), axis=0)
-                        file[item.name][:] = kept[item.name]
                 file.swmr_mode = True
                 file.flush()
                 lock = lock_as_writer(temporary)
+                clear_open_mark(lock)
+                self._file, self._lock, self._descriptor = file, lock, file.id.get_vfd_handle()
+                self._recent = RecentWriter(file, self._record(), lock)
+                if old is not None:
+                    self._copy(old)
                 if replace:
-                    temporary.replace(self.path)
+                    temporary.replace(self._place)
                 else:
-                    _rename_without_replacing(temporary, self.path)
+                    _rename_without_replacing(temporary, self._place, self.path)
             except BaseException:
-                file.close()
+                self._file = self._lock = None
+                _redirect(file.id.get_vfd_handle())
+                with contextlib.suppress(Exception):
+                    file.close()
+                if lock is not None:
+                    unlock(lock)
                 raise
         except OSError as error:
             raise TraceError(f"{self.path} cannot be written: {error.strerror or error}.") from error
         finally:
             temporary.unlink(missing_ok=True)
-        self._file, self._lock = file, lock
+
+    def _copy(self, old: Trace) -> None:
+        """Append the first `rows` rows of another trace, some at a time."""
+        count, self._whole = self._whole, 0
+        width = max(1, self._record().itemsize)
+        at_once = max(1, _COPY_BYTES // width // CHUNK_STEPS) * CHUNK_STEPS
+        for start in range(0, count, at_once):
+            part = slice(start, min(start + at_once, count))
+            self._put({item.name: old.read(item.name, part) for item in self._fields})
+
+    def _record(self) -> np.dtype[Any]:
+        return record_of(self._fields, self._header.sizes(), self._header.real)
 
     def _lay_out(self, file: h5py.File) -> None:
         header = self._header
@@ -264,7 +420,6 @@ class TraceWriter:
                 dataset = folder.create_dataset(name, data=values, chunks=values.shape, **_FILTERS)
                 dataset.attrs["long_name"] = meaning
                 dataset.dims[0].attach_scale(scale)
-        dtypes = {"int": "i8", "float64": "f8", "status": "u1", "real": header.real}
         created: dict[str, h5py.Dataset] = {}
         for item in sorted(self._fields, key=lambda item: item.name != "step"):
             shape = (0, *(sizes[name] for name in item.dims[1:]))
@@ -272,7 +427,7 @@ class TraceWriter:
                 item.name,
                 shape=shape,
                 maxshape=(None, *shape[1:]),
-                dtype=dtypes[item.kind],
+                dtype=self._dtypes[item.name],
                 chunks=chunk_shape(item, sizes),
                 **_FILTERS,
             )
@@ -288,13 +443,15 @@ class TraceWriter:
         flags = list(Status)
         created["status"].attrs["flag_masks"] = np.array([int(flag) for flag in flags], dtype="u1")
         created["status"].attrs["flag_meanings"] = " ".join(str(flag.name).lower() for flag in flags)
+        create_recent(file, self._record())
+        file.attrs[header_sum.NAME] = np.uint32(header_sum.header_sum(file))
 
     def _check_same_run(self) -> None:
         """Refuse to continue the trace of another model, other points or another set of datasets."""
         from lsmooth.trace.reader import Trace
 
         header = self._header
-        with Trace(self.path) as old:
+        with Trace(self._place) as old:
             differences: list[str] = []
             if old.parameters != list(header.parameters):
                 differences.append(_first_difference("parameter tensors", old.parameters, list(header.parameters)))
@@ -313,32 +470,61 @@ class TraceWriter:
                 differences.append(f"only one of the two has {odd}")
             elif old.coordinate_names != list(header.coordinate_names):
                 differences.append("it follows other coordinates (another seed?)")
-            if old.read("lr").shape[1] != header.groups:
+            if old.read("grad_norm", slice(0, 0)).dtype != np.dtype(header.real):
+                differences.append(f"its norms are not {header.real}, as this model's are")
+            if old.read("lr", slice(0, 0)).shape[1] != header.groups:
                 differences.append("its optimizer has another number of parameter groups")
             if differences:
                 raise TraceError(
                     f"{self.path} cannot be continued by this run: {'; '.join(differences)}. "
                     "Choose another file, or mode='w' to replace it."
                 )
-            self._old_rows = len(old)
-            self.last_step = int(old.steps[-1]) if len(old) else -1
+            self._whole = len(old)
+            self.next_step = old.next_step
 
 
-def _same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
-
-
-def _rename_without_replacing(source: Path, target: Path) -> None:
+def _rename_without_replacing(source: Path, target: Path, name: Path) -> None:
     try:
         os.link(source, target)
     except FileExistsError:
-        raise _exists(target) from None
+        raise _exists(name) from None
     except OSError:
-        # A file system without hard links: the check before is all there is.
-        source.rename(target)
+        # A file system without hard links: whoever creates the empty file first may replace it.
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            raise _exists(name) from None
+        source.replace(target)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Claim disk space for so many bytes behind a file's end, before HDF5 changes anything that could not be finished.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    end = os.fstat(descriptor).st_size
+    try:
+        os.posix_fallocate(descriptor, end, size + size // 8 + _INDEX_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _trim(descriptor: int) -> None:
+    """Give back what was reserved and not used."""
+    end = end_of_file(descriptor)
+    if end < os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, end)
+
+
+def _redirect(descriptor: int) -> None:
+    """Let a descriptor lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, descriptor, inheritable=False)
+    os.close(nowhere)
 
 
 def _exists(path: Path) -> TraceError:
@@ -378,6 +564,21 @@ def _numbers(values: Any) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
+# Those at work in this process: a forked one must not write to their files.
+_WRITERS: weakref.WeakSet[TraceWriter] = weakref.WeakSet()
+# Files of the parent's, which a forked process must not close.
+_FORGOTTEN: list[h5py.File] = []
+
+
+def _forget_all() -> None:
+    for writer in list(_WRITERS):
+        writer.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
 class BackgroundWriter:
     """Runs a `TraceWriter` on a thread of its own, so that a slow disk never holds up a training step.
 
@@ -392,6 +593,7 @@ class BackgroundWriter:
         self._writer = writer
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._problem: str | None = None
+        self._next_step: int | None = None
         self.failed = False
         self._thread = threading.Thread(target=self._run, name="lsmooth-writer", daemon=True)
         self._thread.start()
@@ -410,10 +612,13 @@ class BackgroundWriter:
         """Return when all that was handed over is in the file."""
         done = threading.Event()
         self._queue.put(done)
-        done.wait()
+        # In a forked process there is no such thread.
+        while self._thread.is_alive() and not done.wait(1.0):
+            pass
 
-    def close(self) -> None:
-        """Write what is left and close the file."""
+    def close(self, next_step: int | None = None) -> None:
+        """Write what is left and close the file; see `TraceWriter.close`."""
+        self._next_step = next_step
         self._queue.put(None)
         self._thread.join()
 
@@ -425,7 +630,7 @@ class BackgroundWriter:
                 continue
             try:
                 if block is None:
-                    self._writer.close()
+                    self._writer.close(self._next_step)
                     return
                 if not self.failed:
                     self._writer.append(block())

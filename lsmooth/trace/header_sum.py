@@ -1,0 +1,48 @@
+"""A checksum over what a trace says about itself: HDF5 checks its data chunks, but not all of its texts."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lsmooth.trace.layout import RECENT_GROUP
+
+NAME = "header_crc32"
+# Tables that are whole from the start; datasets along `step` grow, and enter with their kind and shape alone.
+_TABLES = (
+    "gamma",
+    "parameter",
+    "group",
+    "parameter_size",
+    "coordinate/coordinate",
+    "coordinate/parameter",
+    "coordinate/index",
+)
+
+
+def header_sum(file: h5py.File) -> int:
+    """Return the CRC-32 of a trace's root attributes, names along its dimensions, and kinds and shapes of datasets."""
+    facts: list[Any] = [[name, _plain(value)] for name, value in sorted(file.attrs.items()) if name != NAME]
+    facts += [[name, file[name][:].tolist()] for name in _TABLES if name in file]
+    growing: list[Any] = []
+
+    def look(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.maxshape[:1] == (None,):
+            growing.append([name, item.dtype.str, item.shape[1:]])
+
+    file.visititems(look)
+    facts += sorted(growing)
+    facts.append(file[RECENT_GROUP].attrs["record"])
+    return zlib.crc32(json.dumps(facts, default=_text).encode())
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

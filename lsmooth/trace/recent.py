@@ -1,0 +1,152 @@
+"""The newest rows of a trace: those that do not fill a chunk yet.
+
+A compressed chunk that is written again with one row more takes a new place in the file and leaves a hole where it
+was. So rows wait in a block of slots with a fixed place, each under a checksum of its own, until a whole chunk of them
+can be written once and for all. A row goes to its slot in one write, and HDF5's own structures stay as they are
+meanwhile. `docs/trace-format.md` describes the slots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field
+
+_PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "status": "|u1"}
+# What netCDF calls a dimension that has no variable of its own.
+_DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable.%10d"
+_STILL_OPEN = (-1, -1, 0)
+
+
+def dtype_of(item: Field, real: str) -> np.dtype[Any]:
+    """Return the dtype of a field in the file; `real` is "float32" or "float64"."""
+    return np.dtype(_PLAIN_DTYPES.get(item.kind) or np.dtype(real).newbyteorder("<"))
+
+
+def record_of(fields: Sequence[Field], sizes: Mapping[str, int], real: str) -> np.dtype[Any]:
+    """Return the dtype of one slot: the row's number, the fields, and a CRC-32 of all before it."""
+    members = [(item.name, dtype_of(item, real), tuple(sizes[name] for name in item.dims[1:])) for item in fields]
+    return np.dtype([("row", "<i8"), *members, ("crc32", "<u4")])
+
+
+def create_recent(file: h5py.File, record: np.dtype[Any]) -> None:
+    """Lay out the group `recent` of a new file."""
+    folder = file.create_group(RECENT_GROUP, track_order=True)
+    folder.attrs["long_name"] = "newest measured steps, which do not fill a chunk yet: row r is in slot r % slots"
+    members = [[name, record[name].base.str, record[name].shape] for name in record.names or ()]
+    folder.attrs["record"] = json.dumps(members)
+    scales = [_dimension(folder, "slot", CHUNK_STEPS), _dimension(folder, "byte", record.itemsize)]
+    rows = _in_place(folder, "rows", (CHUNK_STEPS, record.itemsize), "u1", "a record in each slot; see `record`")
+    for axis, scale in enumerate(scales):
+        rows.dims[axis].attach_scale(scale)
+    meaning = "once the run has closed the file: rows, next optimizer step, CRC-32 of these two"
+    closed = _in_place(folder, "closed", (3,), "<i8", meaning)
+    closed[:] = _STILL_OPEN
+    closed.dims[0].attach_scale(_dimension(folder, "item", 3))
+
+
+class RecentWriter:
+    """Puts rows into their slots.
+
+    Args:
+        file: The open trace; `create_recent` has laid it out.
+        record: dtype of a slot.
+        descriptor: The same file, open for writing.
+    """
+
+    def __init__(self, file: h5py.File, record: np.dtype[Any], descriptor: int) -> None:
+        self._record = record
+        self._descriptor = descriptor
+        self._rows_at = file[f"{RECENT_GROUP}/rows"].id.get_offset()
+        self._closed_at = file[f"{RECENT_GROUP}/closed"].id.get_offset()
+
+    def put(self, rows: Mapping[str, NDArray[Any]], first: int) -> None:
+        """Write rows that lie in one run of slots; the first of them is row `first` of the trace."""
+        records = np.zeros(len(rows["step"]), self._record)
+        records["row"] = np.arange(first, first + len(records))
+        for name, values in rows.items():
+            records[name] = values
+        for i in range(len(records)):
+            records["crc32"][i] = zlib.crc32(records[i].tobytes()[:-4])
+        _write(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
+
+    def mark_closed(self, rows: int, next_step: int) -> None:
+        """Note that the run has ended in good order, with so many rows."""
+        numbers = np.array([rows, next_step], "<i8").tobytes()
+        _write(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
+
+
+def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
+    """Return the records of a trace's rows from `rows` on, in order, as far as there are any.
+
+    Args:
+        file: The open trace.
+        rows: How many rows stand in the chunked datasets.
+
+    Raises:
+        ValueError: A row in between is damaged.
+    """
+    folder = file[RECENT_GROUP]
+    record = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in json.loads(folder.attrs["record"])])
+    raw = folder["rows"][:]
+    if raw.ndim != 2 or raw.shape[1] != record.itemsize or record.names is None or record.names[-1] != "crc32":
+        raise ValueError("its slots do not have the size of their records")
+    found: dict[int, NDArray[Any]] = {}
+    records = raw.view(record)[:, 0]
+    for i in range(len(records)):
+        number = int(records["row"][i])
+        # A slot that was being written when the run was killed, or that was never used, does not pass.
+        if number >= rows and number % len(records) == i and zlib.crc32(raw[i, :-4].tobytes()) == records["crc32"][i]:
+            found[number] = records[i]
+    kept = [found[number] for number in range(rows, rows + len(found)) if number in found]
+    if len(kept) < len(found):
+        raise ValueError(f"row {rows + len(kept)} does not match its checksum")
+    return np.array(kept, record) if kept else np.empty(0, record)
+
+
+def read_closed(file: h5py.File) -> tuple[int, int] | None:
+    """Return how many rows a trace was closed with and which optimizer step comes next, None while it is not closed.
+
+    Raises:
+        ValueError: The note is damaged.
+    """
+    note = file[f"{RECENT_GROUP}/closed"][:]
+    if tuple(note.tolist()) == _STILL_OPEN:
+        return None
+    if zlib.crc32(note[:2].astype("<i8").tobytes()) != note[2]:
+        raise ValueError("the note of how it was closed does not match its checksum")
+    return int(note[0]), int(note[1])
+
+
+def _dimension(folder: h5py.Group, name: str, size: int) -> h5py.Dataset:
+    # Never written to, such a dataset takes no room.
+    dataset = folder.create_dataset(name, shape=(size,), dtype=">f4")
+    dataset.make_scale(_DIMENSION_ONLY % size)
+    return dataset
+
+
+def _in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> h5py.Dataset:
+    """Create a dataset whose bytes have a fixed place from the start."""
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    dataset = h5py.Dataset(h5py.h5d.create(folder.id, name.encode(), kind, space, dcpl=plan))
+    dataset.attrs["long_name"] = meaning
+    return dataset
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

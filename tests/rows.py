@@ -1,0 +1,53 @@
+"""Headers and rows of made-up measurements, for tests of the file itself."""
+
+import numpy as np
+
+from lsmooth.trace.writer import Header
+
+PARAMETERS = ("embedding.weight", "layers.0.weight", "layers.0.bias", "head.weight")
+
+
+def header(parameters=PARAMETERS, gammas=(0.25, 0.5), coordinates=3, **others):
+    arguments = {
+        "parameters": tuple(parameters),
+        "parameter_sizes": tuple(range(10, 10 + len(parameters))),
+        "gammas": tuple(gammas),
+        "groups": 2,
+        "real": "float32",
+        "endpoint": True,
+        "noise": False,
+        "coordinate_names": tuple(f"{parameters[0]}[{i}]" for i in range(coordinates)),
+        "coordinate_owners": np.zeros(coordinates, np.int64),
+        "coordinate_indices": np.arange(coordinates),
+        "attributes": {"model": "Made", "optimizer": "up", "optimizer_groups": [{"lr": 0.1}], "dtype": "float32"},
+    }
+    return Header(**(arguments | others))
+
+
+def rows(header, start, stop):
+    """Return rows `start` to `stop`: the same whichever way a run is cut into blocks."""
+    sizes = header.sizes()
+    found = {}
+    for field in header.fields():
+        if field.name.startswith("total_"):
+            continue
+        parts = []
+        for row in range(start, stop):
+            generator = np.random.default_rng([row, *field.name.encode()])
+            if field.name == "step":
+                parts.append(np.int64(10 * row))
+            elif field.name == "status":
+                parts.append(np.uint8(1))
+            else:
+                parts.append(np.exp(generator.normal(size=[sizes[name] for name in field.dims[1:]])))
+        found[field.name] = np.array(parts)
+    return found
+
+
+def assert_rows(trace, header, count):
+    """Compare every number of a trace with what `rows` returns for its first `count` rows."""
+    assert len(trace) == count
+    expected = rows(header, 0, count) if count else {}
+    for name, values in expected.items():
+        read = trace.read(name)
+        np.testing.assert_array_equal(read, values.astype(read.dtype), err_msg=name)
