@@ -208,8 +208,9 @@ class Handover:
                 self._told = (
                     f"At step {rows['step'][i]} the gradient at x_t, evaluated a second time, differed by {error:.2g} "
                     f"in norm, while along the step it changed by {change:.2g}: the closure does not compute the same "
-                    "function twice (it draws a new batch, keeps a state, or uses kernels that are not deterministic), "
-                    "so that these estimates measure that difference too."
+                    "function twice (it draws a new batch, keeps a state, uses kernels that are not deterministic, or "
+                    "the loop adds terms to it outside of what is watched), so that these estimates measure that "
+                    "difference too."
                 )
 
 

@@ -35,6 +35,7 @@ from lsmooth.replay import (
     Microbatch,
     ModuleState,
     RandomState,
+    count_arrivals,
     detached,
     frozen,
     loss_of,
@@ -43,6 +44,7 @@ from lsmooth.replay import (
 from lsmooth.segment import Segment
 from lsmooth.trace.layout import Status
 from lsmooth.trace.writer import BackgroundWriter, Header, Mode, TraceWriter
+from lsmooth.watching import Function, Watch
 
 DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 
@@ -122,6 +124,7 @@ class Recorder:
         mode: Mode = "x",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        self._called = model
         self._model = _without_compile(model)
         self._optimizer = optimizer
         self._every = _checked_every(every)
@@ -169,6 +172,7 @@ class Recorder:
         self._replay_checked = False
         self._started = time.monotonic()
         self._open = True
+        self._watch = Watch(self)
         _ATTACHED.setdefault(self._model, []).append(self)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -197,15 +201,66 @@ class Recorder:
         """
         recorders = _ATTACHED.get(self._model, [])
         watching = [recorder for recorder in recorders if recorder._wants_backward()]
-        if watching:
-            returned = self._watched_backward(closure, scaler, watching)
-        else:
-            returned = closure()
-            loss = loss_of(returned)
-            (loss if scaler is None else scaler.scale(loss)).backward()
+        with _unwatched(recorders):
+            if watching:
+                returned = self._watched_backward(closure, scaler, watching)
+            else:
+                returned = closure()
+                loss = loss_of(returned)
+                (loss if scaler is None else scaler.scale(loss)).backward()
         for recorder in recorders:
             recorder._leave_mark()
         return detached(returned)
+
+    def watch(
+        self,
+        function: Function,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        during_replay: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> Function:
+        """Return a function that does what `function` does, and whose losses are measured: for loops left as they are.
+
+        The loop calls the returned function in place of `function`, and `loss.backward()` as ever. What the loop makes
+        of the loss on the way (dividing it by a number of microbatches, adding several) is part of what is measured;
+        what it adds that does not come from the function is not, and is warned about.
+
+        Args:
+            function: Computes the loss from its arguments; returns it, or something with it as `.loss`, as item "loss"
+                or as first item. Called again at measured steps, with the same arguments.
+            scaler: The gradient scaler, where one is used.
+            during_replay: Makes a context in which `function` is called again, to keep what else it does from being
+                done again; see also `lsmooth.replay.replaying`.
+
+        Example:
+            >>> compute_loss = recorder.watch(compute_loss)  # doctest: +SKIP
+            >>> for batch in loader:
+            ...     optimizer.zero_grad()
+            ...     compute_loss(batch).backward()
+            ...     optimizer.step()
+        """
+        return self._watch.wrap(function, scaler, during_replay)
+
+    def watch_forward(self, model: nn.Module | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Recorder:
+        """Measure the loss that the model's own forward returns, so that the training loop needs no change at all.
+
+        Args:
+            model: The module that the loop calls and whose output carries the loss (as `.loss`, as item "loss", as
+                first item, or alone), the recorder's model by default.
+            scaler: The gradient scaler, where one is used.
+
+        Returns:
+            The recorder itself.
+
+        Example:
+            >>> with lsmooth.Recorder(model, optimizer, "run.h5").watch_forward():  # doctest: +SKIP
+            ...     for batch in loader:
+            ...         optimizer.zero_grad()
+            ...         model(**batch).loss.backward()
+            ...         optimizer.step()
+        """
+        self._watch.hook_forward(self._called if model is None else model, scaler)
+        return self
 
     @property
     def step(self) -> int:
@@ -252,6 +307,7 @@ class Recorder:
         if not self._open:
             return
         self._open = False
+        self._watch.close()
         atexit.unregister(self.close)
         for hook in self._hooks:
             hook.remove()
@@ -289,6 +345,12 @@ class Recorder:
         if self._mark is not None and not self._still_accumulating():
             self._skip_step()
         return not self._probes and self._measures()
+
+    def _pass_over(self) -> None:
+        """Let the step that comes next go unmeasured, unless something of it has been collected."""
+        if self._current is None or not self._current.microbatches:
+            self._current = None
+            self._decision = (self._step, False)
 
     def _leave_mark(self) -> None:
         """Remember one gradient as this backward left it, by which to tell accumulation from a new attempt."""
@@ -340,18 +402,24 @@ class Recorder:
         versions = [p._version for p in parameters]
         with _counted_arrivals(parameters) as arrivals:
             (loss if scaler is None else scaler.scale(loss)).backward()
-        for parameter, version in zip(parameters, versions, strict=True):
-            if parameter._version != version:
-                for recorder in watching:
-                    recorder._current = None
-                raise RecorderError(
-                    f"{self._name_of(parameter, watching)} changed inside backward: an optimizer that steps in "
-                    "gradient hooks has no single step to measure; step once, after backward."
-                )
+        self._check_unchanged(parameters, versions, watching)
         microbatch = Microbatch(fresh, random_state, modules.without_unchanged(), autocast, scale)
         for recorder in watching:
-            recorder._collect(microbatch, loss.detach(), arrivals, leaves)
+            recorder._collect([microbatch], [loss.detach()], arrivals, leaves)
         return returned
+
+    def _check_unchanged(
+        self, parameters: Sequence[Tensor], versions: Sequence[int], recorders: list[Recorder]
+    ) -> None:
+        """Refuse a backward pass that changed parameters."""
+        for parameter, version in zip(parameters, versions, strict=True):
+            if parameter._version != version:
+                for recorder in recorders:
+                    recorder._current = None
+                raise RecorderError(
+                    f"{self._name_of(parameter, recorders)} changed inside backward: an optimizer that steps in "
+                    "gradient hooks has no single step to measure; step once, after backward."
+                )
 
     def _name_of(self, parameter: Tensor, recorders: list[Recorder]) -> str:
         for recorder in recorders:
@@ -374,13 +442,17 @@ class Recorder:
             current.foreign = tensor_norms(before, [None] * len(before), self._device).sum()
 
     def _collect(
-        self, microbatch: Microbatch, loss: Tensor, arrivals: Mapping[Tensor, int], leaves: list[Tensor]
+        self,
+        microbatches: Sequence[Microbatch],
+        losses: Sequence[Tensor],
+        arrivals: Mapping[Tensor, int],
+        leaves: list[Tensor],
     ) -> None:
         """Keep what a backward left: the gradient as it is now, before anything clips it."""
         current = self._current
         assert current is not None
-        current.microbatches.append(microbatch)
-        current.losses.append(self._to_row_device(loss))
+        current.microbatches += microbatches
+        current.losses += [self._to_row_device(loss) for loss in losses]
         current.leaves += leaves
         targets: list[Tensor] = []
         sources: list[Tensor] = []
@@ -405,12 +477,46 @@ class Recorder:
 
     # --- around optimizer.step() ---
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if _closure_given(args, kwargs):
+            if self._watch.on:
+                return self._with_closure_followed(optimizer, args, kwargs)
             raise RecorderError(
                 f"{type(optimizer).__name__}.step was called with a closure; a recorder measures optimizers that take "
                 "their gradients from one backward pass: call recorder.backward(closure), then optimizer.step()."
             )
+        self._begin_segment(optimizer)
+        return None
+
+    def _with_closure_followed(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments of `optimizer.step` with a closure that notes x_t when it has computed the gradient."""
+        calls = 0
+
+        def followed(closure: Callable[[], Any]) -> Callable[[], Any]:
+            def run() -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > 1:
+                    self._current = None
+                    raise RecorderError(
+                        f"{type(optimizer).__name__}.step called its closure twice, which leaves no single step to "
+                        "measure; use an optimizer that evaluates the loss once a step."
+                    )
+                returned = closure()
+                self._begin_segment(optimizer)
+                return returned
+
+            return run
+
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": followed(kwargs["closure"])}
+        return tuple(
+            followed(value) if i and callable(value) and not isinstance(value, Tensor) else value
+            for i, value in enumerate(args)
+        ), kwargs
+
+    def _begin_segment(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy x_t, now that the step's gradient is there and the step is about to be taken."""
         if not self._measures():
             self._current = None
             return
@@ -419,6 +525,12 @@ class Recorder:
             self._measure_probes_at_start()
         current = self._current
         if current is None or not current.microbatches:
+            if self._watch.on:
+                raise RecorderError(
+                    f"optimizer.step() was called at measured step {self._step}, but no backward pass came from a loss "
+                    "that the watched function or forward had returned; where the loop computes its loss elsewhere, "
+                    "use loss = recorder.backward(lambda: loss_fn(model(inputs), targets)) in place of loss.backward()."
+                )
             raise RecorderError(
                 f"optimizer.step() was called at measured step {self._step} without recorder.backward; replace "
                 "loss.backward() by loss = recorder.backward(lambda: loss_fn(model(inputs), targets))."
@@ -753,11 +865,7 @@ class _Arrivals:
 def _counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]]:
     """Count how often a backward pass accumulates into each parameter."""
     counts: dict[Tensor, int] = {}
-
-    def count(parameter: Tensor) -> None:
-        counts[parameter] = counts.get(parameter, 0) + 1
-
-    hooks = [p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad]
+    hooks = count_arrivals(parameters, counts)
     try:
         yield counts
     finally:
@@ -811,6 +919,18 @@ class _DeferredInterrupt:
             yield
         finally:
             self._allowed = False
+
+
+@contextlib.contextmanager
+def _unwatched(recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Run a block whose losses are no business of the recorders' watches."""
+    for recorder in recorders:
+        recorder._watch.deaf = True
+    try:
+        yield
+    finally:
+        for recorder in recorders:
+            recorder._watch.deaf = False
 
 
 def _constant(closure: Closure) -> Callable[[], Closure]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from lsmooth.errors import RecorderError
 
@@ -21,6 +22,28 @@ Closure = Callable[[], Any]
 # Buffers that a forward changed are copied; of the others, only small ones, in case a change went past the version
 # counter (writes through `.data` do).
 _SMALL_BUFFER_BYTES = 1 << 16
+
+# How many evaluations are being made again at this moment. One number for the process: backward passes on a GPU call
+# hooks on threads of their own.
+_replays = 0
+
+
+def replaying() -> bool:
+    """Say whether a loss is being evaluated again by a recorder, rather than by the training loop.
+
+    For code inside of a loss that does more than compute it (count examples, log): leave that out while this is true.
+    """
+    return _replays > 0
+
+
+@contextlib.contextmanager
+def _replay() -> Iterator[None]:
+    global _replays
+    _replays += 1
+    try:
+        yield
+    finally:
+        _replays -= 1
 
 
 @dataclass(frozen=True)
@@ -155,6 +178,9 @@ class Microbatch:
         modules: Buffers and training flags before the forward pass.
         autocast: Autocast contexts around it.
         scale: What the loss was multiplied by before backward, a scalar tensor; None without a scaler.
+        weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
+        seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
+        backward_autocast: Autocast contexts around that backward.
     """
 
     closure: Callable[[], Closure]
@@ -162,15 +188,23 @@ class Microbatch:
     modules: ModuleState
     autocast: AutocastState
     scale: Tensor | None
+    weight: Tensor | None = None
+    seed: Tensor | None = None
+    backward_autocast: AutocastState | None = None
 
     def evaluate(self) -> Tensor:
         """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
         self.random.restore()
         self.modules.restore()
-        with torch.enable_grad(), self.autocast.restored():
-            loss = loss_of(self.closure()())
-            (loss if self.scale is None else loss * self.scale).backward()
-        return loss.detach()
+        with torch.enable_grad(), _replay():
+            with self.autocast.restored():
+                loss = loss_of(self.closure()())
+                if self.seed is None:
+                    (loss if self.scale is None else loss * self.scale).backward()
+            if self.seed is not None:
+                with (self.backward_autocast or self.autocast).restored():
+                    loss.backward(self.seed.reshape(loss.shape))
+        return loss.detach() if self.weight is None else loss.detach() * self.weight
 
 
 def loss_of(returned: Any) -> Tensor:
@@ -234,6 +268,15 @@ def frozen(closure: Closure) -> Callable[[], Closure]:
         return copy
 
     return thaw
+
+
+def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int]) -> list[RemovableHandle]:
+    """Have `counts` say how often backward passes accumulate into each parameter, until the hooks are removed."""
+
+    def count(parameter: Tensor) -> None:
+        counts[parameter] = counts.get(parameter, 0) + 1
+
+    return [p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad]
 
 
 def reachable_leaves(root: Tensor) -> list[Tensor]:
