@@ -7,13 +7,14 @@ from typing import Any
 from lsmooth.errors import DataError
 
 
-def load_hub(source: str, name: str, configuration: str | None = None) -> dict[str, Any]:
+def load_hub(source: str, name: str, configuration: str | None = None, revision: str | None = None) -> dict[str, Any]:
     """Return the splits of a hub data set by their names ("train", "validation", "test").
 
     Args:
         source: What the user gave: "hub" for the data set `name`, or "hub:NAME" for another one, or for a folder.
         name: The data set's public name.
         configuration: Which of its configurations; only used with `name` itself.
+        revision: Its branch; only used with `name` itself.
 
     Raises:
         DataError: The package `datasets` is not installed, or the data set cannot be fetched.
@@ -26,7 +27,7 @@ def load_hub(source: str, name: str, configuration: str | None = None) -> dict[s
         ) from None
     _, _, other = source.partition(":")
     try:
-        found = datasets.load_dataset(other) if other else datasets.load_dataset(name, configuration)
+        found = datasets.load_dataset(other) if other else datasets.load_dataset(name, configuration, revision=revision)
     except Exception as error:
         # Whatever it is (no network, no such name, a broken cache), the user can only try elsewhere.
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -75,7 +75,7 @@ class Corpus(Data):
 def find_corpus(
     source: str | None,
     *,
-    hub: tuple[str, str | None],
+    hub: tuple[str, str | None] | tuple[str, str | None, str],
     patterns: Sequence[Mapping[str, str]] = _WIKITEXT_PATTERNS,
     files: str = WIKITEXT_FILES,
     column: str = "text",
@@ -85,7 +85,7 @@ def find_corpus(
 
     Args:
         source: Where to look.
-        hub: Name and configuration of the data set on the hub.
+        hub: Name and configuration of the data set on the hub, and perhaps its branch.
         patterns: Sets of file names, by split; the first set whose "train" and "valid" are in the folder is read.
         files: The same in words, for the error.
         column: Name of the hub's column with the text.

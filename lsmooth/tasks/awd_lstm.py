@@ -1,0 +1,307 @@
+"""AWD-LSTM on Penn Treebank: the paper's Figure 5 and the right half of Table 1.
+
+Model and regularisation are those of Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models" (2018):
+three LSTM layers whose hidden-to-hidden weights are dropped, dropout masks that stay the same along a sequence, dropout
+of whole words, tied embedding and output weights, penalties on activations and on their changes (AR, TAR), and
+sequences of varying length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task
+from lsmooth.tasks.text import Corpus, find_corpus
+
+PTB_FILES = "ptb.train.txt, ptb.valid.txt and ptb.test.txt"
+_PATTERNS = (
+    {"train": "ptb.train.txt", "valid": "ptb.valid.txt", "test": "ptb.test.txt"},
+    {"train": "train.txt", "valid": "valid.txt", "test": "test.txt"},
+    {"train": "train*.parquet", "valid": "validation*.parquet", "test": "test*.parquet"},
+)
+
+# The authors' published commands. `max_norm` of the optimizers that clip is scaled with each sequence's length.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "generalized-signsgd": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1.2e-6},
+    "adam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 5e-6},
+    "sgd-momentum": {"lr": 1.0, "momentum": 0.9, "weight_decay": 1e-5},
+    "sgd-clip-grad": {"lr": 50.0, "max_norm": 10.0, "weight_decay": 1.2e-6},
+    "sgd-clip-momentum": {"lr": 20.0, "max_norm": 2.5, "momentum": 0.9, "weight_decay": 1.2e-6},
+    "sgd-momentum-normalized": {"lr": 2.0, "momentum": 0.9, "weight_decay": 5e-6},
+}
+
+# Output and cell state of a layer, (1, batch, units) each; a stack has one pair a layer.
+LayerState = tuple[Tensor, Tensor]
+State = tuple[LayerState, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWDLSTMSettings(Settings):
+    """Hyperparameters of AWD-LSTM.
+
+    Attributes:
+        embedding: Width of the embedding, and of the last layer's output, which the same weights decode.
+        hidden: Units of all layers but the last.
+        layers: Number of LSTM layers.
+        bptt: Words in a sequence, about: half as many in one batch of twenty, and normal noise of deviation 5.
+        dropout: Of the last layer's output, one mask a sequence.
+        dropout_hidden: Between layers, one mask a sequence.
+        dropout_input: Of the embedded words, one mask a sequence.
+        dropout_embedding: Share of the vocabulary's words that are dropped from a batch altogether.
+        weight_drop: Share of hidden-to-hidden weights dropped in a batch.
+        alpha: Of the activation penalty (AR), alpha times the mean square of the last layer's dropped output.
+        beta: Of the slowness penalty (TAR), beta times the mean square of the last layer's change from word to word.
+    """
+
+    batch_size: int = 40
+    epochs: int = 750
+    embedding: int = 400
+    hidden: int = 1150
+    layers: int = 3
+    bptt: int = 70
+    dropout: float = 0.4
+    dropout_hidden: float = 0.25
+    dropout_input: float = 0.4
+    dropout_embedding: float = 0.1
+    weight_drop: float = 0.5
+    alpha: float = 2.0
+    beta: float = 1.0
+
+
+# --- model ---
+
+
+def locked_dropout(x: Tensor, share: float, training: bool) -> Tensor:
+    """Drop features of x (batch, sequence, features) for a whole sequence at a time, and scale up the others."""
+    if not training or not share:
+        return x
+    return x * functional.dropout(torch.ones_like(x[:, :1]), share)
+
+
+class WeightDropLSTM(nn.Module):
+    """An LSTM layer that drops a share of its hidden-to-hidden weights (DropConnect), anew in each forward pass.
+
+    The same weights are missing at all steps of the sequence (Merity et al. 2018, Section 2). Inputs and outputs are
+    (batch, sequence, features).
+
+    Args:
+        inputs: Features that come in.
+        units: Features that go out.
+        weight_drop: Share of hidden-to-hidden weights dropped in training mode.
+    """
+
+    def __init__(self, inputs: int, units: int, weight_drop: float) -> None:
+        super().__init__()
+        self.weight_drop = weight_drop
+        self.weight_ih = nn.Parameter(torch.empty(4 * units, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(4 * units, units))
+        self.bias_ih = nn.Parameter(torch.empty(4 * units))
+        self.bias_hh = nn.Parameter(torch.empty(4 * units))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(units**-0.5), units**-0.5)
+
+    def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+        """Return the outputs, and the state after the last word."""
+        weights = [
+            self.weight_ih,
+            functional.dropout(self.weight_hh, self.weight_drop, self.training),
+            self.bias_ih,
+            self.bias_hh,
+        ]
+        # What nn.LSTM calls; it would take the dropped weights for a parameter.
+        output, h, c = torch.lstm(
+            x, state, weights, has_biases=True, num_layers=1, dropout=0.0, train=self.training, bidirectional=False,
+            batch_first=True,
+        )  # fmt: skip
+        return output, (h, c)
+
+
+class AWDLSTM(nn.Module):
+    """The language model; 24,221,600 parameters at the paper's sizes with Penn Treebank's 10,000 words.
+
+    Args:
+        vocabulary: Number of words.
+        settings: Sizes and dropouts.
+    """
+
+    def __init__(self, vocabulary: int, settings: AWDLSTMSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embedding = nn.Embedding(vocabulary, settings.embedding)
+        widths = [settings.embedding] + [settings.hidden] * (settings.layers - 1) + [settings.embedding]
+        self.layers = nn.ModuleList(
+            WeightDropLSTM(before, after, settings.weight_drop) for before, after in itertools.pairwise(widths)
+        )
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def start(self, batch: int) -> State:
+        """Return the state at the beginning of a text: zeros."""
+        weight = self.embedding.weight
+        sizes = [layer.weight_hh.shape[1] for layer in self.layers]
+        return tuple((weight.new_zeros(1, batch, size), weight.new_zeros(1, batch, size)) for size in sizes)
+
+    def forward(self, words: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
+        """Predict the word after each word.
+
+        Args:
+            words: int64 (batch, sequence).
+            state: What the text so far has left behind.
+
+        Returns:
+            Logits (batch, sequence, vocabulary), the state after the last word, and the last layer's outputs
+            (batch, sequence, embedding) as they are and with dropout, for the penalties.
+        """
+        settings = self.settings
+        table = self.embedding.weight
+        if self.training and settings.dropout_embedding:
+            table = table * functional.dropout(torch.ones_like(table[:, :1]), settings.dropout_embedding)
+        x = locked_dropout(functional.embedding(words, table), settings.dropout_input, self.training)
+        output = x
+        after = []
+        for number, layer in enumerate(self.layers):
+            if number:
+                x = locked_dropout(output, settings.dropout_hidden, self.training)
+            output, reached = layer(x, state[number])
+            after.append(reached)
+        dropped = locked_dropout(output, settings.dropout, self.training)
+        return functional.linear(dropped, self.embedding.weight, self.bias), tuple(after), output, dropped
+
+
+# --- run ---
+
+
+class Window(NamedTuple):
+    """A batch: words and those that follow them, int64 (batch, sequence); the length drawn for it."""
+
+    words: Tensor
+    following: Tensor
+    drawn: int
+
+
+def draw_lengths(words: int, bptt: int, rng: np.random.Generator) -> Sequence[int]:
+    """Draw the lengths of an epoch's sequences: normal around bptt, or in one of twenty around its half, at least 5.
+
+    Merity et al. 2018, Section 5. The last may reach beyond the text.
+
+    Args:
+        words: Words in each stream.
+        bptt: The usual length.
+        rng: Where the draws come from.
+    """
+    lengths = []
+    left = words - 2
+    while left > 0:
+        around = bptt if rng.random() < 0.95 else bptt / 2
+        lengths.append(max(5, int(rng.normal(around, 5))))
+        left -= lengths[-1]
+    return lengths
+
+
+class AWDLSTMProblem(Problem):
+    """One run: streams of text side by side, read in order, the state carried from batch to batch."""
+
+    def __init__(self, settings: AWDLSTMSettings, corpus: Corpus, *, seed: int, device: torch.device) -> None:
+        self.settings = settings
+        self.corpus = corpus
+        self.device = device
+        self.text = corpus.streams("train", settings.batch_size, device)
+        model = AWDLSTM(len(corpus.vocabulary), settings).to(device)
+        self.network = model
+        super().__init__(settings, model, seed=seed, steps_per_epoch=len(self._lengths(0, seed)))
+
+    def _lengths(self, epoch: int, seed: int) -> Sequence[int]:
+        return draw_lengths(self.text.shape[1], self.settings.bptt, np.random.default_rng((seed, epoch)))
+
+    def batches(self, epoch: int) -> Iterator[Window]:
+        """Yield the sequences of an epoch, in the order of the text."""
+        start = 0
+        for drawn in self._lengths(epoch, self.seed):
+            length = min(drawn, self.text.shape[1] - 1 - start)
+            yield Window(self.text[:, start : start + length], self.text[:, start + 1 : start + 1 + length], drawn)
+            start += drawn
+
+    def loss(self, batch: Window, carried: tuple[State, Tensor] | None) -> tuple[Tensor, tuple[State, Tensor]]:
+        """Return the cross-entropy in nats a word plus AR and TAR; carry the state, and the cross-entropy alone."""
+        state = self.network.start(len(batch.words)) if carried is None else carried[0]
+        logits, after, output, dropped = self.model(batch.words, state)
+        plain = functional.cross_entropy(logits.flatten(0, 1), batch.following.flatten())
+        slowness = (output[:, 1:] - output[:, :-1]).square().mean()
+        penalty = self.settings.alpha * dropped.square().mean() + self.settings.beta * slowness
+        return plain + penalty, (after, plain)
+
+    def lr_factor(self, step: int, epoch: int, batch: Window) -> float:
+        """Return the drawn length over bptt: a short sequence takes a short step (Merity et al. 2018, Section 5)."""
+        return batch.drawn / self.settings.bptt
+
+    def clip_factor(self, step: int, epoch: int, batch: Window) -> float:
+        """Return the same factor as for the learning rate, as the authors' code has it."""
+        return batch.drawn / self.settings.bptt
+
+    def shown_loss(self, loss: Tensor, batch: Window, carried: tuple[State, Tensor]) -> Tensor:
+        """Return the cross-entropy alone, without AR and TAR."""
+        return carried[1]
+
+    def metrics(self, split: Split) -> dict[str, Tensor | float]:
+        """Return loss in nats a word and perplexity, the state carried through the text."""
+        text = self.corpus.streams(split, min(self.settings.batch_size, 10), self.device)
+        state = self.network.start(len(text))
+        total, count = torch.zeros((), device=self.device), 0
+        for start in range(0, text.shape[1] - 1, self.settings.bptt):
+            following = text[:, start + 1 : start + 1 + self.settings.bptt]
+            logits, state, _, _ = self.network(text[:, start : start + following.shape[1]], state)
+            total += functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum")
+            count += following.numel()
+        loss = total / count
+        return {"loss": loss, "perplexity": loss.exp()}
+
+    def baseline(self) -> Baseline:
+        """Return the entropy of the words' frequencies."""
+        return self.corpus.unigram_entropy()
+
+
+class AWDLSTMTask(Task[AWDLSTMSettings, Corpus]):
+    """AWD-LSTM on Penn Treebank (Figure 5, Table 1)."""
+
+    name = "awd-lstm"
+    summary = "3-layer AWD-LSTM, word language model on Penn Treebank"
+    figure = "Figure 5, Table 1"
+    files = PTB_FILES
+    hub = "ptb-text-only/ptb_text_only"
+    optimizer = "generalized-signsgd"
+    metric = "perplexity"
+
+    def settings(self, preset: Preset) -> AWDLSTMSettings:
+        """Return the paper's settings, or a model a fifth as wide, on shorter sequences, for 200 steps."""
+        if preset == "paper":
+            return AWDLSTMSettings()
+        return AWDLSTMSettings(batch_size=20, epochs=20, steps=200, embedding=100, hidden=200, bptt=35)
+
+    def optimizer_defaults(self, optimizer: str, preset: Preset) -> dict[str, Any]:
+        """Return the hyperparameters of the authors' published commands."""
+        return _DEFAULTS.get(optimizer, {})
+
+    def find_data(self, source: str | None) -> Corpus:
+        """Find Penn Treebank, or the built-in corpus."""
+        # The repository itself holds a loading script, which `datasets` no longer runs; the conversion is data.
+        return find_corpus(
+            source,
+            hub=(self.hub, None, "refs/convert/parquet"),
+            patterns=_PATTERNS,
+            files=f"{PTB_FILES} (or parquet)",
+            column="sentence",
+        )
+
+    def problem(
+        self, settings: AWDLSTMSettings, data: Corpus, *, seed: int, device: torch.device, hold_out: bool
+    ) -> AWDLSTMProblem:
+        """Build the model; a corpus has a validation split of its own."""
+        return AWDLSTMProblem(settings, data, seed=seed, device=device)

@@ -1,0 +1,290 @@
+"""AWD-LSTM and Penn Treebank: Figure 5 and Table 1's right half."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lsmooth import tasks
+from lsmooth.errors import DataError
+from lsmooth.tasks.awd_lstm import AWDLSTM, AWDLSTMSettings, WeightDropLSTM, draw_lengths, locked_dropout
+
+TINY = {"batch_size": 4, "embedding": 8, "hidden": 12, "bptt": 10}
+NO_DROPOUT = dict.fromkeys(("dropout", "dropout_hidden", "dropout_input", "dropout_embedding", "weight_drop"), 0.0)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.get("awd-lstm")
+
+
+@pytest.fixture(scope="module")
+def data(task, tmp_path_factory):
+    return task.find_data(str(write_ptb(tmp_path_factory.mktemp("ptb"))))
+
+
+def write_ptb(folder):
+    """Write a small corpus in the form of the Penn Treebank files: a blank at both ends of each line, `<unk>`, `N`."""
+    rng = np.random.default_rng(0)
+    words = ["the", "market", "fell", "N", "points", "<unk>", "said", "mr.", "u.s.", "'s"]
+    for split, lines in (("train", 80), ("valid", 20), ("test", 20)):
+        text = "".join(f" {' '.join(rng.choice(words, rng.integers(3, 12)))} \n" for _ in range(lines))
+        (folder / f"ptb.{split}.txt").write_text(text)
+    return folder
+
+
+# --- model ---
+
+
+def test_parameter_count_at_the_papers_sizes():
+    with torch.device("meta"):
+        model = AWDLSTM(10_000, AWDLSTMSettings())
+    # Input, hidden and two bias vectors of the four gates of each layer; the embedding decodes too, with a bias.
+    layers = [(400, 1150), (1150, 1150), (1150, 400)]
+    expected = sum(4 * units * (inputs + units + 2) for inputs, units in layers) + 10_000 * 400 + 10_000
+    assert sum(p.numel() for p in model.parameters()) == expected == 24_221_600
+
+
+def test_output_shape():
+    model = AWDLSTM(50, AWDLSTMSettings(**TINY))
+    logits, state, output, dropped = model(torch.zeros(4, 7, dtype=torch.long), model.start(4))
+    assert logits.shape == (4, 7, 50)
+    assert output.shape == dropped.shape == (4, 7, 8)
+    assert [tuple(h.shape) for h, _ in state] == [(1, 4, 12), (1, 4, 12), (1, 4, 8)]
+
+
+def _unrolled(layer, weight_hh, x, h, c):
+    """Apply an LSTM's equations word by word, with these hidden-to-hidden weights at each."""
+    outputs = []
+    for word in x.unbind(1):
+        gates = word @ layer.weight_ih.T + layer.bias_ih + h @ weight_hh.T + layer.bias_hh
+        i, f, g, o = gates.chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs, dim=1)
+
+
+def test_weight_drop_changes_between_batches_and_not_within_one():
+    torch.manual_seed(0)
+    layer = WeightDropLSTM(5, 6, weight_drop=0.5)
+    x, state = torch.randn(3, 9, 5), (torch.randn(1, 3, 6), torch.randn(1, 3, 6))
+    torch.manual_seed(1)
+    first, _ = layer(x, state)
+    second, _ = layer(x, state)
+    assert not torch.allclose(first, second)
+    torch.manual_seed(1)
+    weights = functional.dropout(layer.weight_hh, 0.5)
+    assert 0.2 < (weights == 0).double().mean() < 0.8
+    torch.testing.assert_close(first, _unrolled(layer, weights, x, state[0][0], state[1][0]))
+
+
+def test_only_hidden_to_hidden_weights_are_dropped():
+    torch.manual_seed(0)
+    layer = WeightDropLSTM(20, 30, weight_drop=0.5)
+    output, _ = layer(torch.randn(8, 9, 20), (torch.zeros(1, 8, 30), torch.zeros(1, 8, 30)))
+    output.square().sum().backward()
+    assert 0.45 < (layer.weight_hh.grad == 0).double().mean() < 0.55
+    assert (layer.weight_ih.grad != 0).all()
+
+
+def test_without_weight_drop_it_is_an_lstm():
+    torch.manual_seed(0)
+    layer, reference = WeightDropLSTM(5, 6, weight_drop=0.5).eval(), nn.LSTM(5, 6, batch_first=True)
+    with torch.no_grad():
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(reference, f"{name}_l0").copy_(getattr(layer, name))
+    x, state = torch.randn(3, 9, 5), (torch.randn(1, 3, 6), torch.randn(1, 3, 6))
+    ours, theirs = layer(x, state), reference(x, state)
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1])
+
+
+def test_locked_dropout_is_the_same_along_a_sequence():
+    torch.manual_seed(0)
+    dropped = locked_dropout(torch.ones(6, 11, 40), 0.4, training=True)
+    assert (dropped == dropped[:, :1]).all()
+    assert not (dropped[0] == dropped[1]).all()
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / 0.6]))
+    assert 0.3 < (dropped[:, 0] == 0).double().mean() < 0.5
+    x = torch.randn(2, 3, 4)
+    assert locked_dropout(x, 0.4, training=False) is x
+
+
+def test_embedding_dropout_takes_whole_words_from_a_batch():
+    torch.manual_seed(0)
+    settings = AWDLSTMSettings(**{**TINY, **NO_DROPOUT, "dropout_embedding": 0.5, "layers": 1})
+    model = AWDLSTM(40, settings)
+    words = torch.arange(40).repeat(4, 1)
+    logits, *_ = model(words, model.start(4))
+    logits.sum().backward()
+    # The embedding gets the gradient of decoding in any case; take its part as an input.
+    seen = []
+    hook = model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(words, model.start(4))
+    hook.remove()
+    missing = (seen[0] == 0).all(dim=2)
+    assert 0.25 < missing.double().mean() < 0.75
+    assert (missing == missing[0]).all()
+    kept = ~missing[0]
+    torch.testing.assert_close(seen[0][0, kept], model.embedding.weight[kept] * 2)
+
+
+def test_embedding_decodes():
+    model = AWDLSTM(30, AWDLSTMSettings(**TINY, **NO_DROPOUT))
+    logits, _, output, _ = model(torch.randint(30, (4, 5)), model.start(4))
+    torch.testing.assert_close(logits, output @ model.embedding.weight.T + model.bias)
+
+
+# --- data ---
+
+
+def test_penn_treebank_files(data):
+    assert not data.stand_in
+    assert set(data.vocabulary) == {
+        "<unk>", "<eos>", "the", "market", "fell", "N", "points", "said", "mr.", "u.s.", "'s"
+    }  # fmt: skip
+    lines = int((data.train == data.vocabulary.index("<eos>")).sum())
+    assert lines == 80
+
+
+def test_missing_files_are_named(task, tmp_path):
+    with pytest.raises(DataError, match=r"ptb\.train\.txt, ptb\.valid\.txt and ptb\.test\.txt"):
+        task.find_data(str(tmp_path))
+
+
+def test_hub_parquet(task, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for split, text in (("train", "a b <unk> N"), ("validation", "b a"), ("test", "a")):
+        rows = datasets.Dataset.from_dict({"sentence": [text] * 5})
+        rows.to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
+    data = task.find_data(f"hub:{tmp_path}")
+    assert [data.vocabulary[i] for i in data.train[:5]] == ["a", "b", "<unk>", "N", "<eos>"]
+    assert (len(data.train), len(data.valid), len(data.test)) == (25, 15, 10)
+
+
+def test_hub_is_asked_for_its_conversion_of_penn_treebank(task, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name, configuration, revision):
+        asked.append((name, configuration, revision))
+        return {split: datasets.Dataset.from_dict({"sentence": ["a b"]}) for split in ("train", "validation")}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(task.find_data("hub").train) == 3
+    assert asked == [("ptb-text-only/ptb_text_only", None, "refs/convert/parquet")]
+
+
+# --- batches ---
+
+
+def test_lengths_vary_as_in_the_source():
+    lengths = np.array(draw_lengths(200_000, 70, np.random.default_rng(0)))
+    halves = lengths < 52
+    assert 0.03 < halves.mean() < 0.07
+    assert abs(lengths[~halves].mean() - 69.5) < 1
+    assert abs(lengths[~halves].std() - 5) < 0.5
+    assert abs(lengths[halves].mean() - 34.5) < 2
+    assert min(draw_lengths(200_000, 6, np.random.default_rng(0))) == 5
+
+
+def test_an_epoch_reads_the_text_in_order(task, data):
+    problem = task.build(AWDLSTMSettings(**TINY), data, seed=3)
+    batches = list(problem.batches(0))
+    words = torch.cat([batch.words for batch in batches], dim=1)
+    assert torch.equal(words, problem.text[:, : words.shape[1]])
+    assert words.shape[1] >= problem.text.shape[1] - 2
+    for batch in batches:
+        assert batch.words.shape == batch.following.shape
+        assert batch.words.shape[1] >= 2
+    following = torch.cat([batch.following for batch in batches], dim=1)
+    assert torch.equal(following, problem.text[:, 1 : 1 + words.shape[1]])
+    drawn = [batch.drawn for batch in batches]
+    assert drawn == [batch.drawn for batch in problem.batches(0)]
+    assert drawn != [batch.drawn for batch in problem.batches(1)]
+    assert problem.steps_per_epoch == len(batches)
+
+
+def test_learning_rate_and_clipping_follow_the_length(task, data):
+    problem = task.build(AWDLSTMSettings(**TINY), data, seed=3)
+    for step, batch in enumerate(problem.batches(0)):
+        assert problem.lr_factor(step, 0, batch) == batch.drawn / 10
+        assert problem.clip_factor(step, 0, batch) == batch.drawn / 10
+
+
+# --- loss ---
+
+
+def test_loss_is_cross_entropy_and_penalties_and_shows_the_former(task, data):
+    problem = task.build(AWDLSTMSettings(**TINY, alpha=3.0, beta=7.0), data, seed=0)
+    batch = next(iter(problem.batches(0)))
+    torch.manual_seed(5)
+    loss, carried = problem.loss(batch, None)
+    torch.manual_seed(5)
+    logits, _, output, dropped = problem.model(batch.words, problem.model.start(4))
+    plain = nn.CrossEntropyLoss()(logits.reshape(-1, logits.shape[2]), batch.following.reshape(-1))
+    penalty = 3 * (dropped**2).mean() + 7 * ((output[:, 1:] - output[:, :-1]) ** 2).mean()
+    torch.testing.assert_close(loss, plain + penalty)
+    assert penalty > 0
+    torch.testing.assert_close(problem.shown_loss(loss, batch, carried), plain)
+
+
+def test_state_goes_on_from_batch_to_batch(task, data):
+    problem = task.build(AWDLSTMSettings(**TINY, **NO_DROPOUT), data, seed=0)
+    first, second = list(problem.batches(0))[:2]
+    _, carried = problem.loss(first, None)
+    _, after = problem.loss(second, carried)
+    both = torch.cat([first.words, second.words], dim=1)
+    _, state, _, _ = problem.model(both, problem.model.start(4))
+    torch.testing.assert_close(after[0], state)
+
+
+def test_metrics_against_the_whole_text_at_once(task, data):
+    problem = task.build(AWDLSTMSettings(**TINY), data, seed=0)
+    found = problem.evaluate("valid")
+    text = data.streams("valid", 4, torch.device("cpu"))
+    problem.model.eval()
+    with torch.no_grad():
+        logits, *_ = problem.model(text[:, :-1], problem.model.start(4))
+    loss = functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-5)
+
+
+def test_papers_settings(task):
+    settings = task.settings("paper")
+    assert (settings.batch_size, settings.epochs, settings.bptt, settings.steps) == (40, 750, 70, None)
+    assert (settings.embedding, settings.hidden, settings.layers) == (400, 1150, 3)
+    assert (settings.dropout, settings.dropout_hidden, settings.dropout_input) == (0.4, 0.25, 0.4)
+    assert (settings.dropout_embedding, settings.weight_drop, settings.alpha, settings.beta) == (0.1, 0.5, 2, 1)
+    expected = {
+        "generalized-signsgd": {"lr": 1e-3, "weight_decay": 1.2e-6},
+        "adam": {"lr": 2e-3, "weight_decay": 5e-6},
+        "sgd-momentum": {"lr": 1, "weight_decay": 1e-5},
+        "sgd-clip-grad": {"lr": 50, "max_norm": 10, "weight_decay": 1.2e-6},
+        "sgd-clip-momentum": {"lr": 20, "max_norm": 2.5, "weight_decay": 1.2e-6},
+        "sgd-momentum-normalized": {"lr": 2, "weight_decay": 5e-6},
+    }
+    for optimizer, values in expected.items():
+        assert task.optimizer_defaults(optimizer, "paper").items() >= values.items()
+
+
+def test_training_gets_below_unigram_entropy(task):
+    corpus = task.find_data(None)
+    settings = AWDLSTMSettings(batch_size=20, embedding=50, hidden=80, bptt=20)
+    problem = task.build(settings, corpus, seed=0)
+    assert problem.baseline().name == "unigram entropy"
+    optimizer = torch.optim.Adam(problem.model.parameters(), lr=5e-3)
+    losses, carried = [], None
+    for step, batch in enumerate(problem.batches(0)):
+        if step == 150:
+            break
+        loss, carried = problem.loss(batch, carried)
+        carried = tuple((h.detach(), c.detach()) for h, c in carried[0]), carried[1].detach()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(problem.shown_loss(loss, batch, carried).item())
+    assert np.mean(losses[-40:]) < problem.baseline().loss
