@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Kind = Literal["l2", "l1", "linf", "nuclear", "spectral"]
+
+# By geometry: the norm that displacements are measured in, and its dual, in which gradients are.
+GEOMETRIES: Mapping[str, tuple[Kind, Kind]] = {
+    "l2": ("l2", "l2"),
+    "linf": ("linf", "l1"),
+    "spectral": ("spectral", "nuclear"),
+}
+
 # Elements that are taken at a time: on the CPU what stays in cache between the difference and its norm, on a GPU what
 # keeps it busy at little memory.
-_CPU_PIECE = 1 << 18
+_CPU_PIECE = 1 << 17
 _GPU_PIECE = 1 << 22
+# On the CPU, pieces from this size on pay for a call of their own each.
+_CPU_LARGE = 1 << 13
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_MATRIX_KINDS = ("nuclear", "spectral")
+_ORDERS: Mapping[str, float] = {"l2": 2, "l1": 1, "linf": float("inf")}
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -20,27 +34,43 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 
 class TensorNorms:
-    """‖a_i - b_i‖2 of n tensors that arrive one after another, in any order; b_i may be missing and counts as 0.
+    """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; b_i may be missing and counts as 0.
 
-    Differences are formed in float32 or wider, squares are summed in float64: gradients of 1e-30 do not underflow,
-    and bfloat16 ones do not lose the digits that they share. Nothing waits for the device.
+    Differences are formed in float32 or wider, sums are taken in float64: gradients of 1e-30 do not underflow (nor do
+    float64 ones of 1e-200), and bfloat16 ones do not lose the digits that they share. Nothing waits for the device,
+    but for the singular values of "nuclear" and "spectral", which CUDA's solvers check on the host.
+
+    The nuclear and the spectral norm are those of the matrix of `tensor.flatten(1)`; a tensor of fewer than two
+    dimensions is a matrix of one column, both of whose norms are its 2-norm.
 
     Args:
         sizes: Number of elements of each of the n tensors.
         device: Where the result is wanted.
+        kinds: Which norms.
     """
 
-    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+    def __init__(self, sizes: Sequence[int], device: torch.device, kinds: Sequence[Kind] = ("l2",)) -> None:
         self._device = device
         self.dtype = accumulation_dtype(device)
+        self._kinds = tuple(kinds)
+        self._matrix_kinds = [kind for kind in kinds if kind in _MATRIX_KINDS]
+        # Vectors need their 2-norm where matrices need singular values.
+        self._entry_kinds = [kind for kind in _ORDERS if kind in kinds or (kind == "l2" and self._matrix_kinds)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
         piece = self._piece = _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
-        pieces = [max(1, -(-size // piece)) for size in sizes]
-        self._owners: Tensor | None = None
-        if any(count > 1 for count in pieces):
-            self._owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(pieces)).to(device)
-        self._pieces = pieces
-        self._parts: list[list[Tensor] | None] = []
+        counts = [max(1, -(-size // piece)) for size in sizes]
+        # Where each tensor's pieces stand among all pieces, in rows that end in references to a zero.
+        self._table: Tensor | None = None
+        if any(count > 1 for count in counts):
+            ends = torch.tensor(counts).cumsum(0)
+            places = (ends - torch.tensor(counts))[:, None] + torch.arange(max(counts))
+            self._table = torch.where(places < ends[:, None], places, ends[-1]).to(device)
+        self._counts = counts
+        # Where differences on the CPU are formed, in cache.
+        longest = min(piece, max(sizes, default=0)) if device.type == "cpu" else 0
+        self._scratch = torch.empty(longest if longest >= _CPU_LARGE else 0, dtype=self.dtype)
+        self._parts: list[dict[str, list[Tensor]] | None] = []
+        self._of_matrices: dict[str, dict[int, Tensor]] = {}
         self.clear()
 
     def missing(self) -> list[int]:
@@ -49,38 +79,96 @@ class TensorNorms:
 
     def clear(self) -> None:
         """Forget what has arrived."""
-        self._parts = [None] * len(self._pieces)
+        self._parts = [None] * len(self._counts)
+        self._of_matrices = {kind: {} for kind in self._matrix_kinds}
 
+    @torch.no_grad()
     def add(self, positions: Sequence[int], tensors: Sequence[Tensor], minus: Sequence[Tensor | None]) -> None:
-        """Take in the tensors at some positions, less their counterparts; temporary memory is one difference."""
+        """Take in the tensors at some positions, less their counterparts; temporary memory is one piece."""
         left: list[Tensor] = []
         right: list[Tensor | None] = []
-        for tensor, other in zip(tensors, minus, strict=True):
+        for position, tensor, other in zip(positions, tensors, minus, strict=True):
             pieces, others = _flat_pair(tensor.detach(), other, self._piece)
             left += pieces
             right += others
-        norms = _difference_norms(left, right, self.dtype, self._piece)
+            if self._matrix_kinds and tensor.dim() > 1 and tensor.numel():
+                values = singular_values(tensor.detach(), other, self.dtype, self._piece)
+                for kind in self._matrix_kinds:
+                    norm = values.sum() if kind == "nuclear" else values.max()
+                    self._of_matrices[kind][position] = norm.to(self._device, non_blocking=True)
+        norms = self._piece_norms(left, right)
         taken = 0
         for position in positions:
-            count = self._pieces[position]
-            parts = norms[taken : taken + count]
-            if tensors[0].device != self._device:
-                parts = [part.to(self._device, non_blocking=True) for part in parts]
-            self._parts[position] = parts
+            count = self._counts[position]
+            self._parts[position] = {kind: found[taken : taken + count] for kind, found in norms.items()}
             taken += count
 
-    def result(self) -> Tensor:
-        """Return the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
-        parts: list[Tensor] = []
-        for count, arrived in zip(self._pieces, self._parts, strict=True):
-            parts += arrived if arrived is not None else [self._zero] * count
-        norms = torch.stack(parts)
+    def result(self) -> dict[Kind, Tensor]:
+        """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
+        found: dict[str, Tensor] = {kind: self._joined(kind) for kind in self._entry_kinds}
+        for kind, of_matrices in self._of_matrices.items():
+            found[kind] = torch.stack([of_matrices.get(i, norm) for i, norm in enumerate(found["l2"].unbind())])
         self.clear()
-        if self._owners is None:
-            return norms
-        # Pieces of one tensor join through their squares, scaled so that float64 tensors keep their range too.
-        squares = torch.zeros(len(self._pieces), dtype=self.dtype, device=self._device)
-        return squares.index_add_(0, self._owners, norms.square()).sqrt_()
+        return {kind: found[kind] for kind in self._kinds}
+
+    def _joined(self, kind: str) -> Tensor:
+        """Return one kind of norm of each tensor from those of its pieces."""
+        parts: list[Tensor] = []
+        for count, arrived in zip(self._counts, self._parts, strict=True):
+            parts += arrived[kind] if arrived is not None else [self._zero] * count
+        if self._table is None:
+            return torch.stack(parts)
+        table = torch.stack([*parts, self._zero])[self._table]
+        if kind == "l1":
+            return table.sum(dim=1)
+        largest = table.amax(dim=1)
+        if kind == "linf":
+            return largest
+        # Pieces of one tensor join through their squares, scaled so that float64 tensors keep their range.
+        scale = _divisor(largest)
+        return (table / scale[:, None]).square_().sum(dim=1).sqrt_().mul_(scale)
+
+    def _piece_norms(self, left: list[Tensor], right: list[Tensor | None]) -> dict[str, list[Tensor]]:
+        """Return by kind the norms of differences; differences of up to one piece's elements are held at a time."""
+        norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
+        start = 0
+        while start < len(left):
+            if self._fits_scratch(left[start]):
+                difference = self._in_scratch(left[start], right[start])
+                for kind, found in norms.items():
+                    found.append(_SCRATCH_NORMS[kind](difference))
+                start += 1
+                continue
+            stop, held = start, 0
+            while (
+                stop < len(left)
+                and (stop == start or held + left[stop].numel() <= self._piece)
+                and not self._fits_scratch(left[stop])
+            ):
+                held += left[stop].numel()
+                stop += 1
+            differences = _differences(left[start:stop], right[start:stop])
+            for kind, found in norms.items():
+                fresh = _entry_norms(differences, kind, self.dtype)
+                found += fresh if left[start].device == self._device else self._brought(fresh)
+            start = stop
+        return norms
+
+    def _fits_scratch(self, tensor: Tensor) -> bool:
+        # Squares of float64 numbers leave its range, and take another way.
+        large = _CPU_LARGE <= tensor.numel() <= self._scratch.numel()
+        return large and tensor.device.type == "cpu" and tensor.dtype != torch.float64
+
+    def _in_scratch(self, tensor: Tensor, other: Tensor | None) -> Tensor:
+        into = self._scratch[: tensor.numel()]
+        if other is None:
+            return into.copy_(tensor)
+        if tensor.dtype in _LOW_PRECISION:
+            tensor = tensor.float()
+        return torch.sub(tensor, other, out=into)
+
+    def _brought(self, norms: list[Tensor]) -> list[Tensor]:
+        return [norm.to(self._device, non_blocking=True) for norm in norms]
 
 
 def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], device: torch.device) -> Tensor:
@@ -88,13 +176,86 @@ def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], devi
     norms = TensorNorms([tensor.numel() for tensor in tensors], device)
     for position, (tensor, other) in enumerate(zip(tensors, minus, strict=True)):
         norms.add([position], [tensor], [other])
-    return norms.result()
+    return norms.result()["l2"]
+
+
+def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, piece: int) -> Tensor:
+    """Return the singular values of the matrix (tensor - minus).flatten(1), ascending, NaN where it is not finite.
+
+    They are the square roots of the eigenvalues of A A^T, summed up in float64 from pieces of the longer side: several
+    times faster than a singular value decomposition in float32. A singular value s is off by at most about
+    1e-8 max(s) (its square by machine precision times the largest), which leaves the nuclear norm of a matrix with a
+    shorter side of m right to m times that.
+
+    Args:
+        tensor: At least two dimensions.
+        minus: What to subtract; None for nothing.
+        dtype: What to compute in.
+        piece: How many elements of the difference to hold at a time.
+    """
+    matrix = tensor.flatten(1)
+    other = None if minus is None else minus.flatten(1)
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix, other = matrix.T, None if other is None else other.T
+    short, long = matrix.shape
+    width = max(1, piece // max(1, short))
+    scale = None
+    if tensor.dtype == torch.float64:
+        # Only float64's squares leave float64's range.
+        whole = matrix if other is None else matrix - other
+        scale = _divisor(torch.linalg.vector_norm(whole, float("inf")))
+    gram = torch.zeros(short, short, dtype=dtype, device=tensor.device)
+    for start in range(0, long, width):
+        part = matrix[:, start : start + width].to(dtype)
+        if other is not None:
+            part = part - other[:, start : start + width]
+        if scale is not None:
+            part = part / scale
+        gram.addmm_(part, part.T)
+    finite = torch.isfinite(gram).all()
+    squares = torch.linalg.eigvalsh(torch.where(finite, gram, torch.zeros_like(gram)))
+    values = squares.clamp_min_(0).sqrt_()
+    if scale is not None:
+        values = values * scale
+    return torch.where(finite, values, torch.full_like(values, float("nan")))
+
+
+def _largest(values: Tensor) -> Tensor:
+    least, most = torch.aminmax(values)
+    return torch.maximum(-least, most)
+
+
+# Norms of a float64 vector on the CPU whose squares stay in range, by what is fastest there.
+_SCRATCH_NORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "l2": lambda values: torch.dot(values, values).sqrt_(),
+    "l1": lambda values: torch.linalg.vector_norm(values, 1),
+    "linf": _largest,
+}
+
+
+def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[Tensor]:
+    """Return one kind of norm of each tensor, its sums taken in `dtype` and kept within range."""
+    order = _ORDERS[kind]
+    if kind == "l2" and any(tensor.dtype == dtype for tensor in tensors):
+        # Squares of what is as wide as the sum may leave its range: 2-norms of numbers between -1 and 1 do not.
+        scales = [_divisor(scale) for scale in torch._foreach_norm(tensors, float("inf"), dtype=dtype)]
+        scaled = [tensor / scale for tensor, scale in zip(tensors, scales, strict=True)]
+        norms = torch._foreach_norm(scaled, 2, dtype=dtype)
+        return [norm * scale for norm, scale in zip(norms, scales, strict=True)]
+    return list(torch._foreach_norm(tensors, order, dtype=dtype))
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """Return `scale` where it can be divided by, 1 elsewhere."""
+    return torch.where((scale > 0) & torch.isfinite(scale), scale, torch.ones_like(scale))
 
 
 def _flat_pair(tensor: Tensor, other: Tensor | None, piece: int) -> tuple[list[Tensor], list[Tensor | None]]:
     """Cut a tensor and its counterpart into flat pieces whose elements correspond."""
     if other is not None and tensor.stride() != other.stride():
         tensor, other = tensor.contiguous(), other.contiguous()
+    if not tensor.numel():
+        return [tensor.new_zeros(1)], [None]
     flat = _flat(tensor)
     pieces = list(flat.split(piece)) if flat.numel() > piece else [flat]
     if other is None:
@@ -104,24 +265,12 @@ def _flat_pair(tensor: Tensor, other: Tensor | None, piece: int) -> tuple[list[T
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    # The order of elements does not matter for a norm, so a dense tensor in any memory format is read as it lies.
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    # The order of elements does not matter for a norm of entries, so a dense tensor in any memory format is read as it
+    # lies.
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).reshape(-1)
-
-
-def _difference_norms(left: list[Tensor], right: list[Tensor | None], dtype: torch.dtype, budget: int) -> list[Tensor]:
-    """Return the norms of differences; differences of up to `budget` elements are held at a time."""
-    norms: list[Tensor] = []
-    start = 0
-    while start < len(left):
-        stop, held = start, 0
-        while stop < len(left) and (stop == start or held + left[stop].numel() <= budget):
-            held += left[stop].numel()
-            stop += 1
-        differences = _differences(left[start:stop], right[start:stop])
-        norms += torch._foreach_norm(differences, 2, dtype=dtype)
-        start = stop
-    return norms
 
 
 def _differences(left: list[Tensor], right: list[Tensor | None]) -> list[Tensor]:

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from lsmooth import __version__
 from lsmooth.coordinates import CoordinateReader, choose_coordinates
-from lsmooth.errors import InvalidArgumentError, RecorderError
+from lsmooth.errors import InvalidArgumentError, RecorderError, unknown_name
 from lsmooth.handover import Handover, Measurement, RowLayout
-from lsmooth.norms import TensorNorms, tensor_norms
+from lsmooth.norms import GEOMETRIES, Kind, TensorNorms, accumulation_dtype, tensor_norms
 from lsmooth.replay import (
     AutocastState,
     Closure,
@@ -42,7 +42,7 @@ from lsmooth.replay import (
     reachable_leaves,
 )
 from lsmooth.segment import Segment
-from lsmooth.trace.layout import Status
+from lsmooth.trace.layout import NORMS, Status
 from lsmooth.trace.writer import BackgroundWriter, Header, Mode, TraceWriter
 from lsmooth.watching import Function, Watch
 
@@ -94,6 +94,9 @@ class Recorder:
         seed: For the choice of coordinates and, with `probe`, for the probes' randomness.
         probe: A closure, or several, each returning a loss on a fixed batch. The function measured is then their mean,
             an estimate of the full loss F, in place of the step's own loss; `backward` is optional.
+        norms: Geometries to measure smoothness in: "l2", which always is; "linf" (the displacement's largest entry, the
+            gradients' 1-norm), which fits sign methods and Adam; "spectral" (spectral and nuclear norm of each
+            matrix), which fits Muon and Scion, takes singular values at each point, and waits for the GPU there.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
         metadata: Anything that JSON can hold, kept with the trace.
 
@@ -121,6 +124,7 @@ class Recorder:
         coordinates: int = 4,
         seed: int = 0,
         probe: Closure | Sequence[Closure] | None = None,
+        norms: Sequence[str] = ("l2",),
         mode: Mode = "x",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -145,10 +149,15 @@ class Recorder:
 
         chosen = choose_coordinates(self._names, [p.shape for p in self._parameters], coordinates, seed)
         self._coordinates = CoordinateReader(chosen, self._parameters, self._device)
-        self._norms = TensorNorms([p.numel() for p in self._parameters], self._device)
+        self._geometries = _checked_norms(norms, self._device)
+        sizes = [p.numel() for p in self._parameters]
+        self._norms = TensorNorms(sizes, self._device)
+        # Gradients and their changes are measured in the dual of the norm that displacements are measured in.
+        self._step_norms = TensorNorms(sizes, self._device, [primal for primal, _ in self._geometries.values()])
+        self._dual_norms = TensorNorms(sizes, self._device, [dual for _, dual in self._geometries.values()])
         header = Header(
             parameters=tuple(self._names),
-            parameter_sizes=tuple(p.numel() for p in self._parameters),
+            parameter_sizes=tuple(sizes),
             gammas=self._gammas,
             groups=self._groups,
             real="float64" if any(p.dtype == torch.float64 for p in self._parameters) else "float32",
@@ -158,6 +167,7 @@ class Recorder:
             coordinate_owners=chosen.owners,
             coordinate_indices=chosen.indices,
             attributes=self._description(metadata or {}),
+            norms=tuple(norm for norm in self._geometries if norm != "l2"),
         )
         self._file = TraceWriter(path, header, mode)
         self._writer = BackgroundWriter(self._file)
@@ -568,18 +578,18 @@ class Recorder:
         positions = [places[parameter] for parameter in segment.parameters]
         self._put_lr(row, current.lr)
         self._measure_ends(row, current, segment, positions)
-        diff, along = view(row, "grad_diff"), view(row, "loss_along")
+        along = view(row, "loss_along")
         scale = _common_scale(current.microbatches)
         with _DeferredInterrupt() as interrupt, self._set_aside(current, segment):
 
-            def gradient_at(gamma: float, into: Tensor | None) -> tuple[Tensor, Tensor]:
+            def gradient_at(gamma: float, into: Tensor | None) -> tuple[Tensor, dict[Kind, Tensor]]:
                 """Return loss and ‖grad f(x_t + gamma d) - grad f(x_t)‖ by tensor; coordinates go to `into`."""
                 segment.move_to(gamma)
 
                 def consume(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
                     if self._probes:
                         torch._foreach_div_(list(gradients), len(current.microbatches))
-                    self._norms.add(where, gradients, [current.gradient[i] for i in where])
+                    self._dual_norms.add(where, gradients, [current.gradient[i] for i in where])
                     if into is not None:
                         for position, gradient in zip(where, gradients, strict=True):
                             self._coordinates.read(position, gradient, into)
@@ -587,19 +597,19 @@ class Recorder:
                 loss = self._evaluate(current, consume, interrupt)
                 # A tensor whose gradient did not arrive this time counts as having gradient 0 there.
                 self._add_missing(current)
-                norms = self._norms.result()
-                return loss, norms if scale is None else norms / scale
+                return loss, _unscaled(self._dual_norms.result(), scale)
 
             if not self._replay_checked:
                 self._replay_checked = True
                 _, error = gradient_at(0.0, None)
-                view(row, "replay_error").copy_(torch.linalg.vector_norm(error))
+                view(row, "replay_error").copy_(torch.linalg.vector_norm(error["l2"]))
             at_end = None
             for i, gamma in enumerate(self._gammas):
                 into = view(row, "coordinate/grad_along")[i] if self._layout.has("coordinate/grad_along") else None
                 loss, norms = gradient_at(gamma, into)
                 along[i].copy_(loss)
-                diff[i].copy_(norms)
+                for name, (_, dual) in self._geometries.items():
+                    view(row, _of_geometry(name, "grad_diff"))[i].copy_(norms[dual])
                 if gamma == 1.0:
                     at_end = (loss, into)
             if self._endpoint:
@@ -622,14 +632,16 @@ class Recorder:
         view(row, "loss").copy_(self._joined(current.losses))
         arrived = [i for i, gradient in enumerate(current.gradient) if gradient is not None]
         if arrived:
-            self._norms.add(arrived, [g for g in current.gradient if g is not None], [None] * len(arrived))
-        norms = self._norms.result()
-        view(row, "grad_norm").copy_(norms if scale is None else norms / scale)
-        self._norms.add(positions, segment.stop, segment.start)
-        view(row, "step_norm").copy_(self._norms.result())
+            self._dual_norms.add(arrived, [g for g in current.gradient if g is not None], [None] * len(arrived))
+        of_gradient = _unscaled(self._dual_norms.result(), scale)
+        self._step_norms.add(positions, segment.stop, segment.start)
+        of_step = self._step_norms.result()
+        for name, (primal, dual) in self._geometries.items():
+            view(row, _of_geometry(name, "grad_norm")).copy_(of_gradient[dual])
+            view(row, _of_geometry(name, "step_norm")).copy_(of_step[primal])
         self._norms.add(positions, segment.start, [None] * len(positions))
         half_eps = [torch.finfo(p.dtype).eps / 2 for p in self._parameters]
-        sizes = self._norms.result()
+        sizes = self._norms.result()["l2"]
         if len(set(half_eps)) == 1:
             rounding = torch.linalg.vector_norm(sizes) * half_eps[0]
         else:
@@ -668,11 +680,10 @@ class Recorder:
         return self._joined(losses)
 
     def _add_missing(self, current: _Step) -> None:
-        missing = self._norms.missing()
-        for position in missing:
+        for position in self._dual_norms.missing():
             gradient = current.gradient[position]
             if gradient is not None:
-                self._norms.add([position], [gradient], [None])
+                self._dual_norms.add([position], [gradient], [None])
 
     def _joined(self, losses: Sequence[Tensor]) -> Tensor:
         """Return the loss of the step: the microbatches' sum, or the probes' mean."""
@@ -690,7 +701,7 @@ class Recorder:
         random_state = RandomState.seeded(self._seed)
         modules = ModuleState.capture(self._model)
         autocast = AutocastState.capture(self._device.type)
-        squares: Tensor | None = None
+        noise: Tensor | None = None
         with _DeferredInterrupt() as interrupt, self._set_aside(current, None):
             for seen, probe in enumerate(self._probes):
                 microbatch = Microbatch(_constant(probe), random_state, modules, autocast, None)
@@ -720,14 +731,14 @@ class Recorder:
                         total = current.gradient[position]
                         if total is not None:
                             self._norms.add([position], [total / seen], [None])
-                    part = self._norms.result().square() * (seen / (seen + 1))
-                    squares = part if squares is None else squares + part
+                    part = self._norms.result()["l2"] * math.sqrt(seen / (seen + 1))
+                    noise = part if noise is None else torch.hypot(noise, part)
                 current.microbatches.append(microbatch)
             for total in current.gradient:
                 if total is not None:
                     total.div_(len(self._probes))
-        if squares is not None:
-            current.noise = (squares / (len(self._probes) - 1)).sqrt()
+        if noise is not None:
+            current.noise = noise / math.sqrt(len(self._probes) - 1)
 
     @contextlib.contextmanager
     def _set_aside(self, current: _Step, segment: Segment | None) -> Iterator[None]:
@@ -799,6 +810,7 @@ class Recorder:
             "seed": self._seed,
             "every": self._every if isinstance(self._every, int) else "callable",
             "endpoint": int(self._endpoint),
+            "norms": list(self._geometries),
             "objective": f"mean of {len(self._probes)} probe losses" if self._probes else "the step's mini-batch loss",
             "user_metadata": _plain(dict(metadata)),
         }
@@ -942,6 +954,15 @@ def _common_scale(microbatches: Sequence[Microbatch]) -> Tensor | None:
     return microbatches[0].scale
 
 
+def _unscaled(norms: dict[Kind, Tensor], scale: Tensor | None) -> dict[Kind, Tensor]:
+    return norms if scale is None else {kind: norm / scale for kind, norm in norms.items()}
+
+
+def _of_geometry(norm: str, name: str) -> str:
+    """Return what a dataset of a geometry is called: the default one's have no prefix."""
+    return name if norm == "l2" else f"{norm}/{name}"
+
+
 def _closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return any(callable(value) and not isinstance(value, Tensor) for value in (*args[1:], kwargs.get("closure")))
 
@@ -975,6 +996,20 @@ def _checked_probes(probe: Any) -> tuple[Closure, ...]:
     if not probes or not all(callable(item) for item in probes):
         raise InvalidArgumentError("probe must be a closure that returns a loss, or a list of such closures.")
     return probes
+
+
+def _checked_norms(norms: Any, device: torch.device) -> dict[str, tuple[Kind, Kind]]:
+    """Return the geometries to measure in, l2 first; by name, the norm of displacements and that of gradients."""
+    asked = (norms,) if isinstance(norms, str) else tuple(norms)
+    for norm in asked:
+        if norm not in NORMS:
+            raise unknown_name("norm", str(norm), NORMS)
+    if "spectral" in asked and accumulation_dtype(device) != torch.float64:
+        raise InvalidArgumentError(
+            f"norms={asked!r}: singular values need float64, which the device {device.type} lacks; "
+            "leave out 'spectral', or train on another device."
+        )
+    return {norm: GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked}
 
 
 def _measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[Tensor]]:

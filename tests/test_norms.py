@@ -4,26 +4,96 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.norms import _CPU_PIECE, TensorNorms, tensor_norms
+from lsmooth.norms import _CPU_PIECE, TensorNorms, singular_values, tensor_norms
+
+CPU = torch.device("cpu")
 
 SIZES = [3, _CPU_PIECE * 2 + 7, 1, 40, _CPU_PIECE]
 
 
 def pairs(dtype=torch.float32, scale=1.0):
     torch.manual_seed(0)
-    return [((torch.randn(size) * scale).to(dtype), (torch.randn(size) * scale).to(dtype)) for size in SIZES]
+    return [tuple((torch.randn(2, size, dtype=torch.float64) * scale).to(dtype)) for size in SIZES]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1.0, 1e-30])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        *((dtype, 1.0) for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)),
+        *((dtype, scale) for dtype in (torch.float32, torch.bfloat16) for scale in (1e-30, 1e30)),
+        # Squares of these leave the range of float64 itself.
+        *((torch.float64, scale) for scale in (1e-30, 1e-200, 1e-300, 1e200)),
+    ],
+)
 def test_norms_of_differences(dtype, scale):
-    if dtype == torch.float16 and scale < 1:
-        pytest.skip("1e-30 is 0 in float16")
     given = pairs(dtype, scale)
     got = tensor_norms([a for a, _ in given], [b for _, b in given], torch.device("cpu"))
-    expected = [np.linalg.norm(a.double().numpy() - b.double().numpy()) for a, b in given]
+    expected = [scale * np.linalg.norm((a.double().numpy() - b.double().numpy()) / scale) for a, b in given]
     assert got.dtype == torch.float64
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_number_that_is_not_finite_shows_in_every_norm_of_its_tensor_and_in_no_other(dtype, value):
+    torch.manual_seed(0)
+    given = [torch.randn(40, 30, dtype=dtype), torch.randn(400, 400, dtype=dtype), torch.randn(7, 3, dtype=dtype)]
+    given[1][317, 211] = value
+    norms = TensorNorms([t.numel() for t in given], CPU, ["l2", "l1", "linf", "nuclear", "spectral"])
+    norms.add([0, 1, 2], given, [None] * 3)
+    for kind, found in norms.result().items():
+        assert torch.isfinite(found).tolist() == [True, False, True], kind
+
+
+SHAPES = [(7, 5), (5, 7), (6,), (), (3, 2, 4, 4), (128, 1100), (1, 9), (0, 4)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("minus", [True, False])
+def test_every_kind_of_norm_agrees_with_numpy(dtype, scale, minus):
+    if dtype == torch.float32 and scale < 1e-40:
+        scale = 1e20
+    torch.manual_seed(0)
+    left, right = ([(torch.randn(s, dtype=torch.float64) * scale).to(dtype) for s in SHAPES] for _ in range(2))
+    kinds = ["l1", "nuclear", "l2", "linf", "spectral"]
+    norms = TensorNorms([t.numel() for t in left], CPU, kinds)
+    # In two parts, the second first.
+    for part in (slice(4, None), slice(0, 4)):
+        where = list(range(len(SHAPES)))[part]
+        norms.add(where, left[part], right[part] if minus else [None] * len(where))
+    got = norms.result()
+    assert list(got) == kinds
+    for i, (a, b) in enumerate(zip(left, right, strict=True)):
+        change = (a.double() - b.double() if minus else a.double()).numpy() / scale
+        matrix = change.reshape(change.shape[0] if change.ndim > 1 else change.size, -1) if change.size else None
+        values = np.zeros(1) if matrix is None else np.linalg.svd(matrix, compute_uv=False)
+        expected = {
+            "l2": np.linalg.norm(change),
+            "l1": np.abs(change).sum(),
+            "linf": np.abs(change).max(initial=0),
+            "nuclear": values.sum(),
+            "spectral": values.max(),
+        }
+        for kind in kinds:
+            np.testing.assert_allclose(got[kind][i].item() / scale, expected[kind], rtol=2e-6, err_msg=f"{kind} {i}")
+
+
+def test_singular_values_do_not_depend_on_how_many_columns_are_taken_at_a_time():
+    torch.manual_seed(0)
+    matrix = torch.randn(20, 90, dtype=torch.float64)
+    expected = torch.linalg.svdvals(matrix).flip(0)
+    for piece in (1, 20 * 13, 10_000):
+        torch.testing.assert_close(singular_values(matrix, None, torch.float64, piece), expected, rtol=1e-12, atol=0)
+
+
+def test_singular_values_of_an_ill_conditioned_matrix_keep_their_stated_accuracy():
+    torch.manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(60, 40, dtype=torch.float64))
+    values = torch.logspace(-14, 0, 40, dtype=torch.float64)
+    got = singular_values(u @ torch.diag(values) @ v.T, None, torch.float64, 1000)
+    assert (got - values).abs().max() < 3e-8
 
 
 def test_a_missing_counterpart_counts_as_zero_and_a_missing_tensor_too():
@@ -32,8 +102,8 @@ def test_a_missing_counterpart_counts_as_zero_and_a_missing_tensor_too():
     norms.add([3, 1], [given[3][0], given[1][0]], [None, given[1][1]])
     assert norms.missing() == [0, 2, 4]
     expected = [0, (given[1][0] - given[1][1]).double().norm(), 0, given[3][0].double().norm(), 0]
-    np.testing.assert_allclose(norms.result(), expected, rtol=1e-6)
-    np.testing.assert_array_equal(norms.result(), np.zeros(5))
+    np.testing.assert_allclose(norms.result()["l2"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(norms.result()["l2"], np.zeros(5))
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "channels_last"])

@@ -26,6 +26,7 @@ class Cloud:
         status: Bit flags of each step (`lsmooth.trace.layout.Status`), uint8 (n,).
         loss: f(x_t) of each step, float64 (n,).
         lr: Learning rate of the first parameter group at each step, float64 (n,).
+        norm: The geometry: displacements in this norm, gradients and their changes in its dual.
     """
 
     by: str
@@ -36,6 +37,7 @@ class Cloud:
     status: NDArray[np.uint8]
     loss: NDArray[np.float64]
     lr: NDArray[np.float64]
+    norm: str = "l2"
 
     @property
     def measured_well(self) -> NDArray[np.bool_]:

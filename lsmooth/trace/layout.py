@@ -15,6 +15,9 @@ COORDINATE_GROUP = "coordinate"
 
 RECENT_GROUP = "recent"
 
+# Geometries that smoothness can be measured in; "l2" always is.
+NORMS = ("l2", "linf", "spectral")
+
 # Rows of a chunk along `step`, and the most parameters or coordinates in one: a single step and a single parameter
 # can both be read without touching much of the rest. Rows that do not fill a chunk yet wait in `recent`.
 CHUNK_STEPS = 32
@@ -51,6 +54,23 @@ class Field:
         return self.name.replace("/", "_")
 
 
+def _geometry(norm: str, *, displacement: str, gradient: str) -> tuple[Field, ...]:
+    """Return the fields of a geometry other than l2: displacements in its norm, gradients in the dual one."""
+    matrix = "" if norm != "spectral" else "; a tensor of fewer than two dimensions is a matrix of one column"
+    by = f", by parameter tensor{matrix}"
+    return (
+        Field(f"{norm}/grad_norm", ("step", "parameter"), "real", "1", f"{gradient} of grad f(x_t){by}"),
+        Field(f"{norm}/step_norm", ("step", "parameter"), "real", "1", f"{displacement} of d{by}"),
+        Field(
+            f"{norm}/grad_diff",
+            ("step", "gamma", "parameter"),
+            "real",
+            "1",
+            f"{gradient} of grad f(x_t + gamma d) - grad f(x_t){by}",
+        ),
+    )
+
+
 # In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
 FIELDS = (
     Field("time", ("step",), "float64", "s", "seconds since the recorder was attached"),
@@ -83,6 +103,8 @@ FIELDS = (
         "1",
         "2-norm of grad f(x_t + gamma d) - grad f(x_t), all parameter tensors together",
     ),
+    *_geometry("linf", displacement="largest absolute entry", gradient="1-norm"),
+    *_geometry("spectral", displacement="spectral norm", gradient="nuclear norm"),
     Field("coordinate/grad", ("step", "coordinate"), "real", "1", "gradient at x_t, followed coordinates"),
     Field("coordinate/displacement", ("step", "coordinate"), "real", "1", "d, followed coordinates"),
     Field(
@@ -112,6 +134,9 @@ TOTAL_FIELDS = {
     "total_grad_norm": "grad_norm",
     "total_step_norm": "step_norm",
     "total_grad_diff": "grad_diff",
+}
+NORM_FIELDS = {
+    norm: frozenset(field.name for field in FIELDS if field.name.startswith(f"{norm}/")) for norm in NORMS[1:]
 }
 
 

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsmooth.errors import InvalidArgumentError, TraceError
-from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschitz
+from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
+from lsmooth.estimators import Join, coordinate_lipschitz, joined_norms, local_lipschitz
 from lsmooth.trace import header_sum
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By, group_parameters
-from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, Status
+from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import read_closed, read_recent
 
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     import xarray
 
 Displacement = Literal["layer", "global"]
+# By geometry: where its datasets are, and how norms of tensors join into a group's, of displacements and of gradients.
+_GEOMETRIES: Mapping[str, tuple[str, Join, Join]] = {
+    "l2": ("", "l2", "l2"),
+    "linf": ("linf/", "max", "sum"),
+    "spectral": ("spectral/", "max", "sum"),
+}
 # Elements that one pass over a large dataset holds at a time.
 _BLOCK_ELEMENTS = 1 << 23
 # How often to look again when a writer moves rows just then.
@@ -209,7 +215,14 @@ class Trace:
 
     # --- what is derived from them ---
 
-    def cloud(self, by: By = "global", *, displacement: Displacement = "layer", endpoint: bool = False) -> Cloud:
+    def cloud(
+        self,
+        by: By = "global",
+        *,
+        displacement: Displacement = "layer",
+        endpoint: bool = False,
+        norm: str = "l2",
+    ) -> Cloud:
         """Return local Lipschitz constants and gradient norms as arrays.
 
         For a group of parameter tensors S, with Delta(gamma) = grad f(x_t + gamma d) - grad f(x_t),
@@ -221,12 +234,21 @@ class Trace:
             smoothness = max over gamma of |Delta_j(gamma)| / |gamma d_j|,
             grad_norm = min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|) at that gamma.
 
+        In another geometry, displacements are measured in its norm, gradients and their changes in the dual one:
+
+            norm="linf": largest absolute entry, and 1-norm (sign methods, Adam);
+            norm="spectral": spectral norm of each matrix, the largest of a group's, and nuclear norm, the sum of a
+            group's (Muon, Scion; Bernstein and Newhouse 2024). A convolution's kernel is the matrix of its output
+            channels; a vector is a matrix of one column, both of whose norms are its 2-norm.
+
         Args:
             by: "global", "module", "parameter", "coordinate", a mapping from parameter name to group name, or a
                 regular expression whose first group names the group.
             displacement: "layer" divides by the group's own displacement, "global" by that of all parameters (the
                 form of Assumption 2). Coordinates know only their own.
             endpoint: For `by="coordinate"`, use gamma = 1 alone, the definition of Figure 3.
+            norm: "l2", or a geometry that the run was recorded with (`Recorder(norms=...)`). For `by="coordinate"`, all
+                are the same.
 
         Raises:
             InvalidArgumentError: No parameter falls into any group, or the arguments do not go together.
@@ -234,12 +256,13 @@ class Trace:
         """
         if displacement not in ("layer", "global"):
             raise InvalidArgumentError(f"displacement={displacement!r} is neither 'layer' nor 'global'.")
+        self._check_norm(norm)
         if by == "coordinate":
             groups, smoothness, grad_norm = self._coordinate_estimates(endpoint)
         elif endpoint:
             raise InvalidArgumentError("endpoint=True is defined for by='coordinate' only.")
         else:
-            groups, smoothness, grad_norm = self._norm_estimates(by, displacement)
+            groups, smoothness, grad_norm = self._norm_estimates(by, displacement, norm)
         kind = by if isinstance(by, str) else "mapping" if isinstance(by, Mapping) else "regex"
         if kind not in ("global", "module", "parameter", "coordinate", "mapping"):
             kind = "regex"
@@ -253,30 +276,39 @@ class Trace:
             status=self.status,
             loss=self.loss,
             lr=lr[:, 0] if lr.shape[1] else np.full(len(self), np.nan),
+            norm=norm,
         )
 
     def smoothness(
-        self, by: By = "global", *, displacement: Displacement = "layer", endpoint: bool = False
+        self,
+        by: By = "global",
+        *,
+        displacement: Displacement = "layer",
+        endpoint: bool = False,
+        norm: str = "l2",
     ) -> pd.DataFrame:
         """Return the points of `cloud` as a DataFrame: step, group, smoothness, grad_norm, loss, lr, usable."""
-        return self.cloud(by, displacement=displacement, endpoint=endpoint).to_frame()
+        return self.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm).to_frame()
 
-    def gradient_norm(self, by: By = "global") -> pd.DataFrame:
-        """Return ‖grad_S f(x_t)‖2 of each group S of parameters: step, group, grad_norm.
+    def gradient_norm(self, by: By = "global", *, norm: str = "l2") -> pd.DataFrame:
+        """Return ‖grad_S f(x_t)‖ of each group S of parameters: step, group, grad_norm.
 
         Args:
             by: As for `cloud`; for "coordinate", |grad_j f(x_t)|.
+            norm: As for `cloud`: the geometry in whose dual norm gradients are measured.
         """
+        self._check_norm(norm)
         if by == "coordinate":
             groups = tuple(self.coordinate_names)
             values = np.abs(self.read("coordinate/grad").astype(np.float64))
         else:
             members = group_parameters(self.parameters, by)
             groups = tuple(members)
-            if by == "global":
+            prefix, _, dual = _GEOMETRIES[norm]
+            if by == "global" and norm == "l2":
                 values = self.read("total_grad_norm")[:, None]
             else:
-                values = joined_norms(self.read("grad_norm"), list(members.values()))
+                values = joined_norms(self.read(f"{prefix}grad_norm"), list(members.values()), dual)
         return pd.DataFrame(
             {
                 "step": np.repeat(self.steps, len(groups)),
@@ -343,11 +375,19 @@ class Trace:
         for start in range(0, self._length, rows):
             yield slice(start, min(start + rows, self._length))
 
+    def _check_norm(self, norm: str) -> None:
+        if norm not in NORMS:
+            raise unknown_name("norm", norm, NORMS)
+        if norm != "l2" and not self.has(f"{norm}/grad_diff"):
+            raise TraceError(
+                f"{self.path} was recorded without the {norm} norm; record with norms=('l2', {norm!r}) to have it."
+            )
+
     def _norm_estimates(
-        self, by: By, displacement: Displacement
+        self, by: By, displacement: Displacement, norm: str
     ) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
         members = group_parameters(self.parameters, by)
-        if by == "global":
+        if by == "global" and norm == "l2":
             moved = self.read("total_step_norm")[:, None]
             changed = self.read("total_grad_diff")[:, :, None]
             return tuple(members), local_lipschitz(changed, moved, self.gammas), self.read("total_grad_norm")[:, None]
@@ -355,10 +395,12 @@ class Trace:
         smoothness = np.full((len(self), len(members)), np.nan)
         grad_norm = np.full((len(self), len(members)), np.nan)
         everything = [list(range(len(self.parameters)))]
+        prefix, primal, dual = _GEOMETRIES[norm]
         for rows in self._blocks(len(self.gammas) * len(self.parameters)):
-            grad_norm[rows] = joined_norms(self.read("grad_norm", rows), positions)
-            moved = joined_norms(self.read("step_norm", rows), positions if displacement == "layer" else everything)
-            changed = joined_norms(self.read("grad_diff", rows), positions)
+            grad_norm[rows] = joined_norms(self.read(f"{prefix}grad_norm", rows), positions, dual)
+            own = positions if displacement == "layer" else everything
+            moved = joined_norms(self.read(f"{prefix}step_norm", rows), own, primal)
+            changed = joined_norms(self.read(f"{prefix}grad_diff", rows), positions, dual)
             smoothness[rows] = local_lipschitz(changed, moved, self.gammas)
         return tuple(members), smoothness, grad_norm
 

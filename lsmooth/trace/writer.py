@@ -34,6 +34,7 @@ from lsmooth.trace.layout import (
     FORMAT,
     FORMAT_VERSION,
     NOISE_FIELDS,
+    NORM_FIELDS,
     TOTAL_FIELDS,
     Field,
     Status,
@@ -62,6 +63,7 @@ class Header:
         real: "float32" or "float64", the dtype of norms and followed coordinates.
         endpoint: Whether x_{t+1} is evaluated too.
         noise: Whether the probes' gradient noise is kept.
+        norms: Geometries that are measured besides l2.
         coordinate_names: Labels of the followed coordinates; empty for none.
         coordinate_owners: Positions of their parameter tensors.
         coordinate_indices: Their positions in the flattened tensors.
@@ -79,6 +81,7 @@ class Header:
     coordinate_owners: NDArray[np.int64]
     coordinate_indices: NDArray[np.int64]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    norms: tuple[str, ...] = ()
 
     def fields(self) -> list[Field]:
         """Return the datasets that such a trace has, in the order in which they are appended."""
@@ -87,6 +90,9 @@ class Header:
             left_out |= ENDPOINT_FIELDS
         if not self.noise:
             left_out |= NOISE_FIELDS
+        for norm, names in NORM_FIELDS.items():
+            if norm not in self.norms:
+                left_out |= names
         if not self.coordinate_names:
             left_out |= COORDINATE_FIELDS
         return [item for item in FIELDS if item.name not in left_out]
