@@ -14,6 +14,7 @@ from lsmooth.errors import LsmoothError
 # name -> line shown in `lsmooth --help`. The module lsmooth.cli.<name> holds a click command called `command`.
 COMMANDS = {
     "plot": "Draw the figures of a trace.",
+    "estimate": "Print L0 and L1: by module, parameter, coordinate or block.",
     "info": "Say what is in a trace: run, steps measured and flagged, size.",
     "tail": "Follow a trace while it is being written.",
     "export": "Write a trace as a table: CSV, Parquet or netCDF.",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lsmooth import figures, optim
     from lsmooth.errors import LsmoothError
+    from lsmooth.fit import estimate
     from lsmooth.recorder import Recorder
     from lsmooth.trace.reader import Trace
 
@@ -21,10 +22,11 @@ _HOME = {
     "LsmoothError": "lsmooth.errors",
     "Recorder": "lsmooth.recorder",
     "Trace": "lsmooth.trace.reader",
+    "estimate": "lsmooth.fit",
 }
 _SUBMODULES = ("figures", "optim")
 
-__all__ = ["LsmoothError", "Recorder", "Trace", "__version__", "figures", "optim"]
+__all__ = ["LsmoothError", "Recorder", "Trace", "__version__", "estimate", "figures", "optim"]
 
 
 def __getattr__(name: str) -> Any:
