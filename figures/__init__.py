@@ -11,19 +11,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lsmooth.figures.constants import constants_panels, layer_constants
     from lsmooth.figures.coordinates import coordinate_grid
+    from lsmooth.figures.curves import training_curves
+    from lsmooth.figures.density import coordinate_density
+    from lsmooth.figures.heatmap import layer_heatmap
     from lsmooth.figures.house import style
     from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
+    from lsmooth.figures.segments import segment_profile
+    from lsmooth.figures.stability_limit import stability
 
 # Drawing libraries are loaded with the first figure, not with the package.
 _HOME = {
+    "constants_panels": "constants",
+    "coordinate_density": "density",
     "coordinate_grid": "coordinates",
+    "layer_constants": "constants",
+    "layer_heatmap": "heatmap",
+    "segment_profile": "segments",
     "smoothness_panels": "scatter",
     "smoothness_scatter": "scatter",
+    "stability": "stability_limit",
     "style": "house",
+    "training_curves": "curves",
 }
 
-__all__ = ["coordinate_grid", "smoothness_panels", "smoothness_scatter", "style"]
+__all__ = [
+    "constants_panels",
+    "coordinate_density",
+    "coordinate_grid",
+    "layer_constants",
+    "layer_heatmap",
+    "segment_profile",
+    "smoothness_panels",
+    "smoothness_scatter",
+    "stability",
+    "style",
+    "training_curves",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,16 +44,41 @@ def shorten(text: str, width: float, size: float) -> str:
     return ELLIPSIS
 
 
+def abbreviate(name: str, width: float, size: float) -> str:
+    """Return a dotted name at most `width` points wide: `e.l.0.self_attn.out_proj` for encoder.layers.0.….
+
+    Parts are cut to their first letter from the left, as many as it takes; numbers stay, since they tell layers apart.
+    """
+    for short in _abbreviations(name):
+        if text_width(short, size) <= width:
+            return short
+    head, dot, last = short.rpartition(".")
+    room = width - text_width(head + dot, size)
+    # With room for a few letters at least, the numbers before them stay.
+    return head + dot + shorten(last, room, size) if room >= 3 * size else shorten(short, width, size)
+
+
+def _abbreviations(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    yield name
+    for place in range(len(parts) - 1):
+        parts[place] = parts[place][:1] if not parts[place].isdigit() else parts[place]
+        yield ".".join(parts)
+
+
 def wrap_name(name: str, width: float, size: float, lines: int = 2) -> str:
     """Return a parameter's or coordinate's name in at most `lines` lines of at most `width` points.
 
-    Lines break at dots and before the index; where the name is too long, its end is kept, which says most.
+    Lines break at dots and before the index; a name that is too long for that is abbreviated from the left.
     """
-    rows = [""]
-    for piece in re.findall(r"[^.\[]+\.?|\.|\[.*$", name):
-        if rows[-1] and text_width(rows[-1] + piece, size) > width:
-            rows.append("")
-        rows[-1] += piece
+    for short in _abbreviations(name):
+        rows = [""]
+        for piece in re.findall(r"[^.\[]+\.?|\.|\[.*$", short):
+            if rows[-1] and text_width(rows[-1] + piece, size) > width:
+                rows.append("")
+            rows[-1] += piece
+        if len(rows) <= lines and all(text_width(row, size) <= width for row in rows):
+            return "\n".join(rows)
     if len(rows) > lines:
         rows = rows[-lines:]
         rows[0] = ELLIPSIS + rows[0]
@@ -63,3 +90,22 @@ def title(ax: Axes, name: str, width: float, lines: int = 2, **how: Any) -> None
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
     # A name may hold a dollar sign, which is not mathematics here.
     ax.set_title(wrap_name(name, width, size, lines).replace("$", r"\$"), **how)
+
+
+def label_rows(ax: Axes, names: Sequence[str], width: float, height: float) -> None:
+    """Name the rows of a vertical axis at 0, 1, 2, … from the top down, as many as are legible.
+
+    Args:
+        ax: The Axes; the first name is put at y = 0, which stands at the top.
+        names: One name a row.
+        width: Points that a label may be wide.
+        height: Points that the Axes are high.
+    """
+    size = FontProperties(size=matplotlib.rcParams["ytick.labelsize"]).get_size_in_points()
+    stride = max(1, math.ceil(len(names) * size * 1.15 / height))
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_yticks(
+        range(0, len(names), stride),
+        [abbreviate(name, width, size).replace("$", r"\$") for name in names[::stride]],
+    )
+    ax.tick_params(axis="y", which="minor", left=False)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures.house import COLUMN, FLAGGED, PAGE, drawing, new_figure, sequential, settle, style
 from lsmooth.figures.labels import title
+from lsmooth.figures.legend import place_legend
 from lsmooth.figures.points import Data, Points, choose_group, points_of, spread
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps
 from lsmooth.trace.grouping import By
@@ -30,7 +31,7 @@ Y_LABEL = "local Lipschitz constant"
 _EXACT = 30_000
 _SHADES = 64
 # Points beyond this are an image in PDF and SVG: as vectors they would be megabytes.
-_VECTOR = 2_000
+VECTOR = 2_000
 # Drawn in a fixed random order: in order of time, late points would hide early ones.
 _ORDER_SEED = 0
 
@@ -83,7 +84,7 @@ def smoothness_scatter(
         if colorbar:
             add_colorbar([ax], norm)
         if legend:
-            add_legend(ax)
+            place_legend(ax, [(points.grad_norm, points.smoothness)])
     return ax
 
 
@@ -189,7 +190,7 @@ def _fill(
             # A title may reach over the tick labels to the left of its panel, not beyond the figure to the right.
             title(ax, name, (width - 16) / columns - 8, lines=3, loc="right")
         if legend:
-            add_legend(ax)
+            place_legend(ax, [(points.grad_norm, points.smoothness)])
     if shared:
         _set_axes(axes[0], series, linear, 3)
         # An Axes above a place that stays empty has no neighbour below to carry its labels.
@@ -235,7 +236,7 @@ def draw_points(
             markeredgewidth=0.6,
             color=FLAGGED,
             zorder=1.8,
-            rasterized=bool(flagged.sum() > _VECTOR),
+            rasterized=bool(flagged.sum() > VECTOR),
             label=f"flagged ({flagged.sum():,})",
         )
     if good.any():
@@ -251,7 +252,7 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], norm: Normaliz
     total = len(places)
     # Many points are drawn smaller, so that the shape of the cloud stays visible.
     area = size * min(1.0, max(0.06, (1500 / total) ** 0.5))
-    look: dict[str, Any] = {"zorder": 2.0, "rasterized": total > _VECTOR}
+    look: dict[str, Any] = {"zorder": 2.0, "rasterized": total > VECTOR}
     x, y, step = points.grad_norm[places], points.smoothness[places], points.steps[places]
     if total <= _EXACT:
         ax.scatter(x, y, s=area, c=step, cmap=sequential(), norm=norm, linewidths=0, **look)
@@ -303,13 +304,6 @@ def add_colorbar(axes: list[Axes], norm: Normalize, *, above: bool = False) -> N
     )
     bar.outline.set_visible(False)
     make_steps(bar.ax, "x" if above else "y")
-
-
-def add_legend(ax: Axes) -> None:
-    """Explain what is labelled, where something is."""
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(handles, labels, loc="best" if len(ax.collections) < 2 else "upper left")
 
 
 def _axes_label_size() -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lsmooth.figures.labels import shorten, text_width, wrap_name
+from lsmooth.figures.labels import abbreviate, shorten, text_width, wrap_name
 
 LONG = "transformer.encoder.layers.11.self_attn.in_proj_weight_with_a_long_name[1023, 767]"
 
@@ -14,7 +14,15 @@ def test_a_name_fits_and_keeps_its_end(name, width, lines):
     rows = wrap_name(name, width, 8, lines).split("\n")
     assert len(rows) <= lines
     assert all(text_width(row, 8) <= width for row in rows)
-    assert rows[-1].endswith(name[-3:])
+    assert rows[-1].endswith(name[-2:])
+
+
+def test_numbers_of_layers_survive():
+    names = [f"transformer.encoder.layers.{k}.self_attention.query_key_value_projection" for k in range(30)]
+    short = [abbreviate(name, 90, 8) for name in names]
+    assert len(set(short)) == 30
+    assert all(text_width(name, 8) <= 90 for name in short)
+    assert abbreviate("encoder.layers.3.linear1", 90, 8) == "e.layers.3.linear1"
 
 
 def test_what_fits_stays_whole():

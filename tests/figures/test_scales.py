@@ -28,7 +28,7 @@ def test_labels_on_the_axis_do_not_overlap(low, high, width, most):
         ax = figure.add_subplot()
         make_log(ax, "x", (low, high), most)
         make_log(ax, "y", (low, high), 3)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
     for one, other in itertools.pairwise(boxes):
         assert one.x1 < other.x0

@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import empty_axes, frame, legend_texts
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
@@ -12,27 +13,12 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures import smoothness_panels, smoothness_scatter, style
 
 
-def frame(n=40, seed=0, **columns):
-    generator = np.random.default_rng(seed)
-    grad_norm = np.exp(generator.normal(size=n))
-    points = {"step": np.arange(n) * 10, "grad_norm": grad_norm, "smoothness": 2 + 3 * grad_norm, "usable": True}
-    return pd.DataFrame(points | columns)
-
-
-def empty_axes():
-    return Figure(layout="constrained").add_subplot()
-
-
 def drawn(ax):
     """The coloured points: x, y, and the iteration that colours each, in order of iteration."""
     (cloud,) = [artist for artist in ax.collections if isinstance(artist, PathCollection)]
     offsets, colours = np.asarray(cloud.get_offsets()), np.asarray(cloud.get_array())
     order = np.argsort(colours)
     return offsets[order, 0], offsets[order, 1], colours[order]
-
-
-def legend_texts(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else []
 
 
 def test_every_point_stands_where_it_was_measured_in_the_colour_of_its_step():

@@ -1,0 +1,129 @@
+"""Figures 2, 4 and 5: training curves, the mean over seeds and how sure it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lsmooth.errors import InvalidArgumentError, unknown_name
+from lsmooth.figures.house import DASHES, LINES, drawing
+from lsmooth.figures.legend import place_legend
+from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def training_curves(
+    frame: pd.DataFrame,
+    *,
+    x: str = "epoch",
+    y: str = "train_loss",
+    hue: str = "optimizer",
+    ax: Axes | None = None,
+    log: bool = False,
+    legend: bool = True,
+) -> Axes:
+    """Draw the mean of `y` over seeds against `x`, with its 95 % interval as a band, one line for each value of `hue`.
+
+    The interval is Student's, mean +- t s / sqrt(n) over the n seeds at each x: with the three to five seeds that runs
+    usually have, percentile bootstrap intervals are too narrow. A line stops where one of its seeds has no finite
+    value, since the mean of those that are left would flatter it; the legend says how many seeds diverged.
+
+    Args:
+        frame: One row for each run and x, with columns `x`, `y`, `hue` and, where there are several runs, "seed".
+        x: Column that goes to the right, such as "epoch" or "step".
+        y: Column that goes up, such as "train_loss" or "valid_accuracy".
+        hue: Column that tells lines apart.
+        ax: Where to draw; a new figure in the house style by default.
+        log: A logarithmic y axis in place of a linear one.
+        legend: Whether a legend is drawn.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InvalidArgumentError: A column is missing, there is nothing to draw, or rows share line, seed and x.
+
+    Source: Crawshaw et al. 2022, Figures 2, 4 and 5.
+    """
+    for column in (x, y, hue):
+        if column not in frame.columns:
+            raise unknown_name("column in the frame", column, map(str, frame.columns))
+    if not len(frame):
+        raise InvalidArgumentError("The frame has no rows; there is no curve to draw.")
+    seed = "seed" if "seed" in frame.columns else None
+    keys = [hue, x] if seed is None else [hue, seed, x]
+    twice = frame.duplicated(keys, keep=False)
+    if twice.any():
+        row = frame.loc[twice, keys].iloc[0]
+        what = ", ".join(f"{key}={row[key]}" for key in keys)
+        raise InvalidArgumentError(
+            f"{int(twice.sum())} rows share their line, seed and {x} (such as {what}); add a column that tells the "
+            "runs apart, and name it with hue=."
+        )
+    with drawing(ax) as ax:
+        shown = []
+        labels = [name for name in frame[hue].drop_duplicates() if not pd.isna(name)]
+        for place, label in enumerate(labels):
+            mine = frame[frame[hue] == label]
+            curve = mean_and_interval(mine, x, y, seed)
+            runs, diverged = len(mine[seed].unique()) if seed else 1, int(curve.attrs["diverged"])
+            note = f" ({diverged} of {runs} diverged)" if diverged and runs > 1 else " (diverged)" if diverged else ""
+            colour = LINES[place % len(LINES)]
+            ax.plot(
+                curve.index,
+                curve["mean"],
+                color=colour,
+                linestyle=DASHES[place % len(DASHES)],
+                marker="o" if len(curve) == 1 else None,
+                markersize=3,
+                label=f"{label}{note}".replace("$", r"\$"),
+            )
+            if runs > 1:
+                ax.fill_between(curve.index, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
+            shown.append(curve)
+        values = np.concatenate([curve[column].to_numpy() for curve in shown for column in ("mean", "low", "high")])
+        if not np.isfinite(values).any():
+            raise InvalidArgumentError(f"{y} has no finite value; there is no curve to draw.")
+        if log:
+            make_log(ax, "y", log_limits(values))
+        else:
+            make_linear(ax, "y", linear_limits(values))
+        every_x = np.concatenate([curve.index.to_numpy(dtype=np.float64) for curve in shown])
+        reach = 0.02 * float(np.ptp(every_x)) or 0.5
+        ax.set_xlim(float(every_x.min()) - reach, float(every_x.max()) + reach)
+        make_steps(ax, "x")
+        ax.set(xlabel="iteration" if x == "step" else x.replace("_", " "), ylabel=y.replace("_", " "))
+        if legend:
+            place_legend(
+                ax, [(curve.index.to_numpy(), curve[column]) for curve in shown for column in ("mean", "low", "high")]
+            )
+    return ax
+
+
+def mean_and_interval(frame: pd.DataFrame, x: str, y: str, seed: str | None) -> pd.DataFrame:
+    """Return mean, low and high of `y` over seeds at each `x`, indexed by x; `attrs["diverged"]` counts seeds.
+
+    Where a seed has no finite value, all three are NaN.
+    """
+    from scipy.special import stdtrit
+
+    table = (frame.pivot(index=x, columns=seed, values=y) if seed is not None else frame.set_index(x)[[y]]).sort_index()
+    values = table.to_numpy(dtype=np.float64)
+    # A seed that has no row yet at some x has not diverged.
+    broken = frame[~np.isfinite(frame[y].to_numpy(dtype=np.float64))]
+    diverged = broken[seed].nunique() if seed is not None else int(len(broken) > 0)
+    count = values.shape[1]
+    with np.errstate(invalid="ignore"):
+        complete = np.isfinite(values).all(axis=1)
+        mean = np.where(complete, values.mean(axis=1), np.nan)
+        if count > 1:
+            half = stdtrit(count - 1, 0.975) * values.std(axis=1, ddof=1) / np.sqrt(count)
+        else:
+            half = np.zeros(len(values))
+    curve = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half}, index=table.index)
+    curve.attrs["diverged"] = diverged
+    return curve

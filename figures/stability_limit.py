@@ -1,0 +1,159 @@
+"""Smoothness over time, against the largest that gradient descent at this learning rate can bear."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsmooth.errors import InvalidArgumentError
+from lsmooth.figures.house import FLAGGED, LINES, drawing
+from lsmooth.figures.legend import place_legend
+from lsmooth.figures.points import Data, choose_group, points_of
+from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps
+from lsmooth.figures.scatter import VECTOR, Y_LABEL
+from lsmooth.trace.grouping import By
+from lsmooth.trace.reader import Displacement, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Fewer points than this show their course themselves.
+_LEAST_FOR_MEDIAN = 30
+
+
+def stability(
+    data: Data,
+    *,
+    by: By = "global",
+    group: str | None = None,
+    displacement: Displacement = "layer",
+    ax: Axes | None = None,
+    linear: bool = False,
+    legend: bool = True,
+) -> Axes:
+    """Draw local smoothness over iterations together with 2/lr, and say what share of steps is above it.
+
+    Gradient descent on a quadratic is stable where the smoothness stays below 2/lr. The line through the points is
+    their running median over about a twentieth of the run. For methods that scale the gradient, such as Adam or sign
+    methods, 2/lr is no limit, and the line is a mark for the eye.
+
+    Args:
+        data: A trace, its path, a `Cloud`, or a DataFrame of points with a column lr. Of a trace with several
+            parameter groups, the largest lr counts.
+        by: How parameters are grouped, as for `Trace.cloud`.
+        group: Which of the groups is drawn; not needed where there is one.
+        displacement: As for `Trace.cloud`.
+        ax: Where to draw; a new figure in the house style by default.
+        linear: A linear smoothness axis in place of a logarithmic one.
+        legend: Whether a legend is drawn.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InvalidArgumentError: No point can be drawn, learning rates are missing, or there is no such group.
+        TraceError: The trace cannot be read.
+
+    Source: Cohen et al. 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability".
+    """
+    if isinstance(data, (str, os.PathLike)):
+        with Trace(data) as trace:
+            return stability(trace, by=by, group=group, displacement=displacement, ax=ax, linear=linear, legend=legend)
+    points = choose_group(points_of(data, by, displacement=displacement), group)
+    several_rates = False
+    lr = points.lr
+    if isinstance(data, Trace) and data.lr.shape[1] > 1:
+        several_rates = bool((data.lr != data.lr[:, :1]).any())
+        lr = data.lr.max(axis=1)
+    known = np.isfinite(points.smoothness) & ((points.smoothness > 0) | linear)
+    if not known.any():
+        raise InvalidArgumentError(points.explain_nothing(log=not linear))
+    if not np.isfinite(lr).any():
+        raise InvalidArgumentError("There are no learning rates; give a trace, or a DataFrame with a column lr.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        limit = np.where(lr > 0, 2 / lr, np.nan)
+    good, flagged = known & points.usable, known & ~points.usable
+    order = np.argsort(points.steps, kind="stable")
+    with drawing(ax) as ax:
+        _draw_points(ax, points.steps, points.smoothness, good, flagged)
+        if good.sum() >= _LEAST_FOR_MEDIAN:
+            window = max(9, int(good.sum()) // 20)
+            chosen = order[good[order]]
+            ax.plot(
+                points.steps[chosen],
+                running_median(points.smoothness[chosen], window),
+                color="black",
+                linewidth=1.0,
+                label=f"median of {window} points",
+            )
+        name = "2/largest lr" if several_rates else "2/lr"
+        comparable = good & np.isfinite(limit)
+        above = 100 * float((points.smoothness[comparable] > limit[comparable]).mean()) if comparable.any() else None
+        ax.plot(
+            points.steps[order],
+            limit[order],
+            color=LINES[1],
+            linestyle=(0, (4, 1.5)),
+            label=name if above is None else f"{name} ({_percent(above)} of points above)",
+        )
+        left_out = len(points) - int(known.sum())
+        if left_out:
+            ax.plot([], [], linestyle="none", label=f"not shown ({left_out:,})")
+        shown = points.smoothness[known]
+        if linear:
+            make_linear(ax, "y", linear_limits(shown, limit))
+        else:
+            make_log(ax, "y", log_limits(shown, limit))
+        make_steps(ax, "x")
+        low, high = float(points.steps.min()), float(points.steps.max())
+        reach = 0.02 * (high - low) or 0.5
+        ax.set_xlim(low - reach, high + reach)
+        ax.set(xlabel="iteration", ylabel=Y_LABEL)
+        if legend:
+            place_legend(ax, [(points.steps[known], shown), (points.steps, limit)])
+    return ax
+
+
+def running_median(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return the median over `window` neighbours of each value, over fewer at the ends, float64 (n,)."""
+    median = pd.Series(values).rolling(window, center=True, min_periods=1).median()
+    return median.to_numpy(dtype=np.float64)
+
+
+def _draw_points(
+    ax: Axes,
+    steps: NDArray[np.int64],
+    smoothness: NDArray[np.float64],
+    good: NDArray[np.bool_],
+    flagged: NDArray[np.bool_],
+) -> None:
+    size = 2.2 * min(1.0, max(0.35, (1500 / max(1, int(good.sum()))) ** 0.25))
+    for chosen, marker, colour, name in (
+        (good, "o", LINES[5], "smoothness"),
+        (flagged, "x", FLAGGED, f"flagged ({flagged.sum():,})"),
+    ):
+        if chosen.any():
+            ax.plot(
+                steps[chosen],
+                smoothness[chosen],
+                linestyle="none",
+                marker=marker,
+                markersize=size if marker == "o" else 3,
+                markeredgewidth=0 if marker == "o" else 0.6,
+                color=colour,
+                rasterized=bool(chosen.sum() > VECTOR),
+                label=name,
+            )
+
+
+def _percent(share: float) -> str:
+    """Return a percentage that says 0 % and 100 % only of none and all."""
+    if 0 < share < 1:
+        return "<1 %"
+    if 99 < share < 100:
+        return ">99 %"
+    return f"{share:.0f} %"
