@@ -18,6 +18,10 @@ class TraceError(LsmoothError):
     """A trace file cannot be read, or cannot be written where it was asked for."""
 
 
+class OptimizerError(LsmoothError, RuntimeError):
+    """An optimizer meets parameters or gradients that it cannot step."""
+
+
 class RecorderError(LsmoothError):
     """A training loop does something that the recorder cannot follow."""
 

@@ -1,0 +1,399 @@
+"""Generalized SignSGD: sign descent at one end, nearly Adam at the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lsmooth.errors import InvalidArgumentError, OptimizerError
+from lsmooth.optim.groups import (
+    KERNEL_DEVICES,
+    CheckedOptimizer,
+    blocks,
+    by_device_and_dtype,
+    check_at_least_zero,
+    check_below_one,
+    check_lr,
+    is_plain,
+    lie_alike,
+    on_device,
+)
+
+
+class GeneralizedSignSGD(CheckedOptimizer):
+    """Algorithm 1 of the paper.
+
+        m_t = beta1 m_{t-1} + (1 - beta1) g_t
+        v_t = beta2 v_{t-1} + (1 - beta2) m_t²
+        x_{t+1} = x_t - lr m_t / (√v_t + eps),      m_0 = v_0 = 0, all element-wise
+
+    Adam averages g² where this averages m²; that is the difference. betas = (0, 0) with eps = 0 is SignSGD, and
+    betas = (beta, 0) with eps = 0 is SIGNUM, exactly; a quotient whose denominator is 0 counts as 0.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups.
+        lr: Learning rate, a number or a tensor of one element.
+        betas: beta1 and beta2, each in [0, 1). Theorem 1 asks for √beta2 < beta1.
+        eps: Added to √v; Algorithm 1 has 0.
+        weight_decay: Factor of the decay.
+        decoupled_weight_decay: False adds weight_decay x to g (L2 penalty, which makes iterates depend on the scale
+            of the loss); True multiplies x by 1 - lr weight_decay instead, and with eps = 0 iterates do not
+            depend on the scale of the loss.
+        bias_correction: Use m_t / (1 - beta1^t) and v_t / (1 - beta2^t); Algorithm 1 does not.
+        maximize: Ascend instead of descend.
+        foreach: Use the multi-tensor backend. None chooses the fastest backend that is exact for the parameters.
+        fused: Use the fused backend, see `_fused_generalized_signsgd`. It needs eps > 0.
+        differentiable: Let autograd see the step (the single-tensor backend, then).
+
+    Raises:
+        InvalidArgumentError: A hyperparameter is out of range, or switches contradict each other.
+        OptimizerError: A parameter is complex, a gradient sparse, or `fused=True` cannot be had for a parameter.
+
+    Source: Crawshaw, Liu, Orabona, Zhang, Zhuang, "Robustness to Unbounded Smoothness of Generalized SignSGD",
+    NeurIPS 2022, Algorithm 1; eps, weight decay and bias correction follow torch.optim.Adam.
+
+    Example:
+        >>> x = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
+        >>> optimizer = GeneralizedSignSGD([x], lr=0.5, betas=(0.0, 0.0), eps=0.0)
+        >>> x.grad = torch.tensor([1e-9, 1e9])
+        >>> optimizer.step()
+        >>> x.tolist()
+        [1.5, -3.5]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        bias_correction: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "bias_correction": bias_correction,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_lr(group["lr"])
+        check_at_least_zero("epsilon value", group["eps"])
+        for index in (0, 1):
+            check_below_one(f"beta parameter at index {index}", group["betas"][index])
+        check_at_least_zero("weight_decay value", group["weight_decay"])
+        if not group["fused"]:
+            if group["differentiable"] and group["foreach"]:
+                raise InvalidArgumentError("`foreach` does not support `differentiable`; leave foreach unset.")
+            return
+        if group["differentiable"]:
+            raise InvalidArgumentError("`fused` does not support `differentiable`; leave fused unset.")
+        if group["foreach"]:
+            raise InvalidArgumentError("`fused` and `foreach` cannot be `True` together.")
+        if group["eps"] == 0:
+            raise InvalidArgumentError("`fused` needs eps > 0, it would turn 0/0 into NaN; leave fused unset.")
+        for p in group["params"]:
+            if not _kernel_takes(p):
+                raise OptimizerError(
+                    "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+                    f"{list(KERNEL_DEVICES)} but {p.dtype} and {p.device.type}; leave fused unset."
+                )
+
+    def _update(self) -> None:
+        for group in self.param_groups:
+            params, grads = self._with_gradients(group)
+            exp_avgs, exp_avg_sqs, steps = [], [], []
+            for p in params:
+                state = self.state[p]
+                if not state:
+                    # A Python number: nothing on the device depends on it but with bias correction.
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["step"] += 1
+                exp_avgs.append(state["exp_avg"])
+                exp_avg_sqs.append(state["exp_avg_sq"])
+                steps.append(state["step"])
+            beta1, beta2 = group["betas"]
+            generalized_signsgd(
+                params,
+                grads,
+                exp_avgs,
+                exp_avg_sqs,
+                steps,
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled_weight_decay=group["decoupled_weight_decay"],
+                bias_correction=group["bias_correction"],
+                maximize=group["maximize"],
+                foreach=group["foreach"],
+                fused=group["fused"],
+                differentiable=group["differentiable"],
+            )
+
+
+def _kernel_takes(p: Tensor) -> bool:
+    return p.device.type in KERNEL_DEVICES and torch.is_floating_point(p)
+
+
+def generalized_signsgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[int],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    bias_correction: bool,
+    maximize: bool,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    differentiable: bool = False,
+) -> None:
+    """Functional form of `GeneralizedSignSGD`: update params, exp_avgs (m) and exp_avg_sqs (v) in place.
+
+    `steps` are the numbers t of this step, counted from 1. With foreach and fused both None, the fastest backend that
+    is exact for these tensors is taken: fused where eps > 0, else multi-tensor.
+    """
+    if not params:
+        return
+    if foreach is None and fused is None and not differentiable and is_plain(params):
+        fused = eps > 0 and all(map(_kernel_takes, params))
+        foreach = not fused
+    routine = (
+        _fused_generalized_signsgd
+        if fused
+        else _multi_tensor_generalized_signsgd
+        if foreach
+        else _single_tensor_generalized_signsgd
+    )
+    routine(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        steps,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        bias_correction=bias_correction,
+        maximize=maximize,
+        differentiable=differentiable,
+    )
+
+
+def _single_tensor_generalized_signsgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[int],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    bias_correction: bool,
+    maximize: bool,
+    differentiable: bool,
+) -> None:
+    """Update one tensor after another: the plain form, which the other backends are tested against."""
+    for p, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+        rate = lr if differentiable else on_device(lr, p.device)
+        if maximize:
+            grad = -grad
+        if weight_decay != 0:
+            if decoupled_weight_decay:
+                p.mul_(1 - rate * weight_decay)
+            else:
+                grad = grad.add(p, alpha=weight_decay)
+        exp_avg.lerp_(grad, 1 - beta1)
+        # Autograd must find m as it was here, and the next step overwrites it.
+        m = exp_avg.clone() if differentiable else exp_avg
+        exp_avg_sq.mul_(beta2).addcmul_(m, m, value=1 - beta2)
+        if beta2 == 0:
+            # √(m²), but for numbers whose square is out of range.
+            denominator = m.abs()
+        elif bias_correction:
+            denominator = exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5
+        else:
+            denominator = exp_avg_sq.sqrt()
+        if bias_correction:
+            rate = rate / (1 - beta1**step)
+        if eps == 0:
+            ratio = torch.where(denominator == 0, 0.0, m / denominator)
+            p.sub_(ratio * rate)
+        elif isinstance(rate, Tensor):
+            p.sub_(m / (denominator + eps) * rate)
+        else:
+            p.addcdiv_(m, denominator + eps, value=-rate)
+
+
+def _multi_tensor_generalized_signsgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[int],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    bias_correction: bool,
+    maximize: bool,
+    differentiable: bool,
+) -> None:
+    """Update all tensors of a device together; takes as much further memory as the parameters."""
+    if differentiable:
+        raise InvalidArgumentError("`foreach` does not support `differentiable`; leave foreach unset.")
+    for p, g, m, v, t in by_device_and_dtype(params, grads, exp_avgs, exp_avg_sqs, steps):
+        rate = on_device(lr, p[0].device)
+        if weight_decay != 0 and decoupled_weight_decay:
+            torch._foreach_mul_(p, 1 - rate * weight_decay)
+        if maximize:
+            g = list(torch._foreach_neg(g))
+        if weight_decay != 0 and not decoupled_weight_decay:
+            g = list(torch._foreach_add(g, p, alpha=weight_decay))
+        torch._foreach_lerp_(m, g, 1 - beta1)
+        del g
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, m, m, value=1 - beta2)
+        if beta2 == 0:
+            denominator = torch._foreach_abs(m)
+        else:
+            denominator = torch._foreach_sqrt(v)
+            if bias_correction:
+                torch._foreach_div_(denominator, [(1 - beta2**step) ** 0.5 for step in t])
+        if eps != 0:
+            torch._foreach_add_(denominator, eps)
+        else:
+            # Turns 0/0 into 0/∞ = 0; everything else is as it was.
+            for tensor in denominator:
+                tensor.masked_fill_(tensor == 0, torch.inf)
+        if isinstance(rate, Tensor):
+            torch._foreach_div_(denominator, rate)
+            rate = 1.0
+        rates = [-rate / (1 - beta1**step) if bias_correction else -rate for step in t]
+        torch._foreach_addcdiv_(p, m, denominator, rates)
+
+
+# bias_correction2 = 1 - beta2^step is 1 in float32 from here on, for every beta2 < 1 that is not 1 in float32.
+_NO_CORRECTION = 1e30
+
+
+def _fused_generalized_signsgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[int],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    bias_correction: bool,
+    maximize: bool,
+    differentiable: bool,
+) -> None:
+    """Update with torch's fused Adam kernel, which is given m as its gradient.
+
+    Adam's own first moment then has beta1 = 0 and is m again, its second moment averages m² as Algorithm 1 does, and
+    its update is lr m / (√(v / (1 - beta2^t)) + eps), where t is so large that beta2^t vanishes. m itself is
+    brought up to date before, block by block, so that the kernel finds it in the cache. Equal to the single-tensor
+    form up to rounding, for eps > 0.
+    """
+    if differentiable:
+        raise InvalidArgumentError("`fused` does not support `differentiable`; leave fused unset.")
+    if not bias_correction:
+        # Without correction the number of the step does not matter, and all tensors go together.
+        steps = [1] * len(params)
+    walked = [i for i, p in enumerate(params) if not lie_alike(p, exp_avgs[i], exp_avg_sqs[i])]
+    if walked:
+        # The kernel reads tensors as they lie in memory; one with gaps, say, has to be walked.
+        _single_tensor_generalized_signsgd(
+            [params[i] for i in walked],
+            [grads[i] for i in walked],
+            [exp_avgs[i] for i in walked],
+            [exp_avg_sqs[i] for i in walked],
+            [steps[i] for i in walked],
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            bias_correction=bias_correction,
+            maximize=maximize,
+            differentiable=differentiable,
+        )
+    read = sorted(set(range(len(params))) - set(walked))
+    columns = ([column[i] for i in read] for column in (params, grads, exp_avgs, exp_avg_sqs, steps))
+    for p, g, m, v, t in by_device_and_dtype(*columns):
+        rate = on_device(lr, p[0].device)
+        for step in sorted(set(t)):
+            correction1 = 1 - beta1**step if bias_correction else 1.0
+            count = torch.full((), step if bias_correction else _NO_CORRECTION, dtype=torch.float32, device=p[0].device)
+            kernel = torch._fused_adamw_ if decoupled_weight_decay else torch._fused_adam_
+            chosen = [position for position, other in enumerate(t) if other == step]
+            for block_p, block_g, block_m, block_v in blocks(
+                [[tensors[i] for i in chosen] for tensors in (p, g, m, v)]
+            ):
+                if maximize:
+                    torch._foreach_mul_(block_m, beta1)
+                    torch._foreach_add_(block_m, block_g, alpha=beta1 - 1)
+                else:
+                    torch._foreach_lerp_(block_m, block_g, 1 - beta1)
+                if weight_decay != 0 and not decoupled_weight_decay:
+                    torch._foreach_add_(block_m, block_p, alpha=weight_decay * (1 - beta1))
+                kernel(
+                    block_p,
+                    block_m,
+                    block_m,
+                    block_v,
+                    [],
+                    [count] * len(block_p),
+                    amsgrad=False,
+                    lr=rate / correction1,
+                    beta1=0.0,
+                    beta2=beta2,
+                    # The kernel multiplies its weight decay by its lr, which carries the correction of m.
+                    weight_decay=weight_decay * correction1 if decoupled_weight_decay else 0.0,
+                    eps=eps,
+                    maximize=False,
+                )

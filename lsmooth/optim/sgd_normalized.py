@@ -1,0 +1,78 @@
+"""SGD whose momentum is divided by its norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lsmooth.optim.momentum import MomentumOptimizer
+
+
+class SGDNormalized(MomentumOptimizer):
+    """Normalized SGD with momentum, with one norm over all parameters of all groups.
+
+        m_t = momentum m_{t-1} + (1 - dampening) g_t,       m_1 = g_1
+        x_{t+1} = x_t - lr m_t / ‖m_t‖
+
+    Every step has length lr, whatever the scale of the loss; where m_t = 0, nothing moves.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups.
+        lr: Length of the step, a number or a tensor of one element.
+        momentum: Momentum factor; 0 makes m_t = g_t.
+        dampening: 0 is heavy ball, as torch.optim.SGD has it and the published hyperparameters want it;
+            dampening = momentum is the moving average that the source writes.
+        nesterov: Use g_t + momentum m_t in the place of m_t.
+        weight_decay: Factor of the L2 penalty; weight_decay x is added to g_t before all else.
+        maximize: Ascend instead of descend.
+        foreach: Use the multi-tensor backend; None uses it wherever tensors are torch's own class.
+        differentiable: Let autograd see the step.
+
+    Raises:
+        InvalidArgumentError: A hyperparameter is out of range.
+        OptimizerError: A parameter is complex or a gradient sparse.
+
+    Source: Jin, Zhang, Wang, Wang, "Non-convex Distributionally Robust Optimization: Non-asymptotic Analysis",
+    NeurIPS 2021 (normalized SGD with momentum).
+
+    Example:
+        >>> x = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = SGDNormalized([x], lr=0.5)
+        >>> x.grad = torch.tensor([3e9, 4e9])
+        >>> optimizer.step()
+        >>> x.tolist()
+        [-0.30000001192092896, -0.4000000059604645]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        *,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults)
+
+    def _scale(self, group: dict[str, Any], norm: Tensor) -> Tensor:
+        lr = group["lr"]
+        rate = lr.reshape(()).to(norm.device, norm.dtype, non_blocking=True) if isinstance(lr, Tensor) else lr
+        return torch.where(norm == 0, 0.0, rate / norm)
