@@ -80,7 +80,7 @@ def estimate(
     usable = cloud.usable
     points = usable.sum(axis=0)
     left_out = len(cloud.steps) - points
-    refusals = {}
+    refusals: dict[int, str] = {}
     for members, x, y in _batches(cloud, usable, points, refusals):
         unit_x, unit_y = x.max(axis=1), y.max(axis=1)
         unit_y[unit_y == 0] = 1.0

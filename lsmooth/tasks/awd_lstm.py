@@ -137,6 +137,7 @@ class AWDLSTM(nn.Module):
         self.settings = settings
         self.embedding = nn.Embedding(vocabulary, settings.embedding)
         widths = [settings.embedding] + [settings.hidden] * (settings.layers - 1) + [settings.embedding]
+        self.units = widths[1:]
         self.layers = nn.ModuleList(
             WeightDropLSTM(before, after, settings.weight_drop) for before, after in itertools.pairwise(widths)
         )
@@ -146,8 +147,7 @@ class AWDLSTM(nn.Module):
     def start(self, batch: int) -> State:
         """Return the state at the beginning of a text: zeros."""
         weight = self.embedding.weight
-        sizes = [layer.weight_hh.shape[1] for layer in self.layers]
-        return tuple((weight.new_zeros(1, batch, size), weight.new_zeros(1, batch, size)) for size in sizes)
+        return tuple((weight.new_zeros(1, batch, size), weight.new_zeros(1, batch, size)) for size in self.units)
 
     def forward(self, words: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
         """Predict the word after each word.
