@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # name -> module and class; a task's module is imported when the task is asked for.
 _HOME = {
     "transformer-encoder": ("lsmooth.tasks.transformer_encoder", "TransformerEncoder"),
+    "transformer-translation": ("lsmooth.tasks.transformer_translation", "TranslationTask"),
     "resnet20": ("lsmooth.tasks.resnet20", "ResNet20Task"),
     "awd-lstm": ("lsmooth.tasks.awd_lstm", "AWDLSTMTask"),
 }
