@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lsmooth.densities import DensityCounter
 from lsmooth.norms import accumulation_dtype
 from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
 from lsmooth.trace.writer import BackgroundWriter
@@ -37,17 +38,20 @@ class RowLayout:
     # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
     # gradients that were there before the first backward; what a replay at x_t differs by (0 where none was made).
     EXTRA = ("rounding", "foreign_grad", "replay_error")
-    HOST_FIELDS = ("time", "step", "status", "lr")
+    HOST_FIELDS = ("time", "step")
+    _LAST = ("lr", "status")
 
     def __init__(self, fields: Sequence[Field], sizes: dict[str, int]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {
             item.name: tuple(sizes[name] for name in item.dims[1:])
             for item in fields
-            if item.name not in self.HOST_FIELDS and item.name not in TOTAL_FIELDS
+            if item.name not in (*self.HOST_FIELDS, *TOTAL_FIELDS, *self._LAST)
         }
+        # Up to here, numbers that must be finite for a step to be measured well.
+        self.measured = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
         self.shapes |= dict.fromkeys(self.EXTRA, ())
         # Learning rates may be tensors on the device; they travel with the rest.
-        self.shapes["lr"] = (sizes["group"],)
+        self.shapes |= {"lr": (sizes["group"],), "status": ()}
         self.places: dict[str, slice] = {}
         end = 0
         for name, shape in self.shapes.items():
@@ -87,7 +91,6 @@ class _Block:
     rows: Tensor
     steps: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    flags: list[int] = field(default_factory=list)
 
 
 class Handover:
@@ -97,13 +100,24 @@ class Handover:
         layout: What a row is made of.
         gammas: Interpolation points.
         device: Where rows are filled.
-        writer: Who writes them; each block is judged (status flags) and written on its thread.
+        writer: Who writes them, on its thread.
+        real: What the trace keeps norms in, "float32" or "float64".
+        densities: Counts of all coordinates, which go to the writer with each block.
     """
 
     def __init__(
-        self, layout: RowLayout, gammas: Sequence[float], device: torch.device, writer: BackgroundWriter
+        self,
+        layout: RowLayout,
+        gammas: Sequence[float],
+        device: torch.device,
+        writer: BackgroundWriter,
+        real: str,
+        densities: DensityCounter | None,
     ) -> None:
         self.layout = layout
+        self._densities = densities
+        # What is larger becomes infinite in the file.
+        self._most = min(torch.finfo(getattr(torch, real)).max, torch.finfo(accumulation_dtype(device)).max)
         self._gammas = np.asarray(gammas)
         self._device = device
         self._writer = writer
@@ -116,8 +130,26 @@ class Handover:
         """Return an empty row to be filled, float64 (width,) on the device."""
         return torch.zeros(self.layout.width, dtype=accumulation_dtype(self._device), device=self._device)
 
-    def add(self, row: Tensor, step: int, seconds: float, flags: int) -> None:
-        """Take in a filled row; hand the block over when it is full or old."""
+    def judge(self, row: Tensor, flags: int) -> Tensor:
+        """Fill in the status of an otherwise filled row, `flags` being known already; return whether it is MEASURED."""
+        view = self.layout.view
+        step_norm = view(row, "step_norm")
+        still = (step_norm == 0).all()
+        # `rounding` bounds the distance of the parameters from x_t + gamma d, see `Recorder._rounding`, but for a part
+        # in proportion to ‖gamma d‖, which is far below the limit. The shortest stretch suffers most.
+        shortest = torch.linalg.vector_norm(step_norm) * float(self._gammas.min())
+        coarse = ~still & (view(row, "rounding") > RESOLUTION_SHARE * shortest)
+        # False for NaN, too.
+        finite = (row[: self.layout.measured].abs() <= self._most).all()
+        status = flags | still * int(Status.NO_DISPLACEMENT) | coarse * int(Status.BELOW_RESOLUTION)
+        status = status | ~finite * int(Status.NON_FINITE)
+        status = status | (view(row, "foreign_grad") != 0) * int(Status.OTHER_GRADIENT)
+        well = status == 0
+        view(row, "status").copy_(status + well * int(Status.MEASURED))
+        return well
+
+    def add(self, row: Tensor, step: int, seconds: float) -> None:
+        """Take in a filled and judged row; hand the block over when it is full or old."""
         if self._block is None:
             shape = (BLOCK_ROWS, self.layout.width)
             self._block = _Block(torch.empty(shape, dtype=row.dtype, device=self._device))
@@ -125,7 +157,6 @@ class Handover:
         block.rows[len(block.steps)].copy_(row)
         block.steps.append(step)
         block.times.append(seconds)
-        block.flags.append(flags)
         if len(block.steps) == BLOCK_ROWS:
             self.flush()
         else:
@@ -141,8 +172,13 @@ class Handover:
         block, self._block = self._block, None
         self._last = time.monotonic()
         if block is not None:
-            fetch = _fetch(block.rows[: len(block.steps)])
-            self._writer.put(lambda: self._decode(fetch(), block))
+            fetch = _fetch(block.rows[: len(block.steps)], torch.float64)
+            densities = self._densities
+            if densities is None:
+                self._writer.put(lambda: (self._decode(fetch(), block),))
+            else:
+                fetch_counts = _fetch(densities.snapshot(), torch.int64)
+                self._writer.put(lambda: (self._decode(fetch(), block), densities.unpacked(fetch_counts())))
         self.tell()
 
     def tell(self) -> None:
@@ -160,7 +196,7 @@ class Handover:
         extra = {name: rows.pop(name) for name in RowLayout.EXTRA}
         rows["step"] = np.asarray(block.steps, dtype=np.int64)
         rows["time"] = np.asarray(block.times)
-        rows["status"] = self._judge(rows, extra, np.asarray(block.flags, dtype=np.uint8))
+        rows["status"] = rows["status"].astype(np.uint8)
         self._check_replay(rows, extra)
         self._note_latest(rows)
         return rows
@@ -178,28 +214,6 @@ class Handover:
                 smoothness=float((changes / (self._gammas * moved)).max()),
             )
 
-    def _judge(
-        self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]], flags: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
-        status = flags.copy()
-        finite = np.ones(len(flags), dtype=bool)
-        for name, values in rows.items():
-            if name not in ("step", "time", "lr"):
-                finite &= np.isfinite(values.reshape(len(flags), -1)).all(axis=1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            moved = np.sqrt(np.square(rows["step_norm"]).sum(axis=1))
-            still = (rows["step_norm"] == 0).all(axis=1)
-            # x_t + gamma d is stored with a relative rounding error of at most u = eps / 2 in each coordinate, so that
-            # the point is off by at most u ‖x_t + gamma d‖ <= u (‖x_t‖ + ‖d‖) in the 2-norm. The shortest stretch,
-            # gamma_min ‖d‖, suffers most. `rounding` is u ‖x_t‖ with each tensor's own u.
-            coarse = ~still & (extra["rounding"] > RESOLUTION_SHARE * self._gammas.min() * moved)
-        status[still] |= np.uint8(Status.NO_DISPLACEMENT)
-        status[coarse] |= np.uint8(Status.BELOW_RESOLUTION)
-        status[~finite] |= np.uint8(Status.NON_FINITE)
-        status[extra["foreign_grad"] != 0] |= np.uint8(Status.OTHER_GRADIENT)
-        status[status == 0] = np.uint8(Status.MEASURED)
-        return status
-
     def _check_replay(self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> None:
         for i in np.flatnonzero((extra["replay_error"] > 0) & (rows["status"] == Status.MEASURED)):
             error = float(extra["replay_error"][i])
@@ -214,17 +228,17 @@ class Handover:
                 )
 
 
-def _fetch(rows: Tensor) -> Any:
+def _fetch(rows: Tensor, dtype: torch.dtype) -> Callable[[], NDArray[Any]]:
     """Start copying rows to the host, and return a callable that waits for them, to be called on another thread."""
     if rows.device.type != "cuda":
-        return lambda: rows.to("cpu", torch.float64).numpy()
+        return lambda: rows.to("cpu", dtype).numpy()
     host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
     host.copy_(rows, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(rows.device))
 
-    def wait() -> NDArray[np.float64]:
+    def wait() -> NDArray[Any]:
         copied.synchronize()
-        return host.to(torch.float64).numpy()
+        return host.to(dtype).numpy()
 
     return wait

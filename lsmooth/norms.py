@@ -33,6 +33,11 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def piece_size(device: torch.device) -> int:
+    """Return how many elements to take at a time where temporary results are to stay small."""
+    return _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
+
+
 class TensorNorms:
     """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; b_i may be missing and counts as 0.
 
@@ -57,7 +62,7 @@ class TensorNorms:
         # Vectors need their 2-norm where matrices need singular values.
         self._entry_kinds = [kind for kind in _ORDERS if kind in kinds or (kind == "l2" and self._matrix_kinds)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
-        piece = self._piece = _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
+        piece = self._piece = piece_size(device)
         counts = [max(1, -(-size // piece)) for size in sizes]
         # Where each tensor's pieces stand among all pieces, in rows that end in references to a zero.
         self._table: Tensor | None = None

@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from lsmooth import __version__
 from lsmooth.coordinates import CoordinateReader, choose_coordinates
+from lsmooth.densities import DensityCounter
 from lsmooth.errors import InvalidArgumentError, RecorderError, unknown_name
 from lsmooth.handover import Handover, Measurement, RowLayout
 from lsmooth.norms import GEOMETRIES, Kind, TensorNorms, accumulation_dtype, tensor_norms
@@ -97,6 +99,9 @@ class Recorder:
         norms: Geometries to measure smoothness in: "l2", which always is; "linf" (the displacement's largest entry, the
             gradients' 1-norm), which fits sign methods and Adam; "spectral" (spectral and nuclear norm of each
             matrix), which fits Muon and Scion, takes singular values at each point, and waits for the GPU there.
+        densities: Also count all coordinates of each parameter tensor by gradient and coordinate-wise estimate (Figure
+            3 for every coordinate). A measured step then holds two more numbers a coordinate, and the trace grows by a
+            fixed 144 KiB a tensor.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
         metadata: Anything that JSON can hold, kept with the trace.
 
@@ -125,6 +130,7 @@ class Recorder:
         seed: int = 0,
         probe: Closure | Sequence[Closure] | None = None,
         norms: Sequence[str] = ("l2",),
+        densities: bool = False,
         mode: Mode = "x",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -152,6 +158,11 @@ class Recorder:
         self._geometries = _checked_norms(norms, self._device)
         sizes = [p.numel() for p in self._parameters]
         self._norms = TensorNorms(sizes, self._device)
+        limits = [torch.finfo(p.dtype) for p in self._parameters]
+        least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
+        self._resolution = torch.tensor([[limit.eps / 2 for limit in limits], least], dtype=self._norms.dtype).to(
+            self._device
+        )
         # Gradients and their changes are measured in the dual of the norm that displacements are measured in.
         self._step_norms = TensorNorms(sizes, self._device, [primal for primal, _ in self._geometries.values()])
         self._dual_norms = TensorNorms(sizes, self._device, [dual for _, dual in self._geometries.values()])
@@ -168,11 +179,15 @@ class Recorder:
             coordinate_indices=chosen.indices,
             attributes=self._description(metadata or {}),
             norms=tuple(norm for norm in self._geometries if norm != "l2"),
+            densities=bool(densities),
         )
         self._file = TraceWriter(path, header, mode)
         self._writer = BackgroundWriter(self._file)
         self._layout = RowLayout(header.fields(), header.sizes())
-        self._handover = Handover(self._layout, self._gammas, self._device, self._writer)
+        self._densities = DensityCounter(self._parameters, self._device) if densities else None
+        if self._densities is not None and self._file.density is not None:
+            self._densities.load(self._densities.packed(self._file.density))
+        self._handover = Handover(self._layout, self._gammas, self._device, self._writer, header.real, self._densities)
 
         # Step number, and whether it is measured: asked once, since `every` may be anything.
         self._step = self._file.next_step or 0
@@ -282,17 +297,21 @@ class Recorder:
         """The last well measured step that has left the device, up to a few seconds old; None before the first."""
         return self._handover.latest
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue the trace from here, all measured so far being in the file.
 
         Returns:
-            The optimizer step that comes next (`step`), and how many steps before it are in the trace (`rows`).
+            The optimizer step that comes next (`step`), how many steps before it are in the trace (`rows`), and with
+            `densities=True` the counts of all coordinates so far (`densities`, int64, on the CPU).
         """
         # A checkpoint newer than the file would leave a gap after a kill.
         self.flush()
-        return {"step": self._step, "rows": self._file.rows}
+        state: dict[str, Any] = {"step": self._step, "rows": self._file.rows}
+        if self._densities is not None:
+            state["densities"] = self._densities.snapshot().cpu()
+        return state
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: count from its step, and drop what the trace holds from there on.
 
         Call it on a recorder made with `mode="a"`, before the first step. With another mode, it counts on in a new
@@ -302,9 +321,28 @@ class Recorder:
             TraceError: The trace is not the checkpoint's, or has been written to already.
         """
         rows = state.get("rows")
+        before = self._file.rows
         self._file.go_on_from(int(state["step"]), None if rows is None else int(rows))
+        if self._densities is not None and self._file.next_step is not None:
+            self._restore_densities(state.get("densities"), dropped=self._file.rows < before)
         self._step = int(state["step"])
         self._decision = None
+
+    def _restore_densities(self, counts: Tensor | None, dropped: bool) -> None:
+        """Put the counts back to what they were at a checkpoint: steps that are dropped cannot be taken out of them."""
+        assert self._densities is not None
+        if counts is None and not dropped:
+            return
+        if counts is None:
+            warnings.warn(
+                f"The checkpoint holds no densities, and the counts in {self._file.path} include steps that are now "
+                "dropped: densities begin anew here; save recorder.state_dict() whole to keep them.",
+                stacklevel=3,
+            )
+            self._densities.load(torch.zeros_like(self._densities.snapshot()))
+        else:
+            self._densities.load(counts)
+        self._file.density = self._densities.unpacked(self._densities.snapshot().cpu().numpy())
 
     def flush(self) -> None:
         """Write all that was measured so far to the file, and wait for it."""
@@ -388,9 +426,8 @@ class Recorder:
             view = self._layout.view
             view(row, "loss").copy_(torch.stack(current.losses).sum())
             self._put_lr(row, [group["lr"] for group in self._optimizer.param_groups])
-            self._handover.add(
-                row, self._step, time.monotonic() - self._started, current.flags | int(Status.NO_DISPLACEMENT)
-            )
+            self._handover.judge(row, current.flags | int(Status.NO_DISPLACEMENT))
+            self._handover.add(row, self._step, time.monotonic() - self._started)
         self._step += 1
 
     def _watched_backward(self, closure: Closure, scaler: torch.amp.GradScaler | None, watching: list[Recorder]) -> Any:
@@ -562,8 +599,17 @@ class Recorder:
             self._handover.flush_if_old()
             return
         seconds = time.monotonic() - self._started
-        row = self._measure(current)
-        self._handover.add(row, step, seconds, current.flags)
+        try:
+            row = self._measure(current)
+        except BaseException:
+            self._dual_norms.clear()
+            if self._densities is not None:
+                self._densities.clear()
+            raise
+        well = self._handover.judge(row, current.flags)
+        if self._densities is not None:
+            self._densities.end(well, _common_scale(current.microbatches))
+        self._handover.add(row, step, seconds)
 
     # --- the measurement ---
 
@@ -580,33 +626,43 @@ class Recorder:
         self._measure_ends(row, current, segment, positions)
         along = view(row, "loss_along")
         scale = _common_scale(current.microbatches)
+        if self._densities is not None:
+            self._densities.begin(positions, segment.start, segment.stop)
         with _DeferredInterrupt() as interrupt, self._set_aside(current, segment):
 
-            def gradient_at(gamma: float, into: Tensor | None) -> tuple[Tensor, dict[Kind, Tensor]]:
+            def gradient_at(gamma: float, into: Tensor | None, counted: bool) -> tuple[Tensor, dict[Kind, Tensor]]:
                 """Return loss and ‖grad f(x_t + gamma d) - grad f(x_t)‖ by tensor; coordinates go to `into`."""
                 segment.move_to(gamma)
+                densities = self._densities if counted else None
 
                 def consume(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
                     if self._probes:
                         torch._foreach_div_(list(gradients), len(current.microbatches))
                     self._dual_norms.add(where, gradients, [current.gradient[i] for i in where])
-                    if into is not None:
-                        for position, gradient in zip(where, gradients, strict=True):
+                    for position, gradient in zip(where, gradients, strict=True):
+                        if into is not None:
                             self._coordinates.read(position, gradient, into)
+                        if densities is not None:
+                            densities.add(position, gamma, current.gradient[position], gradient)
 
                 loss = self._evaluate(current, consume, interrupt)
                 # A tensor whose gradient did not arrive this time counts as having gradient 0 there.
-                self._add_missing(current)
+                for position in self._dual_norms.missing():
+                    first = current.gradient[position]
+                    if first is not None:
+                        self._dual_norms.add([position], [first], [None])
+                        if densities is not None:
+                            densities.add(position, gamma, first, None)
                 return loss, _unscaled(self._dual_norms.result(), scale)
 
             if not self._replay_checked:
                 self._replay_checked = True
-                _, error = gradient_at(0.0, None)
+                _, error = gradient_at(0.0, None, counted=False)
                 view(row, "replay_error").copy_(torch.linalg.vector_norm(error["l2"]))
             at_end = None
             for i, gamma in enumerate(self._gammas):
                 into = view(row, "coordinate/grad_along")[i] if self._layout.has("coordinate/grad_along") else None
-                loss, norms = gradient_at(gamma, into)
+                loss, norms = gradient_at(gamma, into, counted=True)
                 along[i].copy_(loss)
                 for name, (_, dual) in self._geometries.items():
                     view(row, _of_geometry(name, "grad_diff"))[i].copy_(norms[dual])
@@ -615,7 +671,7 @@ class Recorder:
             if self._endpoint:
                 into = view(row, "coordinate/grad_next") if self._layout.has("coordinate/grad_next") else None
                 if at_end is None:
-                    at_end = (gradient_at(1.0, into)[0], into)
+                    at_end = (gradient_at(1.0, into, counted=False)[0], into)
                 elif into is not None and at_end[1] is not None:
                     into.copy_(at_end[1])
                 view(row, "loss_next").copy_(at_end[0])
@@ -639,14 +695,7 @@ class Recorder:
         for name, (primal, dual) in self._geometries.items():
             view(row, _of_geometry(name, "grad_norm")).copy_(of_gradient[dual])
             view(row, _of_geometry(name, "step_norm")).copy_(of_step[primal])
-        self._norms.add(positions, segment.start, [None] * len(positions))
-        half_eps = [torch.finfo(p.dtype).eps / 2 for p in self._parameters]
-        sizes = self._norms.result()["l2"]
-        if len(set(half_eps)) == 1:
-            rounding = torch.linalg.vector_norm(sizes) * half_eps[0]
-        else:
-            rounding = torch.linalg.vector_norm(torch.stack([sizes[i] * eps for i, eps in enumerate(half_eps)]))
-        view(row, "rounding").copy_(rounding)
+        view(row, "rounding").copy_(self._rounding(segment, positions))
         if current.foreign is not None:
             view(row, "foreign_grad").copy_(current.foreign)
         if current.noise is not None:
@@ -665,6 +714,20 @@ class Recorder:
                 self._coordinates.read(position, b, moved)
             moved.sub_(start)
 
+    def _rounding(self, segment: Segment, positions: list[int]) -> Tensor:
+        """Return by how much rounding may put the parameters off x_t + gamma d, in the 2-norm, but for O(u ‖gamma d‖).
+
+        Let u be half the machine epsilon of a tensor's dtype and m its smallest normal number. The point is computed as
+        x_t + gamma d, or x_{t+1} - (1 - gamma) d beyond the middle, in float32 or wider, and rounded to the dtype: each
+        coordinate is then off by at most u (|x_j + gamma d_j| + m), m for numbers that are not normal, and by u |d_j|
+        and u |gamma d_j| from the difference and the product where these are computed in the same dtype. In the
+        2-norm, over n coordinates, that is at most u (‖x_t‖ + sqrt(n) m) and a small multiple of u ‖d‖: with u below
+        0.004 for every dtype, only the first can come near 1 % of ‖gamma d‖.
+        """
+        self._norms.add(positions, segment.start, [None] * len(positions))
+        half_eps, least = self._resolution
+        return torch.linalg.vector_norm((self._norms.result()["l2"] + least) * half_eps)
+
     def _evaluate(
         self,
         current: _Step,
@@ -678,12 +741,6 @@ class Recorder:
                 with interrupt.allowed():
                     losses.append(self._to_row_device(microbatch.evaluate()))
         return self._joined(losses)
-
-    def _add_missing(self, current: _Step) -> None:
-        for position in self._dual_norms.missing():
-            gradient = current.gradient[position]
-            if gradient is not None:
-                self._dual_norms.add([position], [gradient], [None])
 
     def _joined(self, losses: Sequence[Tensor]) -> Tensor:
         """Return the loss of the step: the microbatches' sum, or the probes' mean."""

@@ -27,17 +27,17 @@ def test_run_with_recorder_is_bit_for_bit_the_run_without(loop, tmp_path):
 
 def test_replay_at_gamma_0_gives_the_steps_own_gradient_bit_for_bit(loop, tmp_path, monkeypatch):
     errors = []
-    judge, measure = Handover._judge, lsmooth.Recorder._measure
+    check, measure = Handover._check_replay, lsmooth.Recorder._measure
 
-    def spy(self, rows, extra, flags):
+    def spy(self, rows, extra):
         errors.extend(extra["replay_error"])
-        return judge(self, rows, extra, flags)
+        return check(self, rows, extra)
 
     def check_every_step(self, current):
         self._replay_checked = False
         return measure(self, current)
 
-    monkeypatch.setattr(Handover, "_judge", spy)
+    monkeypatch.setattr(Handover, "_check_replay", spy)
     monkeypatch.setattr(lsmooth.Recorder, "_measure", check_every_step)
     finished(loop, Recorded(tmp_path / "run.h5"))
     assert len(errors) >= 4

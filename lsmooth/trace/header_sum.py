@@ -21,6 +21,8 @@ _TABLES = (
     "coordinate/coordinate",
     "coordinate/parameter",
     "coordinate/index",
+    "density/grad_edge",
+    "density/smoothness_edge",
 )
 
 

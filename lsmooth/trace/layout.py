@@ -14,6 +14,7 @@ FORMAT_VERSION = "1.0"
 COORDINATE_GROUP = "coordinate"
 
 RECENT_GROUP = "recent"
+DENSITY_GROUP = "density"
 
 # Geometries that smoothness can be measured in; "l2" always is.
 NORMS = ("l2", "linf", "spectral")

@@ -24,8 +24,9 @@ from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
 from lsmooth.estimators import Join, coordinate_lipschitz, joined_norms, local_lipschitz
 from lsmooth.trace import header_sum
 from lsmooth.trace.cloud import Cloud
+from lsmooth.trace.density import Counts, Density, read_density, read_edges
 from lsmooth.trace.grouping import By, group_parameters
-from lsmooth.trace.layout import FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
+from lsmooth.trace.layout import DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import read_closed, read_recent
 
@@ -72,6 +73,7 @@ class Trace:
         self._file = _open(self.path)
         found = self.path.stat()
         self._identity = (found.st_ino, found.st_dev)
+        self._counts: Counts | None = None
         try:
             with self._reading("header"):
                 self._check_format()
@@ -143,6 +145,7 @@ class Trace:
             self._look()
         for name in ("steps", "time", "status", "loss"):
             self.__dict__.pop(name, None)
+        self._counts = None
         return self._length
 
     # --- the numbers as they stand in the file ---
@@ -196,6 +199,47 @@ class Trace:
     def lr(self) -> NDArray[np.float64]:
         """Learning rate of each parameter group at each measured step, float64 (n, groups)."""
         return self.read("lr")
+
+    @property
+    def has_densities(self) -> bool:
+        """Whether all coordinates were counted (`Recorder(densities=True)`)."""
+        return f"{DENSITY_GROUP}/counts" in self._file
+
+    def density(self, parameter: str) -> Density:
+        """Return how all coordinates of a parameter tensor spread over gradients and local Lipschitz constants.
+
+        Args:
+            parameter: Name of the tensor.
+
+        Raises:
+            InvalidArgumentError: There is no such tensor.
+            TraceError: The trace has no densities, or they are damaged.
+        """
+        if parameter not in self.parameters:
+            raise unknown_name("parameter", parameter, self.parameters)
+        position = self.parameters.index(parameter)
+        found = self.density_counts()
+        with self._reading("density"):
+            edges = read_edges(self._file)
+        counts = found.counts[position]
+        points = int(self.parameter_sizes[position]) * found.steps
+        return Density(
+            parameter=parameter,
+            grad_edges=edges["grad"],
+            smoothness_edges=edges["smoothness"],
+            counts=counts,
+            steps=found.steps,
+            left_out=points - int(counts.sum()),
+        )
+
+    def density_counts(self) -> Counts:
+        """Return the counts of all parameter tensors together; see `density`."""
+        if not self.has_densities:
+            raise TraceError(f"{self.path} has no densities; record with densities=True to count all coordinates.")
+        if self._counts is None:
+            with self._reading("density"):
+                self._counts = read_density(self._file)
+        return self._counts
 
     @property
     def coordinates(self) -> pd.DataFrame:

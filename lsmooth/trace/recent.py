@@ -43,14 +43,14 @@ def create_recent(file: h5py.File, record: np.dtype[Any]) -> None:
     folder.attrs["long_name"] = "newest measured steps, which do not fill a chunk yet: row r is in slot r % slots"
     members = [[name, record[name].base.str, record[name].shape] for name in record.names or ()]
     folder.attrs["record"] = json.dumps(members)
-    scales = [_dimension(folder, "slot", CHUNK_STEPS), _dimension(folder, "byte", record.itemsize)]
-    rows = _in_place(folder, "rows", (CHUNK_STEPS, record.itemsize), "u1", "a record in each slot; see `record`")
+    scales = [create_dimension(folder, "slot", CHUNK_STEPS), create_dimension(folder, "byte", record.itemsize)]
+    rows = create_in_place(folder, "rows", (CHUNK_STEPS, record.itemsize), "u1", "a record in each slot; see `record`")
     for axis, scale in enumerate(scales):
         rows.dims[axis].attach_scale(scale)
     meaning = "once the run has closed the file: rows, next optimizer step, CRC-32 of these two"
-    closed = _in_place(folder, "closed", (3,), "<i8", meaning)
+    closed = create_in_place(folder, "closed", (3,), "<i8", meaning)
     closed[:] = _STILL_OPEN
-    closed.dims[0].attach_scale(_dimension(folder, "item", 3))
+    closed.dims[0].attach_scale(create_dimension(folder, "item", 3))
 
 
 class RecentWriter:
@@ -76,12 +76,12 @@ class RecentWriter:
             records[name] = values
         for i in range(len(records)):
             records["crc32"][i] = zlib.crc32(records[i].tobytes()[:-4])
-        _write(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
+        write_in_place(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
 
     def mark_closed(self, rows: int, next_step: int) -> None:
         """Note that the run has ended in good order, with so many rows."""
         numbers = np.array([rows, next_step], "<i8").tobytes()
-        _write(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
+        write_in_place(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
 
 
 def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
@@ -126,14 +126,15 @@ def read_closed(file: h5py.File) -> tuple[int, int] | None:
     return int(note[0]), int(note[1])
 
 
-def _dimension(folder: h5py.Group, name: str, size: int) -> h5py.Dataset:
+def create_dimension(folder: h5py.Group, name: str, size: int) -> h5py.Dataset:
+    """Create a dimension scale without values of its own."""
     # Never written to, such a dataset takes no room.
     dataset = folder.create_dataset(name, shape=(size,), dtype=">f4")
     dataset.make_scale(_DIMENSION_ONLY % size)
     return dataset
 
 
-def _in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> h5py.Dataset:
+def create_in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> h5py.Dataset:
     """Create a dataset whose bytes have a fixed place from the start."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
@@ -146,7 +147,8 @@ def _in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype: str,
     return dataset
 
 
-def _write(descriptor: int, data: bytes, offset: int) -> None:
+def write_in_place(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write bytes at an offset of a file, past HDF5."""
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written

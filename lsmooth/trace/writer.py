@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.estimators import joined_norms
 from lsmooth.trace import header_sum
+from lsmooth.trace.density import Counts, DensityWriter, create_density
 from lsmooth.trace.layout import (
     CHUNK_STEPS,
     COORDINATE_FIELDS,
@@ -64,6 +65,7 @@ class Header:
         endpoint: Whether x_{t+1} is evaluated too.
         noise: Whether the probes' gradient noise is kept.
         norms: Geometries that are measured besides l2.
+        densities: Whether all coordinates are counted.
         coordinate_names: Labels of the followed coordinates; empty for none.
         coordinate_owners: Positions of their parameter tensors.
         coordinate_indices: Their positions in the flattened tensors.
@@ -82,6 +84,7 @@ class Header:
     coordinate_indices: NDArray[np.int64]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
+    densities: bool = False
 
     def fields(self) -> list[Field]:
         """Return the datasets that such a trace has, in the order in which they are appended."""
@@ -129,6 +132,7 @@ class TraceWriter:
     Attributes:
         path: Where the trace goes, as it was given.
         next_step: Optimizer step that a continued trace goes on with, None for a new one.
+        density: What a continued trace has counted of all coordinates, None where it does not, or is new.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header, mode: Mode = "x") -> None:
@@ -142,10 +146,12 @@ class TraceWriter:
         self._dtypes = {item.name: dtype_of(item, header.real) for item in self._fields}
         self._mode = mode
         self.next_step: int | None = None
+        self.density: Counts | None = None
         # Rows in the chunked datasets, and those that wait in their slots until they fill a chunk.
         self._whole = 0
         self._waiting: dict[str, NDArray[Any]] = {}
         self._recent: RecentWriter | None = None
+        self._density: DensityWriter | None = None
         self._lock: int | None = None
         self._file: h5py.File | None = None
         self._descriptor = -1
@@ -206,11 +212,15 @@ class TraceWriter:
             )
         self._whole = kept
 
-    def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
+    def append(self, rows: Mapping[str, NDArray[Any]], density: Counts | None = None) -> None:
         """Append measured steps, one array a field (see `Header.fields`), steps along the first axis, and flush.
 
         Totals over the parameter tensors need not be given: they are joined here. After an error the file stays as it
         was, and takes no more rows.
+
+        Args:
+            rows: The measured steps.
+            density: What is counted of all coordinates, these steps included.
 
         Raises:
             OSError: The disk is full or gone.
@@ -223,6 +233,8 @@ class TraceWriter:
                 # Writes to a deleted file succeed, and are lost.
                 raise OSError(errno.ENOENT, "it was moved or deleted")
             self._put(self._as_stored(rows))
+            if density is not None and self._density is not None:
+                self._density.put(density)
         except BaseException:
             self.abandon()
             raise
@@ -365,8 +377,12 @@ class TraceWriter:
                 clear_open_mark(lock)
                 self._file, self._lock, self._descriptor = file, lock, file.id.get_vfd_handle()
                 self._recent = RecentWriter(file, self._record(), lock)
+                if self._header.densities:
+                    self._density = DensityWriter(file, lock)
                 if old is not None:
                     self._copy(old)
+                    if self._density is not None and self.density is not None:
+                        self._density.put(self.density)
                 if replace:
                     temporary.replace(self._place)
                 else:
@@ -449,6 +465,8 @@ class TraceWriter:
         flags = list(Status)
         created["status"].attrs["flag_masks"] = np.array([int(flag) for flag in flags], dtype="u1")
         created["status"].attrs["flag_meanings"] = " ".join(str(flag.name).lower() for flag in flags)
+        if header.densities:
+            create_density(file, scales["parameter"])
         create_recent(file, self._record())
         file.attrs[header_sum.NAME] = np.uint32(header_sum.header_sum(file))
 
@@ -476,6 +494,8 @@ class TraceWriter:
                 differences.append(f"only one of the two has {odd}")
             elif old.coordinate_names != list(header.coordinate_names):
                 differences.append("it follows other coordinates (another seed?)")
+            if old.has_densities != header.densities:
+                differences.append("only one of the two keeps densities")
             if old.read("grad_norm", slice(0, 0)).dtype != np.dtype(header.real):
                 differences.append(f"its norms are not {header.real}, as this model's are")
             if old.read("lr", slice(0, 0)).shape[1] != header.groups:
@@ -487,6 +507,7 @@ class TraceWriter:
                 )
             self._whole = len(old)
             self.next_step = old.next_step
+            self.density = old.density_counts() if header.densities else None
 
 
 def _rename_without_replacing(source: Path, target: Path, name: Path) -> None:
@@ -605,7 +626,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def put(self, block: Any) -> None:
-        """Hand over a block: a callable that returns the rows for `TraceWriter.append`, called on the thread."""
+        """Hand over a block: a callable that returns the arguments for `TraceWriter.append`, called on the thread."""
         if not self.failed:
             self._queue.put(block)
 
@@ -639,7 +660,7 @@ class BackgroundWriter:
                     self._writer.close(self._next_step)
                     return
                 if not self.failed:
-                    self._writer.append(block())
+                    self._writer.append(*block())
             except Exception as error:
                 self._fail(error)
                 if block is None:

@@ -1,0 +1,154 @@
+"""Densities over all coordinates: how often which gradient met which local Lipschitz constant, by parameter tensor.
+
+The counts of a run have a fixed size and a fixed place in the file, where they are written over and over: two copies in
+turn, each under a checksum, so that one of them is whole whenever the run is killed. `docs/trace-format.md` describes
+them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.trace.layout import DENSITY_GROUP
+from lsmooth.trace.recent import create_dimension, create_in_place, write_in_place
+
+BINS_PER_DECADE = 6
+# Decades from and to: of gradients of single coordinates, and of their local Lipschitz constants.
+GRAD_DECADES = (-12, 4)
+SMOOTHNESS_DECADES = (-8, 8)
+_COPIES = 2
+
+
+def edges(decades: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the edges of bins that divide each decade into `BINS_PER_DECADE` equal parts of its logarithm."""
+    low, high = decades
+    return np.logspace(low, high, (high - low) * BINS_PER_DECADE + 1)
+
+
+@dataclass(frozen=True)
+class Density:
+    """How the coordinates of one parameter tensor spread over gradients and local Lipschitz constants, all steps told.
+
+    For each coordinate j that moved at a well measured step, one point counts: the largest over gamma of
+    |Delta_j(gamma)| / |gamma d_j|, against min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|) at that gamma (Crawshaw et
+    al. 2022, Section 5.2 and Figure 3).
+
+    Attributes:
+        parameter: Name of the tensor.
+        grad_edges: Edges of the gradients' bins, log-spaced, float64 (g + 1,).
+        smoothness_edges: Edges of the estimates' bins, log-spaced, float64 (s + 1,).
+        counts: Points in each bin, int64 (g, s).
+        steps: Well measured steps that were counted.
+        left_out: Points without a bin: the coordinate did not move, an end's gradient or the estimate is 0, or a value
+            lies beyond the edges.
+    """
+
+    parameter: str
+    grad_edges: NDArray[np.float64]
+    smoothness_edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    steps: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of all tensors, int64 (p, g, s), over so many well measured steps."""
+
+    counts: NDArray[np.int64]
+    steps: int
+
+
+def create_density(file: h5py.File, parameters: h5py.Dataset) -> None:
+    """Lay out the group `density` of a new file, with nothing counted.
+
+    Args:
+        file: The new file.
+        parameters: The dimension scale of its parameter tensors.
+    """
+    folder = file.create_group(DENSITY_GROUP, track_order=True)
+    folder.attrs["long_name"] = (
+        "coordinates of each parameter tensor at well measured steps, counted by gradient and local Lipschitz "
+        "constant; the copy to read is the one with the larger sequence number whose checksum fits"
+    )
+    bins: list[h5py.Dataset] = []
+    for name, decades, meaning in (
+        ("grad", GRAD_DECADES, "min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|)"),
+        ("smoothness", SMOOTHNESS_DECADES, "max over gamma of |Delta_j(gamma)| / |gamma d_j|"),
+    ):
+        values = edges(decades)
+        edge = folder.create_dataset(f"{name}_edge", data=values)
+        edge.make_scale(f"{name}_edge")
+        edge.attrs["long_name"] = f"edges of the bins of {meaning}"
+        bins.append(create_dimension(folder, f"{name}_bin", len(values) - 1))
+    copy = create_dimension(folder, "copy", _COPIES)
+    shape = (_COPIES, len(parameters), len(bins[0]), len(bins[1]))
+    counts = create_in_place(folder, "counts", shape, "<i8", "coordinates in each bin")
+    note = create_in_place(
+        folder, "note", (_COPIES, 3), "<i8", "steps counted, sequence number, CRC-32 of these two and the counts"
+    )
+    for axis, scale in enumerate((copy, parameters, *bins)):
+        counts.dims[axis].attach_scale(scale)
+    note.dims[0].attach_scale(copy)
+    note.dims[1].attach_scale(create_dimension(folder, "note_item", 3))
+    note[:] = [[0, sequence, _checksum(0, sequence, np.zeros(shape[1:], "<i8"))] for sequence in range(_COPIES)]
+
+
+class DensityWriter:
+    """Puts the counts of a run into their place.
+
+    Args:
+        file: The open trace; `create_density` has laid it out.
+        descriptor: The same file, open for writing.
+    """
+
+    def __init__(self, file: h5py.File, descriptor: int) -> None:
+        self._descriptor = descriptor
+        counts, note = file[f"{DENSITY_GROUP}/counts"], file[f"{DENSITY_GROUP}/note"]
+        self._shape = counts.shape[1:]
+        self._counts_at = counts.id.get_offset()
+        self._note_at = note.id.get_offset()
+        self._sequence = int(note[:, 1].max())
+
+    def put(self, density: Counts) -> None:
+        """Write the counts as they are now; until they are whole, the other copy is the one to read."""
+        counts = np.ascontiguousarray(density.counts, "<i8").reshape(self._shape)
+        self._sequence += 1
+        copy = self._sequence % _COPIES
+        note = np.array([density.steps, self._sequence, _checksum(density.steps, self._sequence, counts)], "<i8")
+        write_in_place(self._descriptor, counts.data.cast("B"), self._counts_at + copy * counts.nbytes)
+        write_in_place(self._descriptor, note.data.cast("B"), self._note_at + copy * note.nbytes)
+
+
+def read_density(file: h5py.File) -> Counts:
+    """Return the newest whole counts of a trace.
+
+    Raises:
+        ValueError: Neither copy matches its checksum.
+    """
+    counts, note = file[f"{DENSITY_GROUP}/counts"], file[f"{DENSITY_GROUP}/note"]
+    note.id.refresh()
+    counts.id.refresh()
+    notes = note[:]
+    for copy in sorted(range(_COPIES), key=lambda copy: -notes[copy, 1]):
+        steps, sequence, checksum = (int(value) for value in notes[copy])
+        found = np.asarray(counts[copy], "<i8")
+        if _checksum(steps, sequence, found) == checksum:
+            return Counts(found, steps)
+    raise ValueError("neither copy of the counts matches its checksum")
+
+
+def read_edges(file: h5py.File) -> Mapping[str, NDArray[np.float64]]:
+    """Return the edges of a trace's bins, by "grad" and "smoothness"."""
+    return {name: file[f"{DENSITY_GROUP}/{name}_edge"][:] for name in ("grad", "smoothness")}
+
+
+def _checksum(steps: int, sequence: int, counts: NDArray[np.int64]) -> int:
+    head = zlib.crc32(np.array([steps, sequence], "<i8").tobytes())
+    return zlib.crc32(np.ascontiguousarray(counts).data.cast("B"), head)
