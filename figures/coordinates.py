@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.figures.points import Data, Points, points_of, spread
-from lsmooth.figures.scatter import draw_panels
+from lsmooth.figures.scatter import check_lines, draw_panels
 from lsmooth.trace.grouping import module_of
 from lsmooth.trace.reader import Trace
 
@@ -30,6 +30,7 @@ def coordinate_grid(
     panels: int = 6,
     columns: int | None = None,
     figure: Figure | SubFigure | None = None,
+    lines: Sequence[str] = (),
     linear: bool = False,
     legend: bool = True,
 ) -> NDArray[np.object_]:
@@ -47,6 +48,7 @@ def coordinate_grid(
         panels: How many panels there are at most, where `coordinates` does not say it.
         columns: Panels in a row; 2 by default.
         figure: An empty figure or subfigure to draw in; a new one in the house style by default.
+        lines: Which lines are fitted and drawn, as for `smoothness_scatter`; their constants stand above each panel.
         linear: Linear axes in place of logarithmic ones.
         legend: Whether flagged and left-out points are explained in legends.
 
@@ -59,6 +61,7 @@ def coordinate_grid(
 
     Source: Crawshaw et al. 2022, Figure 3 and Section 5.2.
     """
+    check_lines(lines)
     if isinstance(data, (str, os.PathLike)):
         with Trace(data) as trace:
             return coordinate_grid(
@@ -68,6 +71,7 @@ def coordinate_grid(
                 panels=panels,
                 columns=columns,
                 figure=figure,
+                lines=lines,
                 linear=linear,
                 legend=legend,
             )
@@ -91,6 +95,7 @@ def coordinate_grid(
         [points.group for points in chosen],
         figure=figure,
         columns=columns,
+        lines=lines,
         linear=linear,
         legend=legend,
         shared=False,

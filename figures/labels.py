@@ -85,11 +85,12 @@ def wrap_name(name: str, width: float, size: float, lines: int = 2) -> str:
     return "\n".join(shorten(row, width, size) for row in rows)
 
 
-def title(ax: Axes, name: str, width: float, lines: int = 2, **how: Any) -> None:
-    """Title a panel with a name made to fit `width` points."""
+def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[str] = (), **how: Any) -> None:
+    """Title a panel with a name made to fit `width` points, and with further lines below it."""
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
     # A name may hold a dollar sign, which is not mathematics here.
-    ax.set_title(wrap_name(name, width, size, lines).replace("$", r"\$"), **how)
+    rows = [wrap_name(name, width, size, lines).replace("$", r"\$")] if name else []
+    ax.set_title("\n".join([*rows, *below]), **how)
 
 
 def label_rows(ax: Axes, names: Sequence[str], width: float, height: float) -> None:

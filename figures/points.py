@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 import numpy as np
@@ -127,6 +129,25 @@ def spread(total: int, most: int) -> list[int]:
     if total <= most:
         return list(range(total))
     return sorted({round(position) for position in np.linspace(0, total - 1, most)})
+
+
+def run_names(runs: Sequence[Data]) -> list[str]:
+    """Return short names of runs: their traces' file names, with as much of the folders as tells them apart.
+
+    Runs that are no files, or one file twice, have their place as a name.
+    """
+    stems = [
+        Path(run.path if isinstance(run, Trace) else run).with_suffix("")
+        if isinstance(run, (Trace, str, os.PathLike))
+        else None
+        for run in runs
+    ]
+    files = [stem for stem in stems if stem is not None]
+    for kept in range(1, max((len(stem.parts) for stem in files), default=0) + 1):
+        names = ["/".join(stem.parts[-kept:]) if stem else f"run {place}" for place, stem in enumerate(stems, 1)]
+        if len(set(names)) == len(names):
+            return names
+    return [f"run {place}" for place in range(1, len(runs) + 1)]
 
 
 def _from_cloud(cloud: Cloud, run: str) -> list[Points]:

@@ -100,6 +100,13 @@ def power_of_ten(value: float) -> str:
     return rf"${power}$" if digits == "1" else rf"${digits}\!\times\!{power}$"
 
 
+def short_number(value: float) -> str:
+    """Return a number that is not negative in three digits, as text or mathematics."""
+    if value == 0 or 1e-2 <= value < 1e4:
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return power_of_ten(float(f"{value:.2e}"))
+
+
 def log_limits(*values: ArrayLike, margin: float = 0.06) -> tuple[float, float]:
     """Return limits that hold all positive finite values with a margin; a single value stands in a factor of 2."""
     found = [_positive(array) for array in values]

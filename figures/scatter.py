@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from lsmooth.errors import InvalidArgumentError
-from lsmooth.figures.house import COLUMN, FLAGGED, PAGE, drawing, new_figure, sequential, settle, style
+from lsmooth.errors import InvalidArgumentError, unknown_name
+from lsmooth.figures.house import COLUMN, DASHES, FLAGGED, LINES, PAGE, drawing, new_figure, sequential, settle, style
 from lsmooth.figures.labels import title
 from lsmooth.figures.legend import place_legend
-from lsmooth.figures.points import Data, Points, choose_group, points_of, spread
-from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps
+from lsmooth.figures.points import Data, Points, choose_group, points_of, run_names, spread
+from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps, short_number
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
 
 X_LABEL = r"gradient norm $\|\nabla f(x_t)\|$"
 Y_LABEL = "local Lipschitz constant"
@@ -44,6 +49,7 @@ def smoothness_scatter(
     displacement: Displacement = "layer",
     ax: Axes | None = None,
     norm: Normalize | None = None,
+    lines: Sequence[str] = ("trend", "envelope"),
     linear: bool = False,
     colorbar: bool = True,
     legend: bool = True,
@@ -51,8 +57,9 @@ def smoothness_scatter(
     """Draw local smoothness against gradient norm, one point a measured step, coloured by iteration.
 
     On logarithmic axes a loss with (L0, L1)-smoothness, L <= L0 + L1 ‖grad f‖, lies on or below a curve that is flat
-    at L0 to the left and rises with slope 1 to the right. Steps that were not measured well are drawn apart, as grey
-    crosses; how many points have no place in the figure (zero on a logarithmic axis) is said in the legend.
+    at L0 to the left and rises with slope 1 to the right. The trend runs through the middle of the usable points, the
+    envelope above all of them; their constants are in the legend. Steps that were not measured well are drawn apart,
+    as grey crosses; how many points have no place in the figure (zero on a logarithmic axis) is said in the legend.
 
     Args:
         data: A trace, its path, a `Cloud`, or a DataFrame of points (`Trace.smoothness()`).
@@ -61,9 +68,10 @@ def smoothness_scatter(
         displacement: As for `Trace.cloud`.
         ax: Where to draw; a new figure in the house style by default.
         norm: Colour scale over iterations, to share one among several Axes; this run's own by default.
+        lines: Which lines are fitted and drawn: any of "trend", "quantile" (of 95 %) and "envelope", or none.
         linear: Linear axes in place of logarithmic ones.
         colorbar: Whether the colour scale stands beside the Axes.
-        legend: Whether flagged and left-out points are explained in a legend.
+        legend: Whether lines, flagged and left-out points are explained in a legend.
 
     Returns:
         The Axes.
@@ -74,17 +82,21 @@ def smoothness_scatter(
 
     Source: Crawshaw et al. 2022, Figure 1 and Section 5.2.
     """
+    check_lines(lines)
     points = choose_group(points_of(data, by, displacement=displacement), group)
     if not points.drawable(log=not linear).any():
         raise InvalidArgumentError(points.explain_nothing(log=not linear))
     with drawing(ax) as ax:
         norm = norm or step_norm([points])
         draw_points(ax, points, norm, linear=linear)
+        fitted = draw_lines(ax, points, lines, linear=linear)
+        for line in fitted:
+            line.handle.set_label(line.label)
         ax.set(xlabel=X_LABEL, ylabel=Y_LABEL)
         if colorbar:
             add_colorbar([ax], norm)
         if legend:
-            place_legend(ax, [(points.grad_norm, points.smoothness)])
+            place_legend(ax, [(points.grad_norm, points.smoothness), *(line.handle.get_data() for line in fitted)])
     return ax
 
 
@@ -96,6 +108,7 @@ def smoothness_panels(
     figure: Figure | SubFigure | None = None,
     panels: int = 6,
     columns: int | None = None,
+    lines: Sequence[str] = ("trend", "envelope"),
     linear: bool = False,
     legend: bool = True,
 ) -> NDArray[np.object_]:
@@ -108,8 +121,9 @@ def smoothness_panels(
         figure: An empty figure or subfigure to draw in; a new one in the house style by default.
         panels: How many panels there are at most; of more groups, an even choice from first to last is drawn.
         columns: Panels in a row; 2 by default.
+        lines: As for `smoothness_scatter`; their constants stand above each panel.
         linear: Linear axes in place of logarithmic ones.
-        legend: Whether flagged and left-out points are explained in legends.
+        legend: Whether lines, flagged and left-out points are explained in legends.
 
     Returns:
         The Axes of the panels, object (panels,).
@@ -118,8 +132,13 @@ def smoothness_panels(
         InvalidArgumentError: No point of any panel can be drawn.
         TraceError: A trace cannot be read.
     """
+    check_lines(lines)
     runs = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
-    series = [points for run in runs for points in points_of(run, by, displacement=displacement)]
+    series = [
+        replace(points, run=name)
+        for run, name in zip(runs, run_names(runs), strict=True)
+        for points in points_of(run, by, displacement=displacement)
+    ]
     with_points = [points for points in series if points.drawable(log=not linear).any()]
     if not with_points:
         raise InvalidArgumentError(
@@ -134,7 +153,15 @@ def smoothness_panels(
         for points in chosen
     ]
     return draw_panels(
-        chosen, names, figure=figure, columns=columns, linear=linear, legend=legend, shared=True, x_label=X_LABEL
+        chosen,
+        names,
+        figure=figure,
+        columns=columns,
+        lines=lines,
+        linear=linear,
+        legend=legend,
+        shared=True,
+        x_label=X_LABEL,
     )
 
 
@@ -144,6 +171,7 @@ def draw_panels(
     *,
     figure: Figure | SubFigure | None,
     columns: int | None,
+    lines: Sequence[str],
     linear: bool,
     legend: bool,
     shared: bool,
@@ -154,52 +182,65 @@ def draw_panels(
     rows = math.ceil(len(series) / columns)
     if figure is None:
         with style():
-            made = new_figure(COLUMN if columns <= 2 else PAGE, panels_height(rows))
-            axes = _fill(made, series, names, rows, columns, linear, legend, shared, x_label)
+            made = new_figure(COLUMN if columns <= 2 else PAGE, panels_height(rows, len(lines)))
+            axes = draw_panels(
+                series,
+                names,
+                figure=made,
+                columns=columns,
+                lines=lines,
+                linear=linear,
+                legend=legend,
+                shared=shared,
+                x_label=x_label,
+            )
             settle(made)
         return axes
-    return _fill(figure, series, names, rows, columns, linear, legend, shared, x_label)
-
-
-def panels_height(rows: int) -> float:
-    """Return how high, in inches, a figure with so many rows of panels is."""
-    return 0.7 + 1.35 * rows
-
-
-def _fill(
-    figure: Figure | SubFigure,
-    series: Sequence[Points],
-    names: Sequence[str],
-    rows: int,
-    columns: int,
-    linear: bool,
-    legend: bool,
-    shared: bool,
-    x_label: str,
-) -> NDArray[np.object_]:
     norm = step_norm(series)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
     axes = grid.ravel()
-    width = figure.bbox.width / figure.figure.dpi * 72
+    # A title may reach over the tick labels to the left of its panel, not beyond the figure to the right.
+    width = (figure.bbox.width / figure.figure.dpi * 72 - 16) / columns - 8
     for ax in axes[len(series) :]:
         ax.remove()
     axes = axes[: len(series)]
+    drawn: dict[str, Line2D] = {}
     for ax, points, name in zip(axes, series, names, strict=True):
         draw_points(ax, points, norm, linear=linear, most_ticks=3, size=3.5)
-        if name:
-            # A title may reach over the tick labels to the left of its panel, not beyond the figure to the right.
-            title(ax, name, (width - 16) / columns - 8, lines=3, loc="right")
+        fitted = draw_lines(ax, points, lines, linear=linear)
+        drawn |= {line.method: line.handle for line in fitted}
+        title(ax, name, width, lines=3, below=[line.short for line in fitted], loc="right")
         if legend:
-            place_legend(ax, [(points.grad_norm, points.smoothness)])
+            place_legend(ax, [(points.grad_norm, points.smoothness)], extend=not shared)
     if shared:
         _set_axes(axes[0], series, linear, 3)
         # An Axes above a place that stays empty has no neighbour below to carry its labels.
         for ax in axes[max(0, len(series) - columns) :]:
             ax.tick_params(labelbottom=True)
-    figure.supxlabel(x_label, size=_axes_label_size())
-    figure.supylabel(Y_LABEL, size=_axes_label_size())
-    add_colorbar(list(axes), norm, above=True)
+    size = matplotlib.rcParams["axes.labelsize"]
+    figure.supxlabel(x_label, size=size)
+    figure.supylabel(Y_LABEL, size=size)
+    bar = add_colorbar(list(axes), norm, above=True)
+    if legend and drawn:
+        # Beside the bar's label, where there is room; below the panels it would meet the label of all x axes.
+        bar.set_label("iteration", loc="left")
+        bar.ax.legend(
+            list(drawn.values()),
+            list(drawn),
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            bbox_transform=bar.ax.transAxes
+            + ScaledTranslation(0, 1.5 * matplotlib.rcParams["font.size"] / 72, figure.figure.dpi_scale_trans),
+            borderaxespad=0,
+            borderpad=0,
+            ncols=len(drawn),
+        )
     return axes
+
+
+def panels_height(rows: int, lines: int = 0) -> float:
+    """Return how high, in inches, a figure with so many rows of panels, and lines in them, is."""
+    return 0.7 + (1.35 + 0.13 * lines) * rows + (0.2 if lines else 0.0)
 
 
 def step_norm(series: Sequence[Points]) -> Normalize:
@@ -279,6 +320,73 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], norm: Normaliz
                 )
 
 
+@dataclass(frozen=True)
+class FittedLine:
+    """A line in a figure, and what is said of it.
+
+    Attributes:
+        method: Name of the method that fitted it.
+        handle: The artist.
+        label: Method and constants, for a legend.
+        short: The same in fewer characters, for the title of a panel.
+    """
+
+    method: str
+    handle: Line2D
+    label: str
+    short: str
+
+
+_LINE_LOOKS: dict[str, dict[str, Any]] = {
+    "trend": {"color": "black", "linestyle": "-"},
+    "quantile": {"color": LINES[3], "linestyle": DASHES[2]},
+    "envelope": {"color": LINES[1], "linestyle": DASHES[1]},
+}
+
+
+def check_lines(lines: Sequence[str]) -> None:
+    """Raise InvalidArgumentError unless all names are those of lines that can be fitted."""
+    for name in lines:
+        if name not in _LINE_LOOKS:
+            raise unknown_name("line", name, _LINE_LOOKS)
+
+
+def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) -> list[FittedLine]:
+    """Fit lines to the usable points and draw them over the range of gradient norms that was seen.
+
+    Too few points, or all at one gradient norm, have no lines (as in `lsmooth.estimate`).
+    """
+    from matplotlib.patheffects import withStroke
+
+    from lsmooth import fit
+    from lsmooth.fit.groups import FEWEST
+    from lsmooth.fit.lines import at_one_norm
+
+    usable = points.usable & (points.grad_norm >= 0) & (points.smoothness >= 0)
+    x, y = points.grad_norm[usable], points.smoothness[usable]
+    if len(x) < FEWEST or at_one_norm(x[None])[0]:
+        return []
+    shown = points.grad_norm[points.drawable(log=not linear) & usable]
+    if not len(shown):
+        return []
+    along = np.linspace(shown.min(), shown.max(), 200) if linear else np.geomspace(shown.min(), shown.max(), 200)
+    fitted = []
+    for name in lines:
+        level, slope = getattr(fit, name)(x, y)
+        (handle,) = ax.plot(
+            along,
+            level + slope * along,
+            linewidth=1.2,
+            zorder=2.4,
+            path_effects=[withStroke(linewidth=2.2, foreground="white")],
+            label=f"_{name}",
+            **_LINE_LOOKS[name],
+        )
+        constants = f"$L_0$ = {short_number(level)}, $L_1$ = {short_number(slope)}"
+        fitted.append(FittedLine(name, handle, f"{name}: {constants}", f"{name} {constants.replace(' = ', ' ')}"))
+    return fitted
+
+
 def _set_axes(ax: Axes, series: Sequence[Points], linear: bool, most_ticks: int) -> None:
     shown = [points.drawable(log=not linear) for points in series]
     x = [points.grad_norm[keep] for points, keep in zip(series, shown, strict=True)]
@@ -291,8 +399,8 @@ def _set_axes(ax: Axes, series: Sequence[Points], linear: bool, most_ticks: int)
         make_log(ax, "y", log_limits(*y), most_ticks)
 
 
-def add_colorbar(axes: list[Axes], norm: Normalize, *, above: bool = False) -> None:
-    """Put the colour scale over iterations beside the Axes, or above them."""
+def add_colorbar(axes: list[Axes], norm: Normalize, *, above: bool = False) -> Colorbar:
+    """Put the colour scale over iterations beside the Axes, or above them, and return it."""
     bar = axes[0].figure.colorbar(
         ScalarMappable(norm, sequential()),
         ax=axes,
@@ -304,9 +412,4 @@ def add_colorbar(axes: list[Axes], norm: Normalize, *, above: bool = False) -> N
     )
     bar.outline.set_visible(False)
     make_steps(bar.ax, "x" if above else "y")
-
-
-def _axes_label_size() -> Any:
-    import matplotlib
-
-    return matplotlib.rcParams["axes.labelsize"]
+    return bar

@@ -1,5 +1,7 @@
 """Figure 1: what is drawn where, and what happens to points that have no place."""
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -9,8 +11,11 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 import lsmooth
+from lsmooth import fit
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures import smoothness_panels, smoothness_scatter, style
+from lsmooth.figures.points import run_names
+from lsmooth.figures.scales import short_number
 
 
 def drawn(ax):
@@ -178,7 +183,7 @@ def test_several_runs_share_axes_and_one_colour_scale(small_trace):
     assert axes[0].get_ylim() == axes[1].get_ylim()
     assert len(figure.axes) == 3
     assert figure.axes[2].get_xlim() == (0, 390)
-    assert axes[0].get_title(loc="right") == "small"
+    assert axes[0].get_title(loc="right").startswith("small\ntrend")
     for ax in axes:
         x, y, _ = drawn(ax)
         assert ax.get_xlim()[0] < x.min()
@@ -187,7 +192,47 @@ def test_several_runs_share_axes_and_one_colour_scale(small_trace):
         assert y.max() < ax.get_ylim()[1]
 
 
+def test_runs_are_named_by_what_tells_them_apart():
+    assert run_names(["out/a.h5", "out/b.h5"]) == ["a", "b"]
+    assert run_names(["sgd/run.h5", Path("adam/run.h5"), frame(2)]) == ["sgd/run", "adam/run", "run 3"]
+    assert run_names(["a.h5", "a.h5"]) == ["run 1", "run 2"]
+    assert run_names([frame(2)]) == ["run 1"]
+
+
 def test_panels_of_many_groups_are_an_even_choice():
     points = pd.concat([frame(5, seed=k, group=f"layer{k}") for k in range(150)])
     axes = smoothness_panels(points, figure=Figure(layout="constrained"), panels=4)
     assert [ax.get_title(loc="right") for ax in axes] == ["layer0", "layer50", "layer99", "layer149"]
+
+
+def test_lines_are_the_fits_of_usable_points_and_their_constants_stand_in_the_legend():
+    points = frame(60)
+    points["smoothness"] *= np.exp(0.3 * np.random.default_rng(1).normal(size=60))
+    points.loc[5, ["smoothness", "usable"]] = [1e6, False]
+    usable = points[points["usable"]]
+    ax = smoothness_scatter(points, ax=empty_axes(), lines=("trend", "quantile", "envelope"))
+    for name in ("trend", "quantile", "envelope"):
+        level, slope = getattr(fit, name)(usable["grad_norm"], usable["smoothness"])
+        (drawn_line,) = [line for line in ax.lines if str(line.get_label()).startswith(name)]
+        x, y = drawn_line.get_data()
+        np.testing.assert_allclose(y, level + slope * x)
+        np.testing.assert_allclose([x.min(), x.max()], [usable["grad_norm"].min(), usable["grad_norm"].max()])
+        expected = f"{name}: $L_0$ = {short_number(level)}, $L_1$ = {short_number(slope)}"
+        assert expected in legend_texts(ax)
+    assert len({str(line._unscaled_dash_pattern) for line in ax.lines if line.get_linestyle() != "None"}) == 3
+
+
+def test_no_line_is_fitted_to_few_points_or_to_one_gradient_norm():
+    assert legend_texts(smoothness_scatter(frame(9), ax=empty_axes())) == []
+    assert legend_texts(smoothness_scatter(frame(20, grad_norm=1.0), ax=empty_axes())) == []
+    assert len(legend_texts(smoothness_scatter(frame(10), ax=empty_axes()))) == 2
+    assert legend_texts(smoothness_scatter(frame(), lines=(), ax=empty_axes())) == []
+    with pytest.raises(InvalidArgumentError, match="did you mean trend"):
+        smoothness_scatter(frame(), lines=("trnd",), ax=empty_axes())
+
+
+def test_constants_stand_above_panels():
+    figure = Figure((6.5, 4), layout="constrained")
+    (ax,) = smoothness_panels(frame(group="a.b"), lines=("envelope",), figure=figure)
+    assert ax.get_title(loc="right") == "envelope $L_0$ 2, $L_1$ 3"
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["envelope"]
