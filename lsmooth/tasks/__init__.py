@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _HOME = {
     "transformer-encoder": ("lsmooth.tasks.transformer_encoder", "TransformerEncoder"),
     "transformer-translation": ("lsmooth.tasks.transformer_translation", "TranslationTask"),
+    "gpt2": ("lsmooth.tasks.gpt2", "GPT2Task"),
     "resnet20": ("lsmooth.tasks.resnet20", "ResNet20Task"),
     "awd-lstm": ("lsmooth.tasks.awd_lstm", "AWDLSTMTask"),
 }

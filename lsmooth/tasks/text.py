@@ -32,6 +32,7 @@ WIKITEXT_FILES = (
 )
 _WIKITEXT_PATTERNS = (
     {"train": "wiki.train.tokens", "valid": "wiki.valid.tokens", "test": "wiki.test.tokens"},
+    {"train": "wiki.train.raw", "valid": "wiki.valid.raw", "test": "wiki.test.raw"},
     {"train": "train.txt", "valid": "valid.txt", "test": "test.txt"},
     {"train": "train*.parquet", "valid": "validation*.parquet", "test": "test*.parquet"},
 )
@@ -96,16 +97,33 @@ def find_corpus(
     """
     if source is None:
         return encode(reference_topics(), "the Python reference (pydoc_data.topics)", stand_in=True, min_count=3)
-    if source == "hub" or source.startswith("hub:"):
-        splits = load_hub(source, *hub)
-        lines: dict[str, Callable[[], Iterable[str]]] = {}
-        for ours, theirs in (("train", "train"), ("valid", "validation"), ("test", "test")):
-            if theirs in splits:
-                lines[ours] = _column_of(splits[theirs], column)
-            elif ours != "test":
-                raise DataError(f"{source} has no split named {theirs}; it has {', '.join(splits)}.")
-        return encode(lines, source, stand_in=False, max_words=max_words)
-    return encode(read_folder(source, patterns, files, column), source, stand_in=False, max_words=max_words)
+    lines = find_lines(source, hub=hub, patterns=patterns, files=files, column=column)
+    return encode(lines, source, stand_in=False, max_words=max_words)
+
+
+def find_lines(
+    source: str,
+    *,
+    hub: tuple[str, str | None] | tuple[str, str | None, str],
+    patterns: Sequence[Mapping[str, str]] = _WIKITEXT_PATTERNS,
+    files: str = WIKITEXT_FILES,
+    column: str = "text",
+) -> Lines:
+    """Find the lines of text of a folder or of the hub; the arguments are those of `find_corpus`.
+
+    Raises:
+        DataError: Nothing is there; the message names the files.
+    """
+    if source != "hub" and not source.startswith("hub:"):
+        return read_folder(source, patterns, files, column)
+    splits = load_hub(source, *hub)
+    lines: dict[str, Callable[[], Iterable[str]]] = {}
+    for ours, theirs in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        if theirs in splits:
+            lines[ours] = _column_of(splits[theirs], column)
+        elif ours != "test":
+            raise DataError(f"{source} has no split named {theirs}; it has {', '.join(splits)}.")
+    return lines
 
 
 def read_folder(folder: str, patterns: Sequence[Mapping[str, str]], files: str, column: str = "text") -> Lines:
@@ -199,8 +217,13 @@ def encode(lines: Lines, origin: str, *, stand_in: bool, max_words: int | None =
                 encoded.append(1)
             if len(encoded) < 2:
                 raise DataError(f"{origin} has no words of {split} text.")
-        splits[split] = torch.tensor(encoded, dtype=torch.int64)
+        splits[split] = as_tensor(encoded)
     return Corpus(origin, stand_in, tuple(vocabulary), splits["train"], splits["valid"], splits["test"])
+
+
+def as_tensor(numbers: array) -> Tensor:
+    """Return an `array("q")` as an int64 tensor on the same memory: a large corpus is not copied."""
+    return torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.empty(0, dtype=torch.int64)
 
 
 def reference_topics() -> Lines:

@@ -412,9 +412,10 @@ class TranslationTask(Task[TranslationSettings, TranslationData]):
     def find_data(self, source: str | None) -> TranslationData:
         """Find Multi30k, or generate captions."""
         if source is None:
-            pairs = caption_pairs(102_000, seed=0)
+            # As many as Multi30k has.
+            pairs = caption_pairs(31_014, seed=0)
             splits: dict[str, Sequence[tuple[str, str]]] = {
-                "train": pairs[2_000:], "valid": pairs[:1_000], "test": pairs[1_000:2_000]
+                "train": pairs[2_014:], "valid": pairs[:1_014], "test": pairs[1_014:2_014]
             }  # fmt: skip
             return encode_pairs(splits, "generated German-English captions", stand_in=True)
         if source == "hub" or source.startswith("hub:"):

@@ -207,10 +207,11 @@ def test_hub_data_in_other_languages_is_refused(task, tmp_path):
         task.find_data(f"hub:{tmp_path}")
 
 
-def test_stand_in_trains_on_a_hundred_thousand_pairs_and_tests_on_others(stand_in):
+def test_stand_in_is_as_large_as_multi30k_and_tests_on_other_pairs(stand_in):
     assert stand_in.stand_in
-    assert len(stand_in.train.source) == 100_000
-    train = {tuple(row[row != PAD].tolist()) for row in stand_in.train.source[:20_000]}
+    sizes = [len(pairs.source) for pairs in (stand_in.train, stand_in.valid, stand_in.test)]
+    assert sizes == [29_000, 1_014, 1_000]
+    train = {tuple(row[row != PAD].tolist()) for row in stand_in.train.source}
     test = {tuple(row[row != PAD].tolist()) for row in stand_in.test.source}
     assert len(test) == 1_000
     assert not train & test
