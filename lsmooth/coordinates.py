@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,21 +59,34 @@ class CoordinateReader:
         coordinates: Which coordinates are followed.
         tensors: The parameter tensors, for their devices.
         device: Where the values are wanted.
+        held: Given a tensor and positions in it, says which of these are in this process, and where (`Ranks.held`).
     """
 
-    def __init__(self, coordinates: FollowedCoordinates, tensors: Sequence[Tensor], device: torch.device) -> None:
-        self._device = device
-        self._length = len(coordinates)
+    def __init__(
+        self,
+        coordinates: FollowedCoordinates,
+        tensors: Sequence[Tensor],
+        device: torch.device,
+        held: Callable[[Tensor, NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ) -> None:
         self._indices: dict[int, Tensor] = {}
-        self._places: dict[int, slice] = {}
+        self._places: dict[int, slice | Tensor] = {}
         for position, tensor in enumerate(tensors):
             mine = np.flatnonzero(coordinates.owners == position)
-            if len(mine):
-                self._indices[position] = torch.from_numpy(coordinates.indices[mine]).to(tensor.device)
-                self._places[position] = slice(int(mine[0]), int(mine[-1]) + 1)
+            here, indices = held(tensor, coordinates.indices[mine])
+            if len(here):
+                self._indices[position] = torch.from_numpy(indices).to(tensor.device)
+                if len(here) == len(mine):
+                    self._places[position] = slice(int(mine[0]), int(mine[-1]) + 1)
+                else:
+                    self._places[position] = torch.from_numpy(mine[here]).to(device)
 
     def read(self, position: int, tensor: Tensor, into: Tensor) -> None:
         """Copy the followed coordinates of the tensor at `position` into their places in `into`, (c,)."""
         if position in self._indices:
             values = torch.take(tensor.detach(), self._indices[position])
-            into[self._places[position]].copy_(values, non_blocking=True)
+            place = self._places[position]
+            if isinstance(place, slice):
+                into[place].copy_(values, non_blocking=True)
+            else:
+                into.index_copy_(0, place, values.to(into.device, into.dtype, non_blocking=True))

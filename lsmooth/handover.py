@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsmooth.densities import DensityCounter
+from lsmooth.distributed import SilentWriter
 from lsmooth.norms import accumulation_dtype
 from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
 from lsmooth.trace.writer import BackgroundWriter
@@ -110,7 +111,7 @@ class Handover:
         layout: RowLayout,
         gammas: Sequence[float],
         device: torch.device,
-        writer: BackgroundWriter,
+        writer: BackgroundWriter | SilentWriter,
         real: str,
         densities: DensityCounter | None,
     ) -> None:

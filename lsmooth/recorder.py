@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lsmooth import __version__
 from lsmooth.coordinates import CoordinateReader, choose_coordinates
 from lsmooth.densities import DensityCounter
+from lsmooth.distributed import Ranks, SilentWriter, local, unwrapped
 from lsmooth.errors import InvalidArgumentError, RecorderError, unknown_name
 from lsmooth.handover import Handover, Measurement, RowLayout
 from lsmooth.norms import GEOMETRIES, Kind, TensorNorms, accumulation_dtype, tensor_norms
@@ -73,6 +74,7 @@ class _Step:
     noise: Tensor | None = None
     flags: int = 0
     segment: Segment | None = None
+    active: list[int] = field(default_factory=list)
     lr: list[float | Tensor] = field(default_factory=list)
 
 
@@ -135,7 +137,7 @@ class Recorder:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._called = model
-        self._model = _without_compile(model)
+        self._model = unwrapped(model)
         self._optimizer = optimizer
         self._every = _checked_every(every)
         self._gammas = _checked_gammas(gammas)
@@ -147,6 +149,7 @@ class Recorder:
         self._names, self._parameters = _measured_parameters(self._model, optimizer)
         self._groups = len(optimizer.param_groups)
         self._device = self._parameters[0].device
+        self._ranks = Ranks(model, self._names, self._parameters)
         mine = set(self._parameters)
         self._companions = [p for p in self._model.parameters() if p.requires_grad and p not in mine]
         self._bucket_bytes = max(
@@ -154,9 +157,9 @@ class Recorder:
         )
 
         chosen = choose_coordinates(self._names, [p.shape for p in self._parameters], coordinates, seed)
-        self._coordinates = CoordinateReader(chosen, self._parameters, self._device)
+        self._coordinates = CoordinateReader(chosen, self._parameters, self._device, self._ranks.held)
         self._geometries = _checked_norms(norms, self._device)
-        sizes = [p.numel() for p in self._parameters]
+        sizes = [local(p).numel() for p in self._parameters]
         self._norms = TensorNorms(sizes, self._device)
         limits = [torch.finfo(p.dtype) for p in self._parameters]
         least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
@@ -168,7 +171,7 @@ class Recorder:
         self._dual_norms = TensorNorms(sizes, self._device, [dual for _, dual in self._geometries.values()])
         header = Header(
             parameters=tuple(self._names),
-            parameter_sizes=tuple(sizes),
+            parameter_sizes=tuple(p.numel() for p in self._parameters),
             gammas=self._gammas,
             groups=self._groups,
             real="float64" if any(p.dtype == torch.float64 for p in self._parameters) else "float32",
@@ -181,16 +184,30 @@ class Recorder:
             norms=tuple(norm for norm in self._geometries if norm != "l2"),
             densities=bool(densities),
         )
-        self._file = TraceWriter(path, header, mode)
-        self._writer = BackgroundWriter(self._file)
         self._layout = RowLayout(header.fields(), header.sizes())
+        self._ranks.prepare(self._layout, self._device)
+        if densities and self._ranks.sharded:
+            raise InvalidArgumentError(
+                "densities=True counts the coordinates that one process holds; train with DistributedDataParallel, or "
+                "follow single coordinates with coordinates=."
+            )
+        self._path = os.fspath(path)
+        self._file: TraceWriter | None = self._ranks.agree(
+            lambda: TraceWriter(path, header, mode),
+            parameters=list(zip(header.parameters, header.parameter_sizes, strict=True)),
+            datasets=[item.name for item in header.fields()],
+            gammas=self._gammas,
+            probes=len(self._probes),
+            every=self._every if isinstance(self._every, int) else "callable",
+        )
+        self._writer = BackgroundWriter(self._file) if self._file is not None else SilentWriter()
         self._densities = DensityCounter(self._parameters, self._device) if densities else None
-        if self._densities is not None and self._file.density is not None:
+        if self._densities is not None and self._file is not None and self._file.density is not None:
             self._densities.load(self._densities.packed(self._file.density))
         self._handover = Handover(self._layout, self._gammas, self._device, self._writer, header.real, self._densities)
 
         # Step number, and whether it is measured: asked once, since `every` may be anything.
-        self._step = self._file.next_step or 0
+        self._step = self._ranks.from_rank_0(self._file.next_step if self._file is not None else None) or 0
         self._decision: tuple[int, bool] | None = None
         self._current: _Step | None = None
         self._mark: tuple[Tensor, int, int] | None = None
@@ -306,7 +323,7 @@ class Recorder:
         """
         # A checkpoint newer than the file would leave a gap after a kill.
         self.flush()
-        state: dict[str, Any] = {"step": self._step, "rows": self._file.rows}
+        state: dict[str, Any] = {"step": self._step, "rows": self._file.rows if self._file is not None else 0}
         if self._densities is not None:
             state["densities"] = self._densities.snapshot().cpu()
         return state
@@ -321,28 +338,29 @@ class Recorder:
             TraceError: The trace is not the checkpoint's, or has been written to already.
         """
         rows = state.get("rows")
-        before = self._file.rows
-        self._file.go_on_from(int(state["step"]), None if rows is None else int(rows))
-        if self._densities is not None and self._file.next_step is not None:
-            self._restore_densities(state.get("densities"), dropped=self._file.rows < before)
+        if self._file is not None:
+            before = self._file.rows
+            self._file.go_on_from(int(state["step"]), None if rows is None else int(rows))
+            if self._densities is not None and self._file.next_step is not None:
+                self._restore_densities(self._file, state.get("densities"), dropped=self._file.rows < before)
         self._step = int(state["step"])
         self._decision = None
 
-    def _restore_densities(self, counts: Tensor | None, dropped: bool) -> None:
+    def _restore_densities(self, file: TraceWriter, counts: Tensor | None, dropped: bool) -> None:
         """Put the counts back to what they were at a checkpoint: steps that are dropped cannot be taken out of them."""
         assert self._densities is not None
         if counts is None and not dropped:
             return
         if counts is None:
             warnings.warn(
-                f"The checkpoint holds no densities, and the counts in {self._file.path} include steps that are now "
+                f"The checkpoint holds no densities, and the counts in {file.path} include steps that are now "
                 "dropped: densities begin anew here; save recorder.state_dict() whole to keep them.",
                 stacklevel=3,
             )
             self._densities.load(torch.zeros_like(self._densities.snapshot()))
         else:
             self._densities.load(counts)
-        self._file.density = self._densities.unpacked(self._densities.snapshot().cpu().numpy())
+        file.density = self._densities.unpacked(self._densities.snapshot().cpu().numpy())
 
     def flush(self) -> None:
         """Write all that was measured so far to the file, and wait for it."""
@@ -377,7 +395,7 @@ class Recorder:
 
     def __repr__(self) -> str:
         state = f"next step {self._step}" if self._open else "closed"
-        return f"Recorder({str(self._file.path)!r}, {len(self._parameters)} parameter tensors, {state})"
+        return f"Recorder({self._path!r}, {len(self._parameters)} parameter tensors, {state})"
 
     # --- the step's own forward and backward ---
 
@@ -402,21 +420,19 @@ class Recorder:
 
     def _leave_mark(self) -> None:
         """Remember one gradient as this backward left it, by which to tell accumulation from a new attempt."""
-        if self._mark is not None:
-            gradient = self._mark[0].grad
-            if gradient is not None:
-                self._mark = (self._mark[0], gradient.data_ptr(), gradient._version)
-                return
+        if self._mark is not None and self._mark[0].grad is not None:
+            self._mark = (self._mark[0], *_imprint(self._mark[0].grad))
+            return
         for parameter in self._parameters:
             if parameter.grad is not None:
-                self._mark = (parameter, parameter.grad.data_ptr(), parameter.grad._version)
+                self._mark = (parameter, *_imprint(parameter.grad))
                 return
 
     def _still_accumulating(self) -> bool:
         assert self._mark is not None
         parameter, pointer, version = self._mark
         gradient = parameter.grad
-        return gradient is not None and gradient.data_ptr() == pointer and gradient._version == version
+        return gradient is not None and _imprint(gradient) == (pointer, version)
 
     def _skip_step(self) -> None:
         """Take note that the last attempt ended without an optimizer step (a scaler's skip, a `continue`)."""
@@ -426,6 +442,7 @@ class Recorder:
             view = self._layout.view
             view(row, "loss").copy_(torch.stack(current.losses).sum())
             self._put_lr(row, [group["lr"] for group in self._optimizer.param_groups])
+            self._ranks.join(row)
             self._handover.judge(row, current.flags | int(Status.NO_DISPLACEMENT))
             self._handover.add(row, self._step, time.monotonic() - self._started)
         self._step += 1
@@ -435,6 +452,7 @@ class Recorder:
         random_state = RandomState.capture()
         modules = ModuleState.capture(self._model)
         autocast = AutocastState.capture(device_type)
+        context = self._ranks.context()
         fresh = frozen(closure)
         for recorder in watching:
             recorder._begin_attempt()
@@ -450,7 +468,7 @@ class Recorder:
         with _counted_arrivals(parameters) as arrivals:
             (loss if scaler is None else scaler.scale(loss)).backward()
         self._check_unchanged(parameters, versions, watching)
-        microbatch = Microbatch(fresh, random_state, modules.without_unchanged(), autocast, scale)
+        microbatch = Microbatch(fresh, random_state, modules.without_unchanged(), autocast, scale, context=context)
         for recorder in watching:
             recorder._collect([microbatch], [loss.detach()], arrivals, leaves)
         return returned
@@ -483,7 +501,7 @@ class Recorder:
         current = self._current = _Step(gradient=[None] * len(self._parameters))
         current.versions = [p._version for p in self._parameters]
         current.companions = [(p, p.detach().clone(), p._version) for p in self._companions]
-        before = [p.grad for p in self._parameters if p.grad is not None]
+        before = [local(p.grad) for p in self._parameters if p.grad is not None]
         if before:
             # Zeros, if zero_grad kept the tensors; anything else is a gradient of some other function.
             current.foreign = tensor_norms(before, [None] * len(before), self._device).sum()
@@ -514,11 +532,12 @@ class Recorder:
                     f"{self._names[position]} has a sparse gradient, whose norms are not measured; "
                     "use sparse=False in its embedding."
                 )
+            gradient = local(gradient).detach()
             kept = current.gradient[position]
             if kept is None:
                 kept = current.gradient[position] = torch.empty_like(gradient)
             targets.append(kept)
-            sources.append(gradient.detach())
+            sources.append(gradient)
         if targets:
             torch._foreach_copy_(targets, sources)
 
@@ -588,8 +607,8 @@ class Recorder:
             lr.detach().clone() if isinstance(lr, Tensor) else float(lr)
             for lr in (group["lr"] for group in optimizer.param_groups)
         ]
-        active = [p for p in self._parameters if p.requires_grad or p.grad is not None]
-        current.segment = Segment(active)
+        current.active = [i for i, p in enumerate(self._parameters) if p.requires_grad or p.grad is not None]
+        current.segment = Segment([local(self._parameters[i]).detach() for i in current.active])
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         current, self._current, self._mark = self._current, None, None
@@ -620,14 +639,12 @@ class Recorder:
         segment.end()
         row = self._handover.new_row()
         view = self._layout.view
-        places = {parameter: position for position, parameter in enumerate(self._parameters)}
-        positions = [places[parameter] for parameter in segment.parameters]
         self._put_lr(row, current.lr)
-        self._measure_ends(row, current, segment, positions)
+        self._measure_ends(row, current, segment, current.active)
         along = view(row, "loss_along")
         scale = _common_scale(current.microbatches)
         if self._densities is not None:
-            self._densities.begin(positions, segment.start, segment.stop)
+            self._densities.begin(current.active, segment.start, segment.stop)
         with _DeferredInterrupt() as interrupt, self._set_aside(current, segment):
 
             def gradient_at(gamma: float, into: Tensor | None, counted: bool) -> tuple[Tensor, dict[Kind, Tensor]]:
@@ -679,7 +696,7 @@ class Recorder:
                 for name in ("coordinate/grad_along", "coordinate/grad_next"):
                     if self._layout.has(name):
                         view(row, name).div_(scale)
-        return row
+        return self._ranks.join(row)
 
     def _measure_ends(self, row: Tensor, current: _Step, segment: Segment, positions: list[int]) -> None:
         """Fill in what is known without evaluating anything: the gradient at x_t, the step, their coordinates."""
@@ -736,7 +753,8 @@ class Recorder:
     ) -> Tensor:
         """Evaluate all microbatches at the present parameters; gradients go to `consume` as they arrive."""
         losses: list[Tensor] = []
-        with _Arrivals(self._parameters, current.arrivals, self._bucket_bytes, consume):
+        expected = current.arrivals if self._ranks.consumes_early() else {}
+        with _Arrivals(self._parameters, expected, self._bucket_bytes, consume):
             for microbatch in current.microbatches:
                 with interrupt.allowed():
                     losses.append(self._to_row_device(microbatch.evaluate()))
@@ -778,7 +796,7 @@ class Recorder:
                     with interrupt.allowed():
                         current.losses.append(self._to_row_device(microbatch.evaluate()))
                     reached = [i for i, p in enumerate(self._parameters) if p.grad is not None]
-                    consume(reached, [self._parameters[i].grad for i in reached])  # type: ignore[misc]
+                    consume(reached, [local(self._parameters[i].grad) for i in reached])  # type: ignore[arg-type]
                     for parameter in self._parameters:
                         parameter.grad = None
                 for parameter, count in arrivals.items():
@@ -804,6 +822,10 @@ class Recorder:
         modules = ModuleState.capture(self._model)
         holders = list(dict.fromkeys([*self._parameters, *self._model.parameters(), *current.leaves]))
         gradients = [holder.grad for holder in holders]
+        contents = [
+            gradient.clone() if gradient is not None and self._ranks.shares_gradient_memory() else None
+            for gradient in gradients
+        ]
         displaced = [
             (parameter, parameter.detach().clone())
             for parameter, _, version in current.companions
@@ -821,8 +843,10 @@ class Recorder:
                 segment.put_back()
             for parameter, copy in displaced:
                 parameter.detach().copy_(copy)
-            for holder, gradient in zip(holders, gradients, strict=True):
+            for holder, gradient, content in zip(holders, gradients, contents, strict=True):
                 holder.grad = gradient
+                if gradient is not None and content is not None:
+                    gradient.detach().copy_(content)
             modules.restore()
             random_state.restore()
 
@@ -924,8 +948,8 @@ class _Arrivals:
     def _empty(self) -> None:
         bucket, self._bucket, self._filled = self._bucket, [], 0
         if bucket:
-            gradients = [self._parameters[i].grad for i in bucket]
-            self._consume(bucket, gradients)  # type: ignore[arg-type]
+            gradients = [local(self._parameters[i].grad) for i in bucket]  # type: ignore[arg-type]
+            self._consume(bucket, gradients)
             for i in bucket:
                 self._parameters[i].grad = None
 
@@ -1002,6 +1026,12 @@ def _unwatched(recorders: Sequence[Recorder]) -> Iterator[None]:
             recorder._watch.deaf = False
 
 
+def _imprint(gradient: Tensor) -> tuple[int, int]:
+    """Return what changes when a gradient is replaced or written to."""
+    part = local(gradient)
+    return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)
+
+
 def _constant(closure: Closure) -> Callable[[], Closure]:
     return lambda: closure
 
@@ -1022,11 +1052,6 @@ def _of_geometry(norm: str, name: str) -> str:
 
 def _closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return any(callable(value) and not isinstance(value, Tensor) for value in (*args[1:], kwargs.get("closure")))
-
-
-def _without_compile(model: nn.Module) -> nn.Module:
-    original = getattr(model, "_orig_mod", None)
-    return original if isinstance(original, nn.Module) else model
 
 
 def _checked_every(every: Any) -> int | Callable[[int], bool]:

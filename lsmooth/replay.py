@@ -181,6 +181,7 @@ class Microbatch:
         weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
         seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
         backward_autocast: Autocast contexts around that backward.
+        context: Makes a context for forward and backward: whether ranks average their gradients.
     """
 
     closure: Callable[[], Closure]
@@ -191,12 +192,13 @@ class Microbatch:
     weight: Tensor | None = None
     seed: Tensor | None = None
     backward_autocast: AutocastState | None = None
+    context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def evaluate(self) -> Tensor:
         """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
         self.random.restore()
         self.modules.restore()
-        with torch.enable_grad(), _replay():
+        with torch.enable_grad(), _replay(), self.context():
             with self.autocast.restored():
                 loss = loss_of(self.closure()())
                 if self.seed is None:

@@ -46,6 +46,7 @@ class _Call:
     random: RandomState
     modules: ModuleState
     autocast: AutocastState
+    context: Callable[[], AbstractContextManager[None]]
     loss: Tensor
     leaves: list[Tensor]
 
@@ -149,6 +150,7 @@ class Watch:
             RandomState.capture(),
             ModuleState.capture(recorder._model),
             AutocastState.capture(recorder._device.type),
+            recorder._ranks.context(),
         )
 
     def _end_call(self, begun: tuple[Any, ...] | None, returned: Any) -> None:
@@ -160,9 +162,9 @@ class Watch:
             return
         call = None
         if begun is not None:
-            fresh, random, modules, autocast = begun
+            fresh, random, modules, autocast, context = begun
             leaves = reachable_leaves(loss)
-            call = _Call(fresh, random, modules.without_unchanged(), autocast, loss.detach().clone(), leaves)
+            call = _Call(fresh, random, modules.without_unchanged(), autocast, context, loss.detach().clone(), leaves)
         loss.register_hook(lambda gradient: self._backward_from(call, gradient))
 
     # --- a backward pass ---
@@ -209,7 +211,17 @@ class Watch:
             for call, seed, autocast in backward.calls:
                 weight = seed if factor is None else seed / factor.to(seed.device)
                 microbatches.append(
-                    Microbatch(call.fresh, call.random, call.modules, call.autocast, factor, seed, weight, autocast)
+                    Microbatch(
+                        call.fresh,
+                        call.random,
+                        call.modules,
+                        call.autocast,
+                        scale=factor,
+                        weight=weight,
+                        seed=seed,
+                        backward_autocast=autocast,
+                        context=call.context,
+                    )
                 )
                 losses.append(call.loss * weight)
             leaves = [leaf for call, _, _ in backward.calls for leaf in call.leaves]

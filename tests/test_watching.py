@@ -147,6 +147,32 @@ def test_an_unchanged_loop_over_a_model_that_returns_its_loss(kind, zero_grad_af
         np.testing.assert_allclose(values, other[name], rtol=1e-5, atol=1e-6 * scale, err_msg=name)
 
 
+def test_a_gradient_scaler_is_taken_out_of_what_is_measured(tmp_path):
+    def run(watch):
+        seed_all()
+        model = mlp()
+        optimizer = sgd(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14) if watch else None
+        with lsmooth.Recorder(model, optimizer, tmp_path / f"{watch}.h5") as recorder:
+            compute = recorder.watch(classify, scaler=scaler)
+            for x, y in batches(4):
+                optimizer.zero_grad()
+                for half in (slice(0, 4), slice(4, 8)):
+                    loss = compute(model, x[half], y[half]) / 2
+                    (scaler.scale(loss) if watch else loss).backward()
+                if watch:
+                    scaler.step(optimizer)
+                    scaler.update()
+                else:
+                    optimizer.step()
+        return numbers(tmp_path / f"{watch}.h5")
+
+    one, other = run(True), run(False)
+    assert (one["status"] == 1).all()
+    for name, values in one.items():
+        np.testing.assert_allclose(values, other[name], rtol=1e-6, err_msg=name)
+
+
 def test_two_losses_in_one_backward(tmp_path):
     def run(watch):
         seed_all()

@@ -1,0 +1,153 @@
+"""Runs over several processes: the trace of one process with the whole batch, and nothing changed on any rank."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lsmooth
+from lsmooth.trace.layout import FIELDS
+
+WORKER = Path(__file__).with_name("worker.py")
+SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "ddp-probes",
+        "fsdp-probes"]  # fmt: skip
+OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-communication", "fsdp-communication", "refusals"]
+CASES = {2: [*SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp"]}
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+
+
+def torchrun(size, folder, *cases, check=True):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    done = subprocess.run(
+        [*command, str(WORKER), str(folder), *cases],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    for size, cases in CASES.items():
+        torchrun(size, folder, *cases)
+    return folder
+
+
+def results(folder, case, size):
+    return [json.loads((folder / f"{case}.{size}.rank{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Traces of one process with the whole batch, in this process; made once a case."""
+    sys.path.insert(0, str(WORKER.parent))
+    try:
+        import worker
+    finally:
+        sys.path.pop(0)
+    folder = tmp_path_factory.mktemp("alone")
+
+    def path(case):
+        target = folder / f"{case}.h5"
+        if not target.exists():
+            worker.CASES[case](target)
+        return target
+
+    return path
+
+
+@pytest.mark.parametrize(("case", "size"), [(case, size) for size in CASES for case in CASES[size] if case in SAME])
+def test_the_trace_is_that_of_one_process_with_the_whole_batch(case, size, folder, alone):
+    with lsmooth.Trace(folder / f"{case}.{size}.h5") as trace, lsmooth.Trace(alone(case)) as expected:
+        assert len(trace) == len(expected) == 6
+        assert trace.status_counts() == expected.status_counts() == {"measured": 6}
+        assert trace.parameters == expected.parameters
+        assert trace.parameter_sizes.tolist() == expected.parameter_sizes.tolist()
+        assert trace.coordinate_names == expected.coordinate_names
+        names = {field.name for field in FIELDS if trace.has(field.name)} - {"time", "step", "status"}
+        assert {"loss", "loss_along", "loss_next", "grad_diff", "coordinate/grad_along"} <= names
+        assert ("grad_noise" in names) == case.endswith("probes")
+        for name in names:
+            values = expected.read(name)
+            scale = np.abs(values).max()
+            np.testing.assert_allclose(trace.read(name), values, rtol=2e-5, atol=2e-6 * scale, err_msg=name)
+
+
+def test_a_mesh_that_holds_copies_of_shards(folder, alone):
+    with lsmooth.Trace(folder / "hsdp.4.h5") as trace, lsmooth.Trace(alone("hsdp")) as expected:
+        for name in ("loss", "grad_norm", "grad_diff", "step_norm", "coordinate/grad_along"):
+            values = expected.read(name)
+            np.testing.assert_allclose(trace.read(name), values, rtol=2e-5, atol=2e-6 * np.abs(values).max())
+
+
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [(case, size) for size in CASES for case in CASES[size] if not case.endswith(("communication", "probes", "usals"))],
+)
+def test_no_rank_is_changed(case, size, folder):
+    for result in results(folder, case, size):
+        assert result["changed"] == []
+    with lsmooth.Trace(folder / f"{case}.{size}.h5") as trace:
+        assert trace.status_counts() == {"measured": 6}
+
+
+def test_replicas_join_losses_in_one_small_all_reduce(folder):
+    for result in results(folder, "ddp-communication", 2):
+        steps = result["steps"]
+        training = steps[1]["reduced"]
+        assert len(training) == 1
+        # Six points, each with the all-reduce that averages its gradient, and one of seven losses; the first measured
+        # step is evaluated at x_t once more.
+        assert steps[2]["reduced"] == training * 7 + [7]
+        assert steps[0]["reduced"] == training * 8 + [7]
+        assert steps[3]["reduced"] == training
+
+
+def test_shards_join_norms_in_one_all_reduce(folder):
+    for result in results(folder, "fsdp-communication", 2):
+        training, measured = result["steps"][1], result["steps"][2]
+        assert training["reduced"] == []
+        assert set(measured["calls"]) == {*training["calls"], "allreduce_"}
+        for name, count in training["calls"].items():
+            assert measured["calls"][name] == 7 * count, name
+        # Losses at 7 points; gradient, step and 5 changes of 6 tensors; 8 numbers of 6 followed coordinates; and what
+        # it takes to judge the step: the norm of gradients that were there before, rounding, replay error.
+        assert measured["reduced"] == [7 + 7 * 6 + 8 * 6 + 3]
+
+
+def test_what_cannot_be_measured_is_refused_on_every_rank(folder):
+    sentences = {
+        "unwrapped": "neither wrapped in DistributedDataParallel nor sharded",
+        "exists": "exists already; choose another name",
+        "disagree": "their every differ",
+        "densities": "counts the coordinates that one process holds",
+        "linf": "cannot be joined from the shards",
+        "hooked": "communication hook powerSGD_hook",
+        "partly": "inner.0.weight is not sharded while other parameters are",
+    }
+    for result in results(folder, "refusals", 2):
+        assert result["said"].keys() == sentences.keys()
+        for name, sentence in sentences.items():
+            assert sentence in result["said"][name]
+            assert "\n" not in result["said"][name]
+    assert (folder / "refusals.2.h5.exists").read_bytes() == b""
+
+
+def test_a_rank_that_dies_leaves_a_readable_trace_and_no_hang(tmp_path):
+    done = torchrun(2, tmp_path, "ddp-dies", check=False)
+    assert done.returncode != 0
+    with lsmooth.Trace(tmp_path / "ddp-dies.2.h5") as trace:
+        assert trace.steps.tolist() == [0, 1, 2]
+        assert trace.status_counts() == {"measured": 3}
+        assert np.isfinite(trace.smoothness()["smoothness"]).all()

@@ -1,0 +1,269 @@
+"""Training runs that one process makes with the whole batch, or several with a part each; run by torchrun.
+
+`torchrun --nproc-per-node N worker.py FOLDER CASE…` writes FOLDER/CASE.N.h5, and what each rank saw.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lsmooth
+
+STEPS, BATCH = 6, 16
+
+
+class Net(nn.Module):
+    """No layer's size is a multiple of the number of ranks; the last bias is shorter than four."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh())
+        self.head = nn.Linear(9, 3)
+
+    def forward(self, x, y=None):
+        logits = self.head(self.inner(x))
+        if y is None:
+            return logits
+        return {"loss": nn.functional.cross_entropy(logits, y), "logits": logits}
+
+
+class Noisy(Net):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Dropout(0.3), nn.Tanh())
+
+
+def rank_and_size():
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def data(step, part=0):
+    """This rank's share of a batch that is the same whatever the number of ranks."""
+    rank, size = rank_and_size()
+    generator = torch.Generator().manual_seed(100 * step + part)
+    x, y = torch.randn(BATCH, 6, generator=generator), torch.randint(3, (BATCH,), generator=generator)
+    return x.chunk(size)[rank], y.chunk(size)[rank]
+
+
+def build(wrap, make=Net):
+    torch.manual_seed(0)
+    model = make()
+    rank, size = rank_and_size()
+    if size == 1 or wrap == "none":
+        return model
+    torch.manual_seed(1000 + rank)
+    if wrap == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in (model.inner, model.head):
+            fully_shard(layer)
+        fully_shard(model)
+        return model
+    if wrap == "hsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        return fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copy", "shard")))
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=wrap == "ddp-view")
+
+
+def optimizer_for(model):
+    return torch.optim.SGD(model.parameters(), lr=0.4, momentum=0.9, weight_decay=0.01)
+
+
+def adam_for(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.05)
+
+
+def loop(model, optimizer, recorder=None, how="closure", parts=1):
+    """Train, with accumulation in `parts` and gradient clipping."""
+    ddp = isinstance(model, nn.parallel.DistributedDataParallel)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for part in range(parts):
+            x, y = data(step, part)
+            with model.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
+                if recorder is None or how == "watch":
+                    (model(x, y)["loss"] / parts).backward()
+                else:
+                    recorder.backward(lambda x=x, y=y: model(x, y)["loss"] / parts)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+
+
+def state(model, optimizer):
+    """Parameters, gradients and optimizer state of this rank."""
+
+    def mine(tensor):
+        return tensor.to_local().clone() if hasattr(tensor, "to_local") else tensor.detach().clone()
+
+    found = {f"value.{name}": mine(p.detach()) for name, p in model.named_parameters()}
+    found |= {f"grad.{name}": mine(p.grad) for name, p in model.named_parameters()}
+    found |= {f"buffer.{name}": b.clone() for name, b in model.named_buffers()}
+    for i, entry in enumerate(optimizer.state.values()):
+        found |= {f"optimizer.{i}.{key}": mine(value) for key, value in entry.items() if torch.is_tensor(value)}
+    return found | {"rng": torch.get_rng_state()}
+
+
+def run(path, wrap, make=Net, make_optimizer=optimizer_for, *, how="closure", parts=1, **arguments):
+    """Train once without and once with a recorder; say whether anything differs."""
+    model = build(wrap, make)
+    optimizer = make_optimizer(model)
+    loop(model, optimizer, parts=parts)
+    bare = state(model, optimizer)
+    model = build(wrap, make)
+    optimizer = make_optimizer(model)
+    with lsmooth.Recorder(model, optimizer, path, **arguments) as recorder:
+        if how == "watch":
+            recorder.watch_forward()
+        loop(model, optimizer, recorder, how, parts)
+    watched = state(model, optimizer)
+    assert bare.keys() == watched.keys()
+    return {"changed": [name for name in bare if not torch.equal(bare[name], watched[name])]}
+
+
+def probes(path, wrap):
+    model = build(wrap)
+    optimizer = adam_for(model)
+    fixed = [data(50 + i) for i in range(3)]
+    probe = [lambda x=x, y=y: model(x, y)["loss"] for x, y in fixed]
+    with lsmooth.Recorder(model, optimizer, path, probe=probe):
+        loop(model, optimizer)
+    return {}
+
+
+class Collectives(TorchDispatchMode):
+    """Counts calls into torch.distributed, and how many numbers the all-reduces join."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.reduced = collections.Counter(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.calls[func.overloadpacket.__name__] += 1
+            if func.overloadpacket.__name__ == "allreduce_":
+                self.reduced.append(sum(tensor.numel() for tensor in args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def communication(path, wrap):
+    """Count the collectives of a step without and of a step with measurement."""
+    model = build(wrap)
+    optimizer = optimizer_for(model)
+    seen = []
+    with lsmooth.Recorder(model, optimizer, path, every=2, coordinates=1) as recorder:
+        for step in range(4):
+            x, y = data(step)
+            optimizer.zero_grad()
+            with Collectives() as collectives:
+                recorder.backward(lambda x=x, y=y: model(x, y)["loss"])
+                optimizer.step()
+            seen.append({"calls": collectives.calls, "reduced": collectives.reduced})
+    return {"steps": seen}
+
+
+def refusals(path, wrap):
+    """What cannot be measured, and what is said about it, on every rank."""
+    said = {}
+
+    def attempt(name, make, **arguments):
+        try:
+            model = make()
+            lsmooth.Recorder(model, optimizer_for(model), f"{path}.{name}", **arguments).close()
+            said[name] = None
+        except lsmooth.LsmoothError as error:
+            said[name] = str(error)
+
+    attempt("unwrapped", Net)
+    Path(f"{path}.exists").touch()
+    dist.barrier()
+    attempt("exists", lambda: build("ddp"))
+    attempt("disagree", lambda: build("ddp"), every=1 + rank_and_size()[0])
+    attempt("densities", lambda: build("fsdp"), densities=True)
+    attempt("linf", lambda: build("fsdp"), norms=("l2", "linf"))
+
+    def hooked():
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+        model = build("ddp")
+        hook_state = powerSGD_hook.PowerSGDState(None)
+        model.register_comm_hook(hook_state, powerSGD_hook.powerSGD_hook)
+        return model
+
+    attempt("hooked", hooked)
+
+    def partly():
+        from torch.distributed.fsdp import fully_shard
+
+        model = Net()
+        fully_shard(model.head)
+        return model
+
+    attempt("partly", partly)
+    return {"said": said}
+
+
+def dies(path, wrap):
+    """The last rank is killed in its fourth step, half-way through a measurement."""
+    rank, size = rank_and_size()
+    model = build(wrap)
+    optimizer = optimizer_for(model)
+    with lsmooth.Recorder(model, optimizer, path) as recorder:
+        for step in range(100):
+            x, y = data(step)
+            calls = []
+
+            def closure(x=x, y=y, step=step, calls=calls):
+                calls.append(step)
+                if rank == size - 1 and step == 3 and len(calls) == 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return model(x, y)["loss"]
+
+            optimizer.zero_grad()
+            recorder.backward(closure)
+            optimizer.step()
+            recorder.flush()
+            time.sleep(0.01)
+    return {}
+
+
+CASES = {
+    "ddp": lambda path: run(path, "ddp"),
+    "ddp-view-adam": lambda path: run(path, "ddp-view", make_optimizer=adam_for),
+    "ddp-accumulated": lambda path: run(path, "ddp", parts=3),
+    "ddp-watched": lambda path: run(path, "ddp-view", how="watch", parts=2),
+    "ddp-noisy": lambda path: run(path, "ddp", Noisy, how="watch"),
+    "fsdp": lambda path: run(path, "fsdp"),
+    "fsdp-adam": lambda path: run(path, "fsdp", make_optimizer=adam_for, gammas=[0.5, 1.0]),
+    "fsdp-watched": lambda path: run(path, "fsdp", how="watch", parts=2),
+    "fsdp-noisy": lambda path: run(path, "fsdp", Noisy),
+    "hsdp": lambda path: run(path, "hsdp"),
+    "ddp-probes": lambda path: probes(path, "ddp"),
+    "fsdp-probes": lambda path: probes(path, "fsdp"),
+    "ddp-communication": lambda path: communication(path, "ddp"),
+    "fsdp-communication": lambda path: communication(path, "fsdp"),
+    "refusals": lambda path: refusals(path, "ddp"),
+    "ddp-dies": lambda path: dies(path, "ddp"),
+}
+
+
+if __name__ == "__main__":
+    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, size = rank_and_size()
+    for case in cases:
+        result = CASES[case](folder / f"{case}.{size}.h5")
+        (folder / f"{case}.{size}.rank{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
