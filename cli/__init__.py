@@ -13,6 +13,8 @@ from lsmooth.errors import LsmoothError
 
 # name -> line shown in `lsmooth --help`. The module lsmooth.cli.<name> holds a click command called `command`.
 COMMANDS = {
+    "demo": "Train a Transformer on real text, trace it, draw Figures 1 and 3, print L0 and L1.",
+    "train": "Run one of the paper's training runs and trace it.",
     "plot": "Draw the figures of a trace.",
     "estimate": "Print L0 and L1: by module, parameter, coordinate or block.",
     "info": "Say what is in a trace: run, steps measured and flagged, size.",

@@ -39,19 +39,22 @@ class Settings:
         epochs: Passes over the training data.
         steps: Stop after so many optimizer steps, however many epochs that is; None for all epochs.
         max_norm: Clip the gradient to this 2-norm before each step; None for no clipping.
+        report_every: Evaluate and report after so many optimizer steps; None for after each epoch.
     """
 
     batch_size: int
     epochs: int
     steps: int | None = None
     max_norm: float | None = None
+    report_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a positive number.")
-        if self.steps is not None and self.steps < 1:
-            raise InvalidArgumentError(f"steps={self.steps} is not a positive number.")
+        for name in ("steps", "report_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a positive number.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise InvalidArgumentError(f"max_norm={self.max_norm} is not a positive norm; use none for no clipping.")
 
@@ -142,6 +145,8 @@ class Problem(ABC):
         self.model = model
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
+        self.epochs = settings.epochs
+        self.max_steps = settings.steps
         self.total_steps = settings.steps or settings.epochs * steps_per_epoch
 
     @abstractmethod

@@ -1,0 +1,113 @@
+"""`lsmooth demo`: from nothing to Figures 1 and 3 and a table of L0 and L1, in about a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from lsmooth.trace.reader import Trace
+
+FILES = ("demo.h5", "figure1.png", "figure3.png")
+
+
+@click.command("demo", epilog="Example: lsmooth demo -o demo")
+@click.option("-o", "--output", type=click.Path(file_okay=False), default=".", help="Folder for the three files.")
+@click.option("--steps", type=click.IntRange(2), default=240, show_default=True, help="Optimizer steps.")
+@click.option("--every", type=click.IntRange(1), default=3, show_default=True, help="Measure every so many steps.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For weights, order of batches, dropout.")
+@click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
+@click.pass_context
+def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: int, force: bool) -> None:
+    """Train the Transformer of the paper's Figure 1(a) on English text, and measure how smooth its loss is.
+
+    Writes demo.h5 (the trace), figure1.png (smoothness against gradient norm) and figure3.png (the same for single
+    coordinates), and prints L0 and L1 of each layer.
+    """
+    from lsmooth.errors import InvalidArgumentError
+
+    folder = Path(output)
+    paths = [folder / name for name in FILES]
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        raise InvalidArgumentError(
+            f"{' and '.join(there)} {'exists' if len(there) == 1 else 'exist'} already; choose another folder with -o, "
+            "or --force to replace."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+    from lsmooth.cli.progress import Progress, plain_warnings
+    from lsmooth.tasks.plan import make_plan
+    from lsmooth.tasks.session import Session
+    from lsmooth.tasks.text import Corpus
+    from lsmooth.trace.reader import Trace
+
+    plan, data = make_plan("transformer-encoder", changes={"steps": steps}, seed=seed)
+    assert isinstance(data, Corpus)
+    with (
+        plain_warnings(),
+        Session(plan, paths[0], {"every": every}, data=data, mode="w", checkpoint_seconds=None) as session,
+    ):
+        run = session.run
+        size = sum(parameter.numel() for parameter in run.problem.model.parameters())
+        baseline = run.problem.baseline()
+        click.echo(
+            f"A 2-layer Transformer encoder ({size:,} parameters) learns {data.origin}, {len(data.train):,} words: "
+            f"{steps} steps, smoothness measured at one in {every}."
+        )
+        with Progress(session, reports=False) as progress:
+            outcome = session.train(progress)
+    if outcome == "stopped":
+        click.echo(f"Stopped after step {run.step} of {steps}; {paths[0]} holds what was measured.")
+        ctx.exit(130)
+    last = run.reports[-1]
+    click.echo(
+        f"Trained in {last.seconds:.0f} s: valid loss {last.metrics['loss']:.3f} "
+        f"({baseline.name} {baseline.loss:.3f}), perplexity {last.metrics['perplexity']:.1f}."
+    )
+    with Trace(paths[0]) as trace:
+        table = layer_table(trace)
+        _draw(trace, paths[1], paths[2])
+        measured = len(trace)
+    click.echo("\nHow smooth each layer is: local Lipschitz constant <= L0 + L1 * gradient norm\n")
+    click.echo(table)
+    click.echo(f"\nWrote {paths[0]}   the trace: {measured} measured steps; lsmooth info {paths[0]}")
+    click.echo(f"Wrote {paths[1]}   smoothness against gradient norm, as in Figure 1 of the paper")
+    click.echo(f"Wrote {paths[2]}   the same for single coordinates, as in Figure 3")
+
+
+def layer_table(trace: Trace) -> str:
+    """Return L0 and L1 of each layer as a table: trend (through its points) and envelope (above them)."""
+    from lsmooth.fit import estimate
+
+    frame = estimate(trace, by="module", method=("trend", "envelope"))
+    lines: dict[str, dict[str, tuple[str, str]]] = {"trend": {}, "envelope": {}}
+    for row in frame.itertuples():
+        lines[row.method][row.group] = (f"{row.L0:.3g}", f"{row.L1:.3g}") if row.L0 == row.L0 else ("-", "-")
+    groups = list(dict.fromkeys(frame["group"]))
+    points = frame.drop_duplicates("group").set_index("group")["points"]
+    width = max(len(group) for group in groups)
+    rows = [
+        f"{'':{width}}  {'trend':^17}  {'envelope':^17}",
+        f"{'layer':{width}}  {'L0':>8} {'L1':>8}  {'L0':>8} {'L1':>8}  {'points':>6}",
+    ]
+    for group in groups:
+        numbers = "  ".join(f"{low:>8} {slope:>8}" for low, slope in (lines["trend"][group], lines["envelope"][group]))
+        rows.append(f"{group:{width}}  {numbers}  {points[group]:>6}")
+    return "\n".join(rows)
+
+
+def _draw(trace: Trace, figure1: Path, figure3: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lsmooth.figures import coordinate_grid, smoothness_scatter, style
+
+    with style():
+        figure = Figure(figsize=(3.25, 2.6), layout="constrained")
+        smoothness_scatter(trace, ax=figure.add_subplot())
+        figure.savefig(figure1)
+        figure = Figure(figsize=(3.25, 4.75), layout="constrained")
+        coordinate_grid(trace, figure=figure)
+        figure.savefig(figure3)

@@ -1,0 +1,205 @@
+"""A recorded training run: trace and checkpoint side by side, stopped and resumed without losing a step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from lsmooth.errors import TraceError
+from lsmooth.recorder import Recorder
+from lsmooth.tasks.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from lsmooth.tasks.plan import Plan
+from lsmooth.tasks.task import Data
+from lsmooth.tasks.training import TrainingRun
+from lsmooth.trace.writer import Mode
+
+Outcome = Literal["finished", "stopped", "diverged"]
+
+
+class Session:
+    """One run with its recorder and checkpoints; use it as a context manager.
+
+    Args:
+        plan: What is trained.
+        trace: Where the trace goes; the checkpoint goes beside it.
+        recording: Arguments of `Recorder`: every, coordinates, ....
+        data: What the task found already; None to find it.
+        mode: "x" refuses an existing trace, "w" replaces it.
+        checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.
+        checkpoint: Continue from this one (see `resume`).
+
+    Raises:
+        TraceError: The trace cannot be written.
+
+    Attributes:
+        run: The training run.
+        recorder: Its recorder.
+        checkpoint_path: Where the checkpoint is.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        trace: Path,
+        recording: Mapping[str, Any],
+        *,
+        data: Data | None = None,
+        mode: Mode = "x",
+        checkpoint_seconds: float | None = 120.0,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        task_data = data
+        if task_data is None:
+            from lsmooth import tasks
+
+            task_data = tasks.get(plan.task).find_data(plan.data)
+        self.plan = plan
+        self.trace = trace
+        self.checkpoint_path = checkpoint_path(trace)
+        self._recording = dict(recording)
+        self._checkpoint_seconds = checkpoint_seconds
+        self._saved = time.monotonic()
+        self.run: TrainingRun = plan.start(task_data)
+        self.recorder = Recorder(
+            self.run.problem.model,
+            self.run.optimizer,
+            trace,
+            mode=mode if checkpoint is None else "a",
+            seed=plan.seed,
+            metadata=_description(plan, task_data),
+            **self._recording,
+        )
+        if checkpoint is not None:
+            self.recorder.load_state_dict(checkpoint.recorder)
+            self.run.load_state_dict(checkpoint.run)
+
+    @classmethod
+    def resume(
+        cls,
+        trace: Path,
+        *,
+        device: str | None = None,
+        extend: Mapping[str, Any] | None = None,
+        checkpoint_seconds: float | None = 120.0,
+    ) -> Session:
+        """Go on with the run of a trace from its checkpoint, on another device or for more steps if wanted.
+
+        Args:
+            trace: The trace; its checkpoint is looked for beside it.
+            device: Where to go on; where it was by default.
+            extend: Settings that only say when the run ends: steps, epochs.
+            checkpoint_seconds: As in `Session`.
+
+        Raises:
+            CheckpointError: There is no readable checkpoint.
+            TraceError: There is no such trace, or it is another run's.
+        """
+        checkpoint = load_checkpoint(checkpoint_path(trace))
+        if not trace.exists():
+            raise TraceError(f"There is no trace {trace} to continue, though its checkpoint is there; put it back.")
+        plan = checkpoint.plan
+        if device is not None:
+            plan = dataclasses.replace(plan, device=device)
+        if extend:
+            plan = plan.with_hyperparameters(extend)
+        return cls(
+            plan,
+            trace,
+            checkpoint.recording,
+            checkpoint_seconds=checkpoint_seconds,
+            checkpoint=checkpoint,
+        )
+
+    def train(self, watch: Callable[[Session], None] = lambda session: None) -> Outcome:
+        """Train until the run is over, diverges, or is asked to stop by Ctrl-C or SIGTERM (it then ends the step).
+
+        Args:
+            watch: Called after every step; it must not wait for the device more often than it has to.
+        """
+        self._save_if_due(first=True)
+        with _stop_requests() as stop:
+            for _ in self.run.steps(self.recorder):
+                watch(self)
+                self._save_if_due()
+                if stop.is_set():
+                    break
+        self.recorder.flush()
+        self.save()
+        if self.run.reports and self.run.reports[-1].diverged:
+            return "diverged"
+        return "finished" if self.run.done else "stopped"
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment; a disk that is full or gone ends in a warning."""
+        if self._checkpoint_seconds is None:
+            return
+        # What the trace holds has to reach at least as far as the checkpoint.
+        self.recorder.flush()
+        try:
+            save_checkpoint(
+                self.checkpoint_path,
+                Checkpoint(self.plan, self.run.state_dict(), self.recorder.state_dict(), self._recording),
+            )
+        except OSError as error:
+            warnings.warn(
+                f"{self.checkpoint_path} cannot be written ({error.strerror}): the run goes on, and can only be "
+                "resumed from the checkpoint before.",
+                stacklevel=2,
+            )
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Finish the trace."""
+        self.recorder.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _save_if_due(self, first: bool = False) -> None:
+        seconds = self._checkpoint_seconds
+        if seconds is not None and (first or time.monotonic() - self._saved >= seconds):
+            self.save()
+
+
+def _description(plan: Plan, data: Data) -> dict[str, Any]:
+    """Return what a trace says of its run beside what the recorder knows."""
+    return {
+        "task": plan.task,
+        "data": data.origin,
+        "preset": plan.preset,
+        "settings": dict(plan.settings),
+        "hyperparameters": dict(plan.hyperparameters),
+    }
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request; the second Ctrl-C strikes as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,194 @@
+"""`lsmooth train`: what it writes and says, what it refuses, and how it resumes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import lsmooth
+from lsmooth.cli import main
+from lsmooth.trace.layout import FIELDS
+
+TINY = [
+    "transformer-encoder",
+    *[
+        "--set",
+        "embedding=8",
+        "--set",
+        "heads=1",
+        "--set",
+        "feed_forward=8",
+        "--set",
+        "sequence=6",
+        "--set",
+        "batch_size=4",
+    ],
+    *["--every", "5", "--coordinates", "2", "--device", "cpu"],
+]
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+    return call
+
+
+def test_a_run_writes_trace_and_checkpoint_and_names_them(train, tmp_path):
+    done = train(*TINY, "--steps", 20, "--seed", 3, "--lr", 0.5)
+    assert done.exit_code == 0, done.output
+    assert sorted(item.name for item in tmp_path.iterdir()) == [
+        "transformer-encoder.checkpoint.pt",
+        "transformer-encoder.h5",
+    ]
+    for name in ("transformer-encoder.h5 (4 measured steps)", "transformer-encoder.checkpoint.pt", "unigram entropy"):
+        assert name in done.output
+    assert re.search(r"valid loss \d+\.\d+, perplexity \d+", done.output)
+    with lsmooth.Trace("transformer-encoder.h5") as trace:
+        assert trace.steps.tolist() == [0, 5, 10, 15]
+        assert trace.lr[:, 0].tolist() == [0.5] * 4
+        about = trace.metadata["user_metadata"]
+        assert about["task"] == "transformer-encoder"
+        assert about["hyperparameters"] == {"lr": 0.5}
+        assert about["settings"]["embedding"] == 8
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "generalized-signsgd", "adam"])
+def test_any_optimizer_by_name(train, optimizer):
+    done = train(*TINY, "--steps", 2, "--optimizer", optimizer, "--lr", 0.01)
+    assert done.exit_code == 0, done.output
+    assert f"{optimizer} lr 0.01" in done.output
+
+
+def test_a_folder_of_text(train, tmp_path):
+    for name in ("train", "valid"):
+        (tmp_path / f"wiki.{name}.tokens").write_text("some words of text , again and again .\n" * 40)
+    done = train(*TINY, "--steps", 3, "--data", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "(paper)" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["transformer-encodr"], 1, "did you mean transformer-encoder"),
+        ([*TINY, "--optimizer", "sdg"], 1, "did you mean sgd"),
+        ([*TINY, "--set", "droput=0.1"], 1, "did you mean dropout"),
+        ([*TINY, "--set", "dropout"], 2, "KEY=VALUE"),
+        ([*TINY, "--set", "dropout=wet"], 1, "cannot be read as float"),
+        ([*TINY, "--data", "nowhere"], 1, "no folder nowhere"),
+        ([*TINY, "--data", "."], 1, "wiki.train.tokens"),
+        ([*TINY, "--device", "abacus"], 1, "no device 'abacus'"),
+        ([*TINY, "--steps", "0"], 2, "--steps"),
+        ([*TINY, "--trace", "no/where/run.h5"], 1, "no folder no/where"),
+        ([], 2, "Missing argument 'TASK'"),
+        (["--resume"], 2, "--trace"),
+        (["--resume", "--trace", "run.h5"], 1, "no checkpoint run.checkpoint.pt"),
+        (["--resume", "--force", "--trace", "run.h5"], 2, "one of them"),
+    ],
+)
+def test_what_cannot_be_ends_in_a_sentence(train, tmp_path, arguments, code, sentence):
+    done = train(*arguments)
+    assert done.exit_code == code, done.output
+    assert sentence in done.output
+    assert "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_trace_is_left_alone_without_force(train, tmp_path):
+    (tmp_path / "run.h5").write_text("precious")
+    done = train(*TINY, "--steps", 2, "--trace", "run.h5")
+    assert done.exit_code == 1
+    assert "run.h5 exists already" in done.output
+    assert (tmp_path / "run.h5").read_text() == "precious"
+    assert train(*TINY, "--steps", 2, "--trace", "run.h5", "--force").exit_code == 0
+    assert lsmooth.Trace("run.h5").steps.tolist() == [0]
+
+
+def test_a_diverged_run_says_so(train):
+    done = train(*TINY, "--steps", 20, "--lr", 1e30, "--set", "max_norm=none", "--set", "report_every=5")
+    assert done.exit_code == 1
+    assert "Diverged" in done.output
+    assert "smaller --lr" in done.output
+    assert "flagged" in done.output
+
+
+def test_resuming_takes_its_options_from_the_checkpoint_and_refuses_others(train):
+    assert train(*TINY, "--steps", 7, "--trace", "run.h5", "--lr", 0.5).exit_code == 0
+    done = train("--resume", "--trace", "run.h5")
+    assert done.exit_code == 0
+    assert "all 7 steps were made" in done.output
+    for arguments, sentence in (
+        (["--lr", 0.4], "--lr 0.5, not 0.4"),
+        (["--every", 3], "--every 5, not 3"),
+        (["--seed", 1], "--seed 0, not 1"),
+        (["--optimizer", "adam"], "--optimizer sgd, not adam"),
+        (["--set", "dropout=0.3"], "--set dropout 0.2, not 0.3"),
+    ):
+        done = train("--resume", "--trace", "run.h5", "--steps", 12, *arguments)
+        assert done.exit_code == 1, done.output
+        assert sentence in done.output
+    done = train("--resume", "--trace", "run.h5", "--steps", 12, "--lr", 0.5, "--set", "dropout=0.2")
+    assert done.exit_code == 0, done.output
+    assert "from step 7" in done.output
+    with lsmooth.Trace("run.h5") as trace:
+        assert trace.steps.tolist() == [0, 5, 10]
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_killed_and_resumed_the_trace_is_the_same_bit_for_bit(train, tmp_path):
+    arguments = [*TINY, "--steps", "800", "--every", "20", "--set", "report_every=120"]
+    path = tmp_path / "run.h5"
+    command = [sys.executable, "-m", "lsmooth.cli", "train", *arguments, "--trace", str(path), "--checkpoint-every"]
+    with subprocess.Popen([*command, "0.3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        place = tmp_path / "run.checkpoint.pt"
+        wait_for(place.exists)
+        first = place.stat().st_mtime_ns
+        wait_for(lambda: place.stat().st_mtime_ns != first)
+        process.kill()
+    with lsmooth.Trace(path) as trace:
+        assert trace.state == "cut off"
+        assert len(trace) < 40
+    done = train("--resume", "--trace", path)
+    assert done.exit_code == 0, done.output
+    assert train(*arguments, "--trace", "whole.h5").exit_code == 0
+    with lsmooth.Trace(path) as a, lsmooth.Trace("whole.h5") as b:
+        assert a.steps.tolist() == b.steps.tolist() == list(range(0, 800, 20))
+        for field in FIELDS:
+            if b.has(field.name) and field.name != "time":
+                np.testing.assert_array_equal(a.read(field.name), b.read(field.name), err_msg=field.name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_with_one_line_and_a_resumable_state(train, tmp_path, number):
+    path = tmp_path / "run.h5"
+    command = [sys.executable, "-m", "lsmooth.cli", "train", *TINY, "--steps", "100000", "--trace", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        wait_for((tmp_path / "run.checkpoint.pt").exists)
+        time.sleep(0.3)
+        os.kill(process.pid, number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"Stopped after step \d+ of 100000; go on with: lsmooth train --resume --trace \S*run\.h5\n", output
+    )
+    stopped = int(re.search(r"step (\d+)", output)[1])
+    done = train("--resume", "--trace", path, "--steps", stopped + 3)
+    assert done.exit_code == 0, done.output
+    with lsmooth.Trace(path) as trace:
+        assert trace.steps.tolist() == list(range(0, stopped + 3, 5))
