@@ -28,7 +28,6 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
     Gradient descent is stable where the smoothness stays below 2/lr. The line at the right shows the last sixteen
     values of smoothness on a logarithmic scale. Steps that were not measured well carry their reason.
     """
-    import os
     import time
 
     from lsmooth.trace.reader import Trace
@@ -40,7 +39,8 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
         while True:
             # Asked before reading: what a run writes last is then not missed.
             writing = opened.state == "being written"
-            opened.refresh()
+            # A resumed run may begin again before the last step shown.
+            shown = min(shown, opened.refresh())
             frame = opened.to_frame()
             for row in range(min(shown, len(frame)), len(frame)):
                 click.echo(_line(frame, row))
@@ -48,12 +48,6 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
             if not (follow and writing):
                 break
             time.sleep(interval)
-            # A resumed run puts a new file in the old one's place.
-            now = os.stat(trace)
-            if (now.st_ino, now.st_dev) != opened.identity:
-                opened.close()
-                opened = Trace(trace)
-                shown = min(shown, len(opened))
         if not len(frame):
             click.echo("No step has been measured yet.")
         if opened.state == "cut off":

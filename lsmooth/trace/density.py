@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lsmooth.trace.attributes import put_text
 from lsmooth.trace.layout import DENSITY_GROUP
 from lsmooth.trace.recent import create_dimension, create_in_place, write_in_place
 
@@ -73,9 +74,11 @@ def create_density(file: h5py.File, parameters: h5py.Dataset) -> None:
         parameters: The dimension scale of its parameter tensors.
     """
     folder = file.create_group(DENSITY_GROUP, track_order=True)
-    folder.attrs["long_name"] = (
+    put_text(
+        folder,
+        "long_name",
         "coordinates of each parameter tensor at well measured steps, counted by gradient and local Lipschitz "
-        "constant; the copy to read is the one with the larger sequence number whose checksum fits"
+        "constant; the copy to read is the one with the larger sequence number whose checksum fits",
     )
     bins: list[h5py.Dataset] = []
     for name, decades, meaning in (
@@ -85,7 +88,7 @@ def create_density(file: h5py.File, parameters: h5py.Dataset) -> None:
         values = edges(decades)
         edge = folder.create_dataset(f"{name}_edge", data=values)
         edge.make_scale(f"{name}_edge")
-        edge.attrs["long_name"] = f"edges of the bins of {meaning}"
+        put_text(edge, "long_name", f"edges of the bins of {meaning}")
         bins.append(create_dimension(folder, f"{name}_bin", len(values) - 1))
     copy = create_dimension(folder, "copy", _COPIES)
     shape = (_COPIES, len(parameters), len(bins[0]), len(bins[1]))

@@ -7,8 +7,8 @@ import zlib
 from typing import Any
 
 import h5py
-import numpy as np
 
+from lsmooth.trace.attributes import get_attribute, get_attributes
 from lsmooth.trace.layout import RECENT_GROUP
 
 NAME = "header_crc32"
@@ -28,7 +28,7 @@ _TABLES = (
 
 def header_sum(file: h5py.File) -> int:
     """Return the CRC-32 of a trace's root attributes, names along its dimensions, and kinds and shapes of datasets."""
-    facts: list[Any] = [[name, _plain(value)] for name, value in sorted(file.attrs.items()) if name != NAME]
+    facts: list[Any] = [[name, value] for name, value in sorted(get_attributes(file).items()) if name != NAME]
     facts += [[name, file[name][:].tolist()] for name in _TABLES if name in file]
     growing: list[Any] = []
 
@@ -38,12 +38,8 @@ def header_sum(file: h5py.File) -> int:
 
     file.visititems(look)
     facts += sorted(growing)
-    facts.append(file[RECENT_GROUP].attrs["record"])
+    facts.append(get_attribute(file[RECENT_GROUP], "record"))
     return zlib.crc32(json.dumps(facts, default=_text).encode())
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _text(value: Any) -> Any:

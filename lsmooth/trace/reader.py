@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +24,14 @@ from numpy.typing import NDArray
 from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
 from lsmooth.estimators import Join, coordinate_lipschitz, joined_norms, local_lipschitz
 from lsmooth.trace import header_sum
+from lsmooth.trace.attributes import from_json, get_attribute, get_attributes
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.density import Counts, Density, read_density, read_edges
 from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import read_closed, read_recent
+from lsmooth.trace.superblock import Unmarked, has_open_mark, missing_bytes
 
 if TYPE_CHECKING:
     import xarray
@@ -42,8 +45,9 @@ _GEOMETRIES: Mapping[str, tuple[str, Join, Join]] = {
 }
 # Elements that one pass over a large dataset holds at a time.
 _BLOCK_ELEMENTS = 1 << 23
-# How often to look again when a writer moves rows just then.
+# How often to look at what a writer changes just then, and how many seconds to wait in between.
 _LOOKS = 5
+_PAUSE = 0.05
 
 
 class Trace:
@@ -70,28 +74,42 @@ class Trace:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file = _open(self.path)
-        found = self.path.stat()
-        self._identity = (found.st_ino, found.st_dev)
         self._counts: Counts | None = None
-        try:
-            with self._reading("header"):
-                self._check_format()
-                self.metadata: dict[str, Any] = {
-                    name: _decode_attribute(value) for name, value in self._file.attrs.items()
-                }
-                self.parameters: list[str] = _strings(self._file["parameter"])
-                self.parameter_sizes: NDArray[np.int64] = self._file["parameter_size"][:]
-                self.gammas: NDArray[np.float64] = self._file["gamma"][:]
-                self._fields = {field.name for field in FIELDS if field.name in self._file}
-                self.coordinate_names: list[str] = (
-                    _strings(self._file["coordinate/coordinate"]) if "coordinate/grad" in self._fields else []
-                )
-                self._check_shapes()
-                self._look()
-        except BaseException:
-            self.close()
-            raise
+        self._open()
+
+    def _open(self) -> None:
+        """Open the file and read all that is not along `step`."""
+        for patience in range(_LOOKS, 0, -1):
+            self._file = _opened(self.path)
+            try:
+                with self._reading("header"):
+                    self._read_header()
+                return
+            except BaseException as error:
+                self.close()
+                # A writer may have been at work on the very bytes.
+                if not (isinstance(error, TraceError) and patience > 1 and self._is_being_written()):
+                    raise
+            time.sleep(_PAUSE)
+
+    def _read_header(self) -> None:
+        self._check_format()
+        self.metadata: dict[str, Any] = {name: from_json(value) for name, value in get_attributes(self._file).items()}
+        self.parameters: list[str] = _strings(self._file["parameter"])
+        self.parameter_sizes: NDArray[np.int64] = self._file["parameter_size"][:]
+        self.gammas: NDArray[np.float64] = self._file["gamma"][:]
+        self._fields = {field.name for field in FIELDS if field.name in self._file}
+        self.coordinate_names: list[str] = (
+            _strings(self._file["coordinate/coordinate"]) if "coordinate/grad" in self._fields else []
+        )
+        self._check_shapes()
+        # Of a row that was being appended when the run was killed, some datasets have more than others.
+        self._whole = min(self._file[name].shape[0] for name in self._fields)
+        self._recent = read_recent(self._file, self._whole)
+        self._closed = read_closed(self._file)
+        if self._closed is not None and self._closed[0] != self._whole:
+            raise ValueError(f"it was closed with {self._closed[0]} rows, and has {self._whole}")
+        self._length = self._whole + len(self._recent)
 
     def __enter__(self) -> Trace:
         return self
@@ -120,33 +138,37 @@ class Trace:
     @property
     def state(self) -> Literal["complete", "being written", "cut off"]:
         """Whether the run has closed the file, is at work on it, or ended without closing it."""
-        if is_being_written(self.path):
+        if self._is_being_written():
             return "being written"
-        with self._reading("recent/closed"):
-            return "cut off" if read_closed(self._file) is None else "complete"
+        return "cut off" if self._closed is None else "complete"
 
     @property
     def next_step(self) -> int:
         """Optimizer step that a run which continues this trace goes on with, as far as the file knows."""
-        with self._reading("recent/closed"):
-            closed = read_closed(self._file)
-        if closed is not None:
-            return closed[1]
+        if self._closed is not None:
+            return self._closed[1]
         return int(self.steps[-1]) + 1 if len(self) else 0
 
-    @property
-    def identity(self) -> tuple[int, int]:
-        """Inode and device of the file that is open: a resumed run puts another file under the same name."""
-        return self._identity
-
     def refresh(self) -> int:
-        """Look for steps that were written since the trace was opened, and return how many there are now."""
-        with self._reading("step"):
-            self._look()
+        """Look at the file again, for what was written since, and return how many measured steps there are now.
+
+        A resumed run puts a new file in the old one's place; it is taken up then.
+
+        Raises:
+            TraceError: The file is gone, or is damaged.
+        """
+        self.close()
+        self._open()
         for name in ("steps", "time", "status", "loss"):
             self.__dict__.pop(name, None)
         self._counts = None
         return self._length
+
+    def _is_being_written(self) -> bool:
+        try:
+            return is_being_written(self.path)
+        except OSError:
+            return False
 
     # --- the numbers as they stand in the file ---
 
@@ -166,10 +188,20 @@ class Trace:
             )
         start, stop, _ = (slice(None) if rows is None else rows).indices(self._length)
         with self._reading(name):
-            values = np.asarray(self._file[name][start : min(stop, self._whole)])
+            values = self._read_whole(name, start, min(stop, self._whole))
             if stop > self._whole:
                 values = np.concatenate([values, self._recent[name][max(start - self._whole, 0) : stop - self._whole]])
             return values
+
+    def _read_whole(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        for _ in range(_LOOKS - 1):
+            try:
+                return np.asarray(self._file[name][start:stop])
+            except OSError:
+                if not self._is_being_written():
+                    raise
+            time.sleep(_PAUSE)
+        return np.asarray(self._file[name][start:stop])
 
     def has(self, name: str) -> bool:
         """Say whether the trace holds a dataset."""
@@ -472,15 +504,19 @@ class Trace:
     # --- the file ---
 
     def _check_format(self) -> None:
-        if _decode_attribute(self._file.attrs.get("format")) != FORMAT:
+        try:
+            found = get_attribute(self._file, "format")
+        except (KeyError, ValueError):
+            found = None
+        if found != FORMAT:
             raise TraceError(
                 f"{self.path} is an HDF5 file, but not an lsmooth trace; give a file that a Recorder wrote."
             )
-        version = str(_decode_attribute(self._file.attrs["format_version"]))
+        version = str(get_attribute(self._file, "format_version"))
         if not re.fullmatch(r"\d+\.\d+", version):
             raise TraceError(f"{self.path} is damaged: its format version reads {version!r}.")
         if int(version.split(".")[0]) > int(FORMAT_VERSION.split(".")[0]):
-            writer = _decode_attribute(self._file.attrs.get("lsmooth_version", "a newer version"))
+            writer = get_attribute(self._file, "lsmooth_version")
             raise TraceError(
                 f"{self.path} has trace format {version}, this lsmooth reads up to {FORMAT_VERSION}; "
                 f"upgrade lsmooth to {writer} or later to read it."
@@ -493,31 +529,13 @@ class Trace:
             "group": len(self._file["group"]),
             "coordinate": len(self.coordinate_names),
         }
-        if header_sum.header_sum(self._file) != self._file.attrs[header_sum.NAME]:
+        if header_sum.header_sum(self._file) != get_attribute(self._file, header_sum.NAME):
             raise ValueError("it does not match its checksum")
         for field in FIELDS:
             if field.name in self._fields:
                 expected = tuple(sizes[name] for name in field.dims[1:])
                 if self._file[field.name].shape[1:] != expected:
                     raise ValueError(f"{field.name} has not the dimensions {', '.join(field.dims)}")
-
-    def _look(self) -> None:
-        """See how many rows there are now."""
-        for _ in range(_LOOKS):
-            for name in self._fields:
-                self._file[name].id.refresh()
-            # Of a row that was cut off while it was being appended, some datasets have more than others.
-            whole = min(self._file[name].shape[0] for name in self._fields)
-            self._file["recent/rows"].id.refresh()
-            recent = read_recent(self._file, whole)
-            # What waited in slots may have moved into the chunked datasets in between, and the slots been used again.
-            self._file["step"].id.refresh()
-            if self._file["step"].shape[0] <= whole or len(recent):
-                break
-        closed = read_closed(self._file)
-        if closed is not None and closed[0] != whole:
-            raise ValueError(f"it was closed with {closed[0]} rows, and has {whole}")
-        self._whole, self._recent, self._length = whole, recent, whole + len(recent)
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -534,44 +552,36 @@ class Trace:
             ) from error
 
 
-def _open(path: Path) -> h5py.File:
+def _opened(path: Path) -> h5py.File:
     if not path.exists():
         raise TraceError(f"There is no file {path}; give the trace that a Recorder or `lsmooth train` wrote.")
     if path.is_dir():
         raise TraceError(f"{path} is a folder; give the trace file itself.")
+    if not path.is_file():
+        raise TraceError(f"{path} is not a regular file; give a trace that a Recorder or `lsmooth train` wrote.")
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(48)
+        missing = missing_bytes(path)
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror}.") from error
     if not head:
         raise TraceError(f"{path} is empty; give a trace that a Recorder or `lsmooth train` wrote.")
-    if head != b"\x89HDF\r\n\x1a\n":
+    if head[:8] != b"\x89HDF\r\n\x1a\n":
         raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
+    marked = has_open_mark(head)
+    if missing is not None and not marked:
+        raise TraceError(
+            f"{path} is damaged: only {missing[0]} of its {missing[1]} bytes are there; copy it again from its source."
+        )
     try:
-        # swmr=True reads files that are being written, and files whose writer was killed.
-        return h5py.File(path, "r", libver="latest", swmr=True, locking=False)
+        # Not with swmr=True, which reads damaged structures again and again, for years.
+        return h5py.File(Unmarked(path) if marked else path, "r", locking=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise TraceError(
-            f"{path} is damaged or cut off and cannot be opened ({str(error).splitlines()[0]}); "
-            ""
-            "use a copy of it, or record again."
+            f"{path} is damaged and cannot be opened ({str(error).splitlines()[0]}); use a copy of it, or record again."
         ) from error
 
 
 def _strings(dataset: h5py.Dataset) -> list[str]:
     return [value.decode("utf-8") for value in dataset[:].tolist()]
-
-
-def _decode_attribute(value: Any) -> Any:
-    """Return an attribute as Python sees it best: text, parsed JSON, a number or an array."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8")
-    if isinstance(value, str):
-        if value[:1] in "{[":
-            with contextlib.suppress(json.JSONDecodeError):
-                return json.loads(value)
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    return value

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lsmooth.trace.attributes import get_attribute, put_text
 from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field
 
 _PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "status": "|u1"}
@@ -40,9 +41,9 @@ def record_of(fields: Sequence[Field], sizes: Mapping[str, int], real: str) -> n
 def create_recent(file: h5py.File, record: np.dtype[Any]) -> None:
     """Lay out the group `recent` of a new file."""
     folder = file.create_group(RECENT_GROUP, track_order=True)
-    folder.attrs["long_name"] = "newest measured steps, which do not fill a chunk yet: row r is in slot r % slots"
+    put_text(folder, "long_name", "newest measured steps, which do not fill a chunk yet: row r is in slot r % slots")
     members = [[name, record[name].base.str, record[name].shape] for name in record.names or ()]
-    folder.attrs["record"] = json.dumps(members)
+    put_text(folder, "record", json.dumps(members))
     scales = [create_dimension(folder, "slot", CHUNK_STEPS), create_dimension(folder, "byte", record.itemsize)]
     rows = create_in_place(folder, "rows", (CHUNK_STEPS, record.itemsize), "u1", "a record in each slot; see `record`")
     for axis, scale in enumerate(scales):
@@ -95,16 +96,22 @@ def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
         ValueError: A row in between is damaged.
     """
     folder = file[RECENT_GROUP]
-    record = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in json.loads(folder.attrs["record"])])
+    record = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in json.loads(get_attribute(folder, "record"))])
     raw = folder["rows"][:]
     if raw.ndim != 2 or raw.shape[1] != record.itemsize or record.names is None or record.names[-1] != "crc32":
         raise ValueError("its slots do not have the size of their records")
     found: dict[int, NDArray[Any]] = {}
+    # Later rows belong to the next chunk: a file copied while it was written may have them, and not yet this chunk.
+    chunk_end = (rows // len(raw) + 1) * len(raw)
     records = raw.view(record)[:, 0]
     for i in range(len(records)):
         number = int(records["row"][i])
         # A slot that was being written when the run was killed, or that was never used, does not pass.
-        if number >= rows and number % len(records) == i and zlib.crc32(raw[i, :-4].tobytes()) == records["crc32"][i]:
+        if (
+            rows <= number < chunk_end
+            and number % len(records) == i
+            and zlib.crc32(raw[i, :-4].tobytes()) == records["crc32"][i]
+        ):
             found[number] = records[i]
     kept = [found[number] for number in range(rows, rows + len(found)) if number in found]
     if len(kept) < len(found):
@@ -143,7 +150,7 @@ def create_in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype
     space = h5py.h5s.create_simple(shape)
     kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
     dataset = h5py.Dataset(h5py.h5d.create(folder.id, name.encode(), kind, space, dcpl=plan))
-    dataset.attrs["long_name"] = meaning
+    put_text(dataset, "long_name", meaning)
     return dataset
 
 

@@ -7,7 +7,9 @@ order after every flush, so the mark is taken off again.
 
 from __future__ import annotations
 
+import io
 import os
+from typing import Any
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SIZE = 48
@@ -26,19 +28,98 @@ def end_of_file(descriptor: int) -> int:
     return int.from_bytes(os.pread(descriptor, _SIZE, 0)[_END], "little")
 
 
+class Unmarked(io.RawIOBase):
+    """A file as it would be without the mark, for HDF5 to read: of a writer killed before it took the mark off.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._bytes = open(path, "rb", buffering=0)  # noqa: SIM115
+        head = self._bytes.read(_SIZE)
+        self._head = _without_mark(head) or head
+        # Room that was claimed, and not yet written to.
+        self._size = max(os.fstat(self._bytes.fileno()).st_size, int.from_bytes(head[_END], "little"))
+        self._place = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._place
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read from the place on."""
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self._bytes.fileno(), len(view), self._place)
+        if self._place < len(self._head):
+            data = self._head[self._place : self._place + len(view)] + data[len(self._head) - self._place :]
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._bytes.close()
+        super().close()
+
+
+def has_open_mark(head: bytes) -> bool:
+    """Say whether a file that begins with these 48 bytes carries the mark."""
+    return _without_mark(head) is not None
+
+
+def missing_bytes(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return how many bytes a file has and how many it should have, if it was cut off; None if it was not."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_SIZE)
+        size = os.fstat(file.fileno()).st_size
+    if len(head) < _SIZE:
+        return size, _SIZE
+    end = int.from_bytes(head[_END], "little")
+    return (size, end) if _is_ours(head) and size < end else None
+
+
 def clear_open_mark(descriptor: int) -> None:
     """Take the mark off a file of superblock version 3; leave any other file as it is.
 
     Args:
         descriptor: The file, open for reading and writing; nobody else writes to it at this moment.
     """
-    head = os.pread(descriptor, _SIZE, 0)
-    if len(head) < _SIZE or head[:8] != _SIGNATURE or head[_VERSION_AT] != 3 or not head[_FLAGS_AT]:
-        return
-    if _lookup3(head[:_CHECKSUM_AT]).to_bytes(4, "little") != head[_CHECKSUM_AT:]:
-        return
+    clean = _without_mark(os.pread(descriptor, _SIZE, 0))
+    if clean is not None:
+        os.pwrite(descriptor, clean, 0)
+
+
+def _is_ours(head: bytes) -> bool:
+    return (
+        len(head) == _SIZE
+        and head[:8] == _SIGNATURE
+        and head[_VERSION_AT] == 3
+        and _lookup3(head[:_CHECKSUM_AT]).to_bytes(4, "little") == head[_CHECKSUM_AT:]
+    )
+
+
+def _without_mark(head: bytes) -> bytes | None:
+    if not _is_ours(head) or not head[_FLAGS_AT]:
+        return None
     body = head[:_FLAGS_AT] + b"\0" + head[_FLAGS_AT + 1 : _CHECKSUM_AT]
-    os.pwrite(descriptor, body + _lookup3(body).to_bytes(4, "little"), 0)
+    return body + _lookup3(body).to_bytes(4, "little")
 
 
 def _rotated(value: int, bits: int) -> int:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.estimators import joined_norms
 from lsmooth.trace import header_sum
+from lsmooth.trace.attributes import put_text
 from lsmooth.trace.density import Counts, DensityWriter, create_density
 from lsmooth.trace.layout import (
     CHUNK_STEPS,
@@ -415,11 +416,14 @@ class TraceWriter:
     def _lay_out(self, file: h5py.File) -> None:
         header = self._header
         sizes = header.sizes()
-        file.attrs["format"] = FORMAT
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["Conventions"] = "CF-1.10"
+        put_text(file, "format", FORMAT)
+        put_text(file, "format_version", FORMAT_VERSION)
+        put_text(file, "Conventions", "CF-1.10")
         for name, value in header.attributes.items():
-            file.attrs[name] = value if isinstance(value, (str, int, float)) else json.dumps(value)
+            if isinstance(value, (int, float)):
+                file.attrs[name] = value
+            else:
+                put_text(file, name, value if isinstance(value, str) else json.dumps(value))
         scales = {
             "gamma": _scale(file, "gamma", np.asarray(header.gammas), "position between x_t and x_{t+1}"),
             "parameter": _scale(file, "parameter", _text(header.parameters), "name of the parameter tensor"),
@@ -428,11 +432,11 @@ class TraceWriter:
         size = file.create_dataset(
             "parameter_size", data=np.asarray(header.parameter_sizes), chunks=(len(header.parameters),), **_FILTERS
         )
-        size.attrs["long_name"] = "number of elements of the parameter tensor"
+        put_text(size, "long_name", "number of elements of the parameter tensor")
         size.dims[0].attach_scale(scales["parameter"])
         if header.coordinate_names:
             folder = file.create_group("coordinate", track_order=True)
-            folder.attrs["long_name"] = "single coordinates of the parameters, followed through the run"
+            put_text(folder, "long_name", "single coordinates of the parameters, followed through the run")
             scale = _scale(folder, "coordinate", _text(header.coordinate_names), "parameter[index]")
             scales["coordinate"] = scale
             for name, values, meaning in (
@@ -440,7 +444,7 @@ class TraceWriter:
                 ("index", header.coordinate_indices, "position in the flattened tensor"),
             ):
                 dataset = folder.create_dataset(name, data=values, chunks=values.shape, **_FILTERS)
-                dataset.attrs["long_name"] = meaning
+                put_text(dataset, "long_name", meaning)
                 dataset.dims[0].attach_scale(scale)
         created: dict[str, h5py.Dataset] = {}
         for item in sorted(self._fields, key=lambda item: item.name != "step"):
@@ -453,8 +457,8 @@ class TraceWriter:
                 chunks=chunk_shape(item, sizes),
                 **_FILTERS,
             )
-            dataset.attrs["long_name"] = item.description
-            dataset.attrs["units"] = item.units
+            put_text(dataset, "long_name", item.description)
+            put_text(dataset, "units", item.units)
             created[item.name] = dataset
         created["step"].make_scale("step")
         scales["step"] = created["step"]
@@ -464,7 +468,7 @@ class TraceWriter:
                     created[item.name].dims[axis].attach_scale(scales[name])
         flags = list(Status)
         created["status"].attrs["flag_masks"] = np.array([int(flag) for flag in flags], dtype="u1")
-        created["status"].attrs["flag_meanings"] = " ".join(str(flag.name).lower() for flag in flags)
+        put_text(created["status"], "flag_meanings", " ".join(str(flag.name).lower() for flag in flags))
         if header.densities:
             create_density(file, scales["parameter"])
         create_recent(file, self._record())
@@ -569,7 +573,7 @@ def _umask() -> int:
 def _scale(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str) -> h5py.Dataset:
     dataset = parent.create_dataset(name, data=values, chunks=(max(1, len(values)),), **_FILTERS)
     dataset.make_scale(name)
-    dataset.attrs["long_name"] = meaning
+    put_text(dataset, "long_name", meaning)
     return dataset
 
 

@@ -1,0 +1,246 @@
+"""Damaged files: each reads right, or ends in one sentence and exit code 1; no traceback, hang, crash or wrong number.
+
+Cases run in forked processes, so that a crash of the interpreter or a hang is seen for what it is.
+"""
+
+import contextlib
+import io
+import os
+import random
+import signal
+import traceback
+
+import h5py
+import numpy as np
+import pytest
+from rows import header, rows
+
+from lsmooth.cli import main
+from lsmooth.errors import TraceError
+from lsmooth.trace.reader import Trace
+from lsmooth.trace.writer import TraceWriter
+
+CASES = 500
+SECONDS = 20
+
+
+def facts(path):
+    """Return everything that a trace says, rows first: what is along `step`, and what is not."""
+    with Trace(path) as trace:
+        along = {name: trace.read(name) for name in sorted(trace._fields)}
+        cloud = trace.cloud("module")
+        along |= {"smoothness": cloud.smoothness, "cloud grad_norm": cloud.grad_norm}
+        fixed = {
+            "parameters": trace.parameters,
+            "sizes": trace.parameter_sizes.tolist(),
+            "gammas": trace.gammas.tolist(),
+            "coordinates": trace.coordinates.to_dict(),
+            "metadata": trace.metadata,
+            "state": trace.state,
+        }
+    return along, fixed
+
+
+def damaged(data, seed):
+    """Return a copy of a file, damaged in one of six ways, and the name of the way."""
+    generator = random.Random(seed)
+    found = bytearray(data)
+    kind = ("cut", "bit", "header bit", "bytes", "zeros", "swap")[seed % 6]
+    if kind == "cut":
+        del found[generator.randrange(len(found)) :]
+    elif kind in ("bit", "header bit"):
+        # HDF5's structures and the names stand at the beginning, and are few among the data.
+        found[generator.randrange(len(found) if kind == "bit" else 12_000)] ^= 1 << generator.randrange(8)
+    elif kind == "bytes":
+        for _ in range(generator.choice([2, 10, 200])):
+            found[generator.randrange(len(found))] = generator.randrange(256)
+    elif kind == "zeros":
+        size = generator.choice([16, 512, 4096])
+        start = generator.randrange(len(found) - size)
+        found[start : start + size] = bytes(size)
+    else:
+        a, b = (512 * generator.randrange(len(found) // 512 - 1) for _ in range(2))
+        found[a : a + 512], found[b : b + 512] = found[b : b + 512], found[a : a + 512]
+    return bytes(found), kind
+
+
+def judge(path, good, whole):
+    """Read a damaged file in every way; return what is wrong with how that went, or "" and whether it was read."""
+    wrong = ""
+    read = False
+    along, fixed = good
+    try:
+        now, rest = facts(path)
+        read = True
+        count = len(now["step"])
+        # A row that was being written when a run was killed does not count: of a run that was cut off, the last rows
+        # may be missing, and none else.
+        if count != whole and (fixed["state"] == "complete" or count > whole):
+            wrong = f"{count} rows"
+        for name, values in along.items():
+            if not np.array_equal(now[name], values[:count], equal_nan=True):
+                wrong += f" {name} differs"
+        for name, value in fixed.items():
+            if rest[name] != value:
+                wrong += f" {name} differs"
+    except TraceError as error:
+        if "\n" in str(error) or str(path) not in str(error):
+            wrong = f"not one sentence: {error}"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(["info", str(path), "--json"], standalone_mode=True)
+        except SystemExit as exit:
+            code = exit.code or 0
+    lines = err.getvalue().splitlines()
+    if code == 0:
+        read_well = not lines and out.getvalue().startswith("{")
+    else:
+        read_well = code == 1 and len(lines) == 1 and lines[0].startswith("Error: ") and not out.getvalue()
+    if not read_well:
+        wrong += f" info: exit code {code}, {err.getvalue()!r}"
+    return wrong, read
+
+
+def forked(work):
+    """Run `work` in a process of its own; return what it returned, or how it ended."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(out)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        try:
+            answer = work()
+        except BaseException:
+            answer = traceback.format_exc()
+        os.write(into, answer.encode()[-60_000:])
+        os._exit(0)
+    os.close(into)
+    with open(out, "rb") as pipe:
+        answer = pipe.read().decode()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return answer if code == 0 else f"ended by {signal.Signals(-code).name}"
+
+
+@pytest.mark.parametrize("end", ["complete", "cut off"])
+def test_damaged_files_read_right_or_end_in_one_sentence(tmp_path, end):
+    made = header(parameters=[f"layers.{i}.weight" for i in range(20)])
+    path = tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    for start in range(0, 150, 50):
+        writer.append(rows(made, start, start + 50))
+    if end == "complete":
+        writer.close()
+    else:
+        writer.abandon()
+    data, good = path.read_bytes(), facts(path)
+    assert good[1]["state"] == end
+
+    def batch(seeds):
+        answers, counts = [], [0, 0]
+        for seed in seeds:
+            changed, kind = damaged(data, seed)
+            path.write_bytes(changed)
+            wrong, read = judge(path, good, 150)
+            counts[read] += 1
+            if wrong:
+                answers.append(f"case {seed} ({kind}): {wrong}")
+        return "\n".join(answers) or f"fine {counts[0]} {counts[1]}"
+
+    refused = read = 0
+    problems = []
+    for start in range(0, CASES // 2, 25):
+        answer = forked(lambda start=start: batch(range(start, start + 25)))
+        if answer.startswith("fine"):
+            refused, read = refused + int(answer.split()[1]), read + int(answer.split()[2])
+        else:
+            problems.append(f"cases from {start}: {answer}")
+    assert not problems, "\n".join(problems)
+    # Both ends happen: some damage is of no consequence, most is noticed.
+    assert refused > 100
+    assert read > 5
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "zip", "other HDF5", "netCDF-3", "signature", "folder", "pipe", "none"]
+)
+def test_what_is_no_trace_ends_in_one_sentence(tmp_path, kind):
+    path = tmp_path / "run.h5"
+    contents = {
+        "empty": b"",
+        "text": b"step,loss\n0,1\n",
+        "zip": b"PK\3\4" + bytes(100),
+        "netCDF-3": b"CDF\1" + bytes(60),
+    }
+    if kind in contents:
+        path.write_bytes(contents[kind])
+    elif kind == "signature":
+        path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    elif kind == "other HDF5":
+        with h5py.File(path, "w") as file:
+            file["loss"] = [1.0, 2.0]
+            file.attrs["format"] = "something else"
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+
+    def work():
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+            main(["info", str(path)])
+        return err.getvalue()
+
+    answer = forked(work)
+    assert answer.startswith("Error: ")
+    assert str(path) in answer
+    assert len(answer.splitlines()) == 1
+
+
+def test_file_without_permission_ends_in_one_sentence(tmp_path):
+    path = tmp_path / "run.h5"
+    TraceWriter(path, header()).close()
+    path.chmod(0)
+
+    def work():
+        # Root may read anything.
+        if os.geteuid() == 0:
+            tmp_path.chmod(0o755)
+            for folder in tmp_path.parents[:2]:
+                folder.chmod(0o755)
+            os.setuid(65534)
+        try:
+            Trace(path)
+        except TraceError as error:
+            return str(error)
+        return "read"
+
+    assert forked(work) == f"{path} cannot be read: Permission denied."
+
+
+@pytest.mark.parametrize("version", ["2.0", "10.3"])
+def test_newer_major_version_names_who_reads_it(tmp_path, version, monkeypatch):
+    path = tmp_path / "run.h5"
+    monkeypatch.setattr("lsmooth.trace.writer.FORMAT_VERSION", version)
+    TraceWriter(path, header(attributes={"lsmooth_version": "7.1.0"})).close()
+    with pytest.raises(TraceError) as caught:
+        Trace(path)
+    assert f"has trace format {version}, this lsmooth reads up to 1.0" in str(caught.value)
+    assert "upgrade lsmooth to 7.1.0 or later" in str(caught.value)
+
+
+def test_newer_minor_version_with_more_datasets_is_read(tmp_path, monkeypatch):
+    from lsmooth.trace import layout, writer
+
+    path = tmp_path / "run.h5"
+    more = (layout.Field("curvature", ("step", "parameter"), "real", "1", "not known yet"), *layout.FIELDS)
+    monkeypatch.setattr(writer, "FIELDS", more)
+    monkeypatch.setattr(writer, "FORMAT_VERSION", "1.7")
+    made = header()
+    opened = TraceWriter(path, made)
+    opened.append(rows(made, 0, 40))
+    opened.abandon()
+    trace = Trace(path)
+    assert trace.metadata["format_version"] == "1.7"
+    np.testing.assert_array_equal(trace.read("grad_norm"), rows(made, 0, 40)["grad_norm"].astype("f4"))
