@@ -1,12 +1,16 @@
-"""`lsmooth plot`: draw the figures of a trace."""
+"""`lsmooth plot`: draw the figures of traces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from lsmooth.errors import InvalidArgumentError, LsmoothError, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,34 +20,132 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
-@click.command("plot", epilog="Example: lsmooth plot run.h5 -o figure1.png")
-@click.argument("trace", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="Where to: .png, .pdf or .svg.")
-@click.option("--kind", default="scatter", show_default=True, help="scatter or coordinates.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
-def command(trace: str, output: str, kind: str, force: bool) -> None:
-    """Draw a figure of TRACE: smoothness against gradient norm (scatter), or of single coordinates (coordinates)."""
-    from lsmooth.errors import unknown_name
+class _Size(click.ParamType):
+    name = "WIDTHxHEIGHT"
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        try:
+            width, height = (float(part) for part in str(value).lower().split("x"))
+        except ValueError:
+            self.fail(f"{value!r} is not a size; give width and height in inches, such as 3.25x2.6.", param, ctx)
+        if not (0.5 <= width <= 50 and 0.5 <= height <= 50):
+            self.fail(f"{value!r} is not between 0.5 and 50 inches in both directions.", param, ctx)
+        return width, height
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the command line says about how a figure is drawn."""
+
+    by: str | None
+    linear: bool
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of figure.
+
+    Attributes:
+        draw: Draws traces into an empty figure and returns nothing; sets the figure's size first.
+        several: Whether it takes several traces.
+        by: What `--by` is when it is not given; None where the kind does not group parameters.
+        linear: Whether it has logarithmic axes that `--linear` makes linear.
+    """
+
+    draw: Callable[[Sequence[Trace], Figure, _Options], None]
+    several: bool = False
+    by: str | None = None
+    linear: bool = True
+
+
+@click.command("plot", epilog="Example: lsmooth plot run.h5 -o figure1.png --kind scatter")
+@click.argument("traces", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="File (.png, .pdf, .svg), or with --all a folder. Without it, a window where there is a display.",
+)
+@click.option("--kind", default=None, help="Which figure (see above); scatter by default.")
+@click.option("--all", "everything", is_flag=True, help="Draw every kind that the trace can give.")
+@click.option(
+    "--by",
+    default=None,
+    help="Groups of scatter (default global), layers and heatmap (module): global, module, parameter, or a regular "
+    "expression whose first group names the group; of curves: run or optimizer.",
+)
+@click.option("--dpi", type=click.IntRange(30, 2400), default=None, help="Dots an inch of images (300).")
+@click.option("--size", type=_Size(), default=None, help="Inches, such as 3.25x2.6; by default what the kind needs.")
+@click.option("--title", default=None, help="A title above the figure.")
+@click.option("--linear", is_flag=True, help="Linear axes in place of logarithmic ones.")
+@click.option("--style", "style_name", default=None, help="A matplotlib style, or style file, on top of lsmooth's own.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+def command(
+    traces: tuple[str, ...],
+    output: str | None,
+    kind: str | None,
+    everything: bool,
+    by: str | None,
+    dpi: int | None,
+    size: tuple[float, float] | None,
+    title: str | None,
+    linear: bool,
+    style_name: str | None,
+    force: bool,
+) -> None:
+    """Draw a figure of TRACES.
+
+    \b
+    scatter      smoothness against gradient norm, with trend and envelope
+    coordinates  the same of single followed coordinates
+    density      all coordinates at once (recorded with densities=True)
+    layers       L0 and L1 of each layer
+    heatmap      smoothness of each layer over iterations
+    stability    smoothness over iterations, against 2/lr
+    curves       training loss, of one trace or several
+    segments     loss and gradient along single steps
+    """  # noqa: D301 (\b is click's mark for lines to be kept)
+    if everything and kind is not None:
+        raise click.UsageError("--all draws every kind; leave out --kind.")
+    kind = kind or "scatter"
     if kind not in KINDS:
         raise unknown_name("kind of figure", kind, KINDS)
-    path = _checked_output(output, force)
-    from matplotlib.figure import Figure
+    if everything:
+        if output is None:
+            raise click.UsageError("--all needs a folder: -o DIR.")
+        paths = _folder(output, force)
+    else:
+        _check_options(KINDS[kind], kind, traces, by, linear)
+        if output is not None:
+            paths = {kind: _checked_output(output, force)}
+    with ExitStack() as stack:
+        stack.enter_context(_style(style_name))
+        from lsmooth.trace.reader import Trace
 
-    from lsmooth.figures import style
-    from lsmooth.trace.reader import Trace
+        opened = [stack.enter_context(Trace(trace)) for trace in traces]
+        options = _Options(by, linear)
+        if everything:
+            _draw_all(opened, paths, options, dpi, size, title)
+        elif output is None:
+            _show(opened, kind, options, dpi, size, title, force)
+        else:
+            _write(_figure(opened, kind, options, size, title), paths[kind], dpi)
+            click.echo(f"Wrote {paths[kind]}.")
 
-    with Trace(trace) as opened, style():
-        figure = Figure(layout="constrained")
-        KINDS[kind](opened, figure)
-        _save(figure, path)
-    click.echo(f"Wrote {path}.")
+
+def _check_options(kind: _Kind, name: str, traces: Sequence[str], by: str | None, linear: bool) -> None:
+    if len(traces) > 1 and not kind.several:
+        several = ", ".join(known for known, other in KINDS.items() if other.several)
+        raise InvalidArgumentError(f"{name} draws one trace at a time; of several traces there are {several}.")
+    if by is not None and kind.by is None:
+        grouped = ", ".join(known for known, other in KINDS.items() if other.by is not None)
+        raise InvalidArgumentError(f"{name} does not group parameters; --by goes with {grouped}.")
+    if linear and not kind.linear:
+        raise InvalidArgumentError(f"{name} has no choice between linear and logarithmic axes; leave out --linear.")
 
 
 def _checked_output(output: str, force: bool) -> Path:
     """Return where a figure goes, or say why it cannot go there."""
-    from lsmooth.errors import InvalidArgumentError, unknown_name
-
     path = Path(output)
     suffix = path.suffix.lower()
     if not suffix:
@@ -52,32 +154,281 @@ def _checked_output(output: str, force: bool) -> Path:
         raise unknown_name("figure format", suffix, SUFFIXES)
     if path.exists() and not force:
         raise InvalidArgumentError(f"{output} exists already; choose another name, or --force to replace it.")
+    if path.is_dir():
+        raise InvalidArgumentError(f"{output} is a folder; choose another name.")
     if not path.parent.is_dir():
         raise InvalidArgumentError(f"There is no folder {path.parent}; make it first, or choose another place.")
     return path
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _folder(output: str, force: bool) -> dict[str, Path]:
+    """Return the file of each kind in a folder, or say why they cannot go there."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"{output} is a file; --all writes into a folder.")
+    paths = {name: folder / f"{name}.png" for name in KINDS}
+    existing = [path.name for path in paths.values() if path.exists()]
+    if existing and not force:
+        raise InvalidArgumentError(
+            f"{output} holds {', '.join(existing)} already; choose another folder, or --force to replace them."
+        )
+    return paths
+
+
+@contextmanager
+def _style(name: str | None) -> Iterator[None]:
+    """Enter the house style, with the user's on top."""
+    from lsmooth.figures.house import style
+
+    if name is not None:
+        import matplotlib.style
+
+        if not Path(name).is_file() and name not in matplotlib.style.available:
+            if Path(name).suffix or "/" in name:
+                raise InvalidArgumentError(f"There is no style file {name}.")
+            raise unknown_name("matplotlib style", name, matplotlib.style.available)
+    stack = ExitStack()
+    try:
+        stack.enter_context(style(name))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidArgumentError(f"{name} cannot be used as a matplotlib style ({reason}).") from None
+    with stack:
+        yield
+
+
+def _figure(
+    traces: Sequence[Trace],
+    kind: str,
+    options: _Options,
+    size: tuple[float, float] | None,
+    title: str | None,
+    figure: Figure | None = None,
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = figure or Figure(layout="constrained")
+    _check_options(KINDS[kind], kind, [str(trace.path) for trace in traces], options.by, options.linear)
+    # Sizes count while a figure is drawn: names are shortened to what there is room for.
+    figure.set_size_inches(*(size or _size(kind, traces, options)))
+    KINDS[kind].draw(traces, figure, options)
+    if title is not None:
+        import matplotlib
+
+        from lsmooth.figures.labels import wrap_words
+
+        points = matplotlib.font_manager.FontProperties(size=matplotlib.rcParams["figure.titlesize"])
+        width = figure.get_size_inches()[0] * 72 - 8
+        figure.suptitle(wrap_words(title, width, points.get_size_in_points()), parse_math=False)
+    return figure
+
+
+def _write(figure: Figure, path: Path, dpi: int | None) -> None:
     """Render first and write afterwards: a figure that fails leaves no broken file."""
     import io
+    import warnings
+
+    import matplotlib
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.lower()[1:])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="constrained_layout not applied")
+        try:
+            figure.savefig(buffer, format=path.suffix.lower()[1:], dpi=dpi or matplotlib.rcParams["savefig.dpi"])
+        except UserWarning:
+            width, height = figure.get_size_inches()
+            raise InvalidArgumentError(
+                f"A figure of {width:g}x{height:g} inches is too small for its labels; give a larger --size."
+            ) from None
     path.write_bytes(buffer.getvalue())
 
 
-def _scatter(trace: Trace, figure: Figure) -> None:
-    from lsmooth.figures import smoothness_scatter
+def _draw_all(
+    traces: Sequence[Trace],
+    paths: dict[str, Path],
+    options: _Options,
+    dpi: int | None,
+    size: tuple[float, float] | None,
+    title: str | None,
+) -> None:
+    """Draw every kind that can be drawn, and say which cannot and why."""
+    wrote, reasons = [], {}
+    for kind, path in paths.items():
+        mine = _Options(options.by if KINDS[kind].by else None, options.linear and KINDS[kind].linear)
+        if kind == "curves" and mine.by not in ("run", "optimizer"):
+            mine = _Options(None, mine.linear)
+        try:
+            figure = _figure(traces, kind, mine, size, title)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(figure, path, dpi)
+        except LsmoothError as error:
+            reasons[kind] = str(error)
+        else:
+            wrote.append(path)
+            click.echo(f"Wrote {path}.")
+    for kind, reason in reasons.items():
+        click.echo(f"Left out {kind}: {reason}")
+    if not wrote:
+        raise InvalidArgumentError("No kind of figure could be drawn; the reasons stand above.")
 
-    figure.set_size_inches(3.25, 2.6)
-    smoothness_scatter(trace, ax=figure.add_subplot())
+
+def _show(
+    traces: Sequence[Trace],
+    kind: str,
+    options: _Options,
+    dpi: int | None,
+    size: tuple[float, float] | None,
+    title: str | None,
+    force: bool,
+) -> None:
+    """Open a window, or where there is none, write a file named after trace and kind."""
+    window = _window()
+    if window is None:
+        path = _checked_output(f"{traces[0].path.stem}-{kind}.png", force)
+        _write(_figure(traces, kind, options, size, title), path, dpi)
+        click.echo(f"Wrote {path}, since there is no display.")
+        return
+    _figure(traces, kind, options, size, title, window)
+    import matplotlib.pyplot as plt
+
+    plt.show()
 
 
-def _coordinates(trace: Trace, figure: Figure) -> None:
-    from lsmooth.figures import coordinate_grid
+def _window() -> Figure | None:
+    """Return a figure in a window, or None where there is no display or nothing that could draw on it."""
+    import os
+    import sys
 
-    figure.set_size_inches(3.25, 4.75)
-    coordinate_grid(trace, figure=figure)
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return None
+    import matplotlib.pyplot as plt
+
+    # Those of matplotlib's backends that only write files; it falls back to agg where no other can be loaded.
+    if plt.get_backend().lower() in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
+        return None
+    return plt.figure(layout="constrained")
 
 
-KINDS: dict[str, Callable[[Trace, Figure], None]] = {"scatter": _scatter, "coordinates": _coordinates}
+# --- the kinds ---
+
+
+def _size(kind: str, traces: Sequence[Trace], options: _Options) -> tuple[float, float]:
+    """Return the size in inches that a kind needs by default: a single column where it can."""
+    from lsmooth.figures.constants import constants_height
+    from lsmooth.figures.heatmap import heatmap_height
+    from lsmooth.figures.house import COLUMN, PAGE
+    from lsmooth.figures.scatter import panels_height
+    from lsmooth.trace.grouping import group_parameters
+
+    if kind == "coordinates":
+        return COLUMN, panels_height(3)
+    if kind == "segments":
+        return COLUMN, 4.2
+    if kind in ("layers", "heatmap", "scatter"):
+        by = options.by or KINDS[kind].by or "global"
+        groups = (
+            len(traces[0].coordinate_names) if by == "coordinate" else len(group_parameters(traces[0].parameters, by))
+        )
+        if kind == "layers":
+            return COLUMN, constants_height(groups)
+        if kind == "heatmap":
+            return COLUMN, heatmap_height(groups)
+        panels = min(_PANELS, groups * len(traces))
+        if panels > 1:
+            columns = _columns(panels)
+            return COLUMN if columns <= 2 else PAGE, panels_height(-(-panels // columns), 2)
+    if kind == "stability" and len(traces) > 1:
+        return COLUMN, 0.5 + 1.7 * len(traces)
+    return COLUMN, 2.6
+
+
+# Panels of one figure at most; of more groups, an even choice is drawn.
+_PANELS = 12
+
+
+def _columns(panels: int) -> int:
+    return 2 if panels <= 6 else 4
+
+
+def _scatter(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.points import points_of
+    from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
+
+    by = options.by or "global"
+    if len(traces) == 1 and (by == "global" or len(points_of(traces[0], by)) == 1):
+        smoothness_scatter(traces[0], by=by, ax=figure.add_subplot(), linear=options.linear)
+        return
+    panels = min(_PANELS, sum(len(points_of(trace, by)) for trace in traces))
+    smoothness_panels(
+        list(traces), by=by, figure=figure, linear=options.linear, panels=panels, columns=_columns(panels)
+    )
+
+
+def _coordinates(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.coordinates import coordinate_grid
+
+    coordinate_grid(traces[0], figure=figure, linear=options.linear)
+
+
+def _density(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.density import coordinate_density
+
+    coordinate_density(traces[0], ax=figure.add_subplot())
+
+
+def _layers(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.constants import constants_panels
+
+    constants_panels(traces[0], by=options.by or "module", figure=figure, linear=options.linear)
+
+
+def _heatmap(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.heatmap import layer_heatmap
+
+    layer_heatmap(traces[0], by=options.by or "module", ax=figure.add_subplot(), linear=options.linear)
+
+
+def _stability(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.labels import title
+    from lsmooth.figures.points import run_names
+    from lsmooth.figures.stability_limit import stability
+
+    axes = figure.subplots(len(traces), 1, squeeze=False)[:, 0]
+    for ax, trace, name in zip(axes, traces, run_names(traces), strict=True):
+        stability(trace, ax=ax, linear=options.linear)
+        if len(traces) > 1:
+            title(ax, name, figure.get_size_inches()[0] * 72 - 50)
+            ax.set_xlabel("iteration" if ax is axes[-1] else "")
+
+
+def _curves(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.curves import loss_frame, training_curves
+
+    by = options.by or "run"
+    if by not in ("run", "optimizer"):
+        raise unknown_name("way to tell curves apart", by, ("run", "optimizer"))
+    frame = loss_frame(traces)
+    training_curves(
+        frame if by == "optimizer" else frame.assign(seed=0), x="step", hue=by, ax=figure.add_subplot(), legend=True
+    )
+
+
+def _segments(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+    from lsmooth.figures.segments import segment_profile
+
+    loss, gradient = figure.subplots(2, 1, sharex=True)
+    segment_profile(traces[0], quantity="loss", ax=loss)
+    segment_profile(traces[0], quantity="gradient", ax=gradient, legend=False)
+    loss.set_xlabel("")
+
+
+KINDS = {
+    "scatter": _Kind(_scatter, several=True, by="global"),
+    "coordinates": _Kind(_coordinates),
+    "density": _Kind(_density, linear=False),
+    "layers": _Kind(_layers, by="module"),
+    "heatmap": _Kind(_heatmap, by="module"),
+    "stability": _Kind(_stability, several=True),
+    "curves": _Kind(_curves, several=True, by="run", linear=False),
+    "segments": _Kind(_segments, linear=False),
+}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lsmooth.figures.constants import constants_panels, layer_constants
     from lsmooth.figures.coordinates import coordinate_grid
-    from lsmooth.figures.curves import training_curves
+    from lsmooth.figures.curves import loss_frame, training_curves
     from lsmooth.figures.density import coordinate_density
     from lsmooth.figures.heatmap import layer_heatmap
     from lsmooth.figures.house import style
@@ -28,6 +28,7 @@ _HOME = {
     "coordinate_grid": "coordinates",
     "layer_constants": "constants",
     "layer_heatmap": "heatmap",
+    "loss_frame": "curves",
     "segment_profile": "segments",
     "smoothness_panels": "scatter",
     "smoothness_scatter": "scatter",
@@ -42,6 +43,7 @@ __all__ = [
     "coordinate_grid",
     "layer_constants",
     "layer_heatmap",
+    "loss_frame",
     "segment_profile",
     "smoothness_panels",
     "smoothness_scatter",

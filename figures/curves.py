@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,9 @@ import pandas as pd
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.figures.house import DASHES, LINES, drawing
 from lsmooth.figures.legend import place_legend
+from lsmooth.figures.points import run_names
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps
+from lsmooth.trace.reader import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,3 +130,44 @@ def mean_and_interval(frame: pd.DataFrame, x: str, y: str, seed: str | None) -> 
     curve = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half}, index=table.index)
     curve.attrs["diverged"] = diverged
     return curve
+
+
+def loss_frame(traces: Sequence[Trace], *, most: int = 100) -> pd.DataFrame:
+    """Return the training loss of traces as `training_curves` takes it: columns run, optimizer, seed, step, train_loss.
+
+    Losses are those of single batches; where more than `most` steps were measured, stretches of the run are averaged,
+    the same for all traces. Traces of one optimizer are numbered as its seeds, in the order in which they are given.
+
+    Args:
+        traces: Open traces.
+        most: How many points a curve has at most.
+
+    Raises:
+        InvalidArgumentError: A trace has no measured step.
+        TraceError: A trace cannot be read.
+    """
+    for trace in traces:
+        if not len(trace):
+            raise InvalidArgumentError(f"{trace.path}: no step has been measured yet; there is no curve to draw.")
+    first = min(int(trace.steps.min()) for trace in traces)
+    last = max(int(trace.steps.max()) for trace in traces)
+    stretches = min(most, *(len(trace) for trace in traces))
+    edges = np.linspace(first, last + 1, stretches + 1)
+    seeds: dict[str, int] = {}
+    parts = []
+    for trace, name in zip(traces, run_names(traces), strict=True):
+        optimizer = str(trace.metadata.get("optimizer", "unknown"))
+        seeds[optimizer] = seeds.get(optimizer, -1) + 1
+        stretch = np.searchsorted(edges, trace.steps, side="right") - 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            # The mean of a stretch with a loss that is not finite is not finite either.
+            total = np.bincount(stretch, trace.loss, minlength=stretches)
+            count = np.bincount(stretch, minlength=stretches)
+            loss = total[count > 0] / count[count > 0]
+        centres = (edges[:-1] + edges[1:] - 1) / 2
+        parts.append(
+            pd.DataFrame({"run": name, "optimizer": optimizer, "step": centres[count > 0], "train_loss": loss}).assign(
+                seed=seeds[optimizer]
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.colors import LogNorm
-from numpy.typing import NDArray
 
-from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
+from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.figures.coordinates import INTERPOLATED_LABEL
 from lsmooth.figures.house import drawing, sequential
+from lsmooth.figures.legend import place_legend
 from lsmooth.figures.points import Data, points_of
-from lsmooth.figures.scales import LogLabels, LogTicks, make_log
+from lsmooth.figures.scales import LogLabels, LogTicks, make_log, percent
 from lsmooth.figures.scatter import Y_LABEL
+from lsmooth.trace.density import Density
 from lsmooth.trace.reader import Trace
 
 if TYPE_CHECKING:
@@ -25,20 +27,23 @@ _BINS = 60
 
 
 def coordinate_density(
-    data: Any,
+    data: Data | Density,
     *,
     parameter: str | None = None,
     ax: Axes | None = None,
     colorbar: bool = True,
+    legend: bool = True,
 ) -> Axes:
     """Draw how many coordinates fell where, in the plane of derivative size and smoothness, over all measured steps.
 
     Args:
         data: A trace recorded with `Recorder(densities=True)`, its path, or what `Trace.density(…)` returns; or points
             of followed coordinates to be counted: `Trace.cloud("coordinate")` or its DataFrame.
-        parameter: Which tensor of a trace; all of them together by default, where they were counted on one grid.
+        parameter: Which tensor of a trace; all of them together by default.
         ax: Where to draw; a new figure in the house style by default.
         colorbar: Whether the colour scale stands beside the Axes.
+        legend: Whether a legend says what share of the points has no place: coordinates that did not move at a step,
+            whose gradient or estimate is 0, or lies beyond the grid.
 
     Returns:
         The Axes.
@@ -49,15 +54,16 @@ def coordinate_density(
     """
     if isinstance(data, (str, os.PathLike)):
         with Trace(data) as trace:
-            return coordinate_density(trace, parameter=parameter, ax=ax, colorbar=colorbar)
+            return coordinate_density(trace, parameter=parameter, ax=ax, colorbar=colorbar, legend=legend)
     label = INTERPOLATED_LABEL
     if isinstance(data, Trace):
-        grad_edges, smoothness_edges, counts = _of_trace(data, parameter)
-    elif hasattr(data, "grad_edges"):
-        grad_edges, smoothness_edges, counts = data.grad_edges, data.smoothness_edges, data.counts
+        density = _of_trace(data, parameter)
+    elif isinstance(data, Density):
+        density = data
     else:
         label = r"smaller of both ends' $|\partial_j f|$"
-        grad_edges, smoothness_edges, counts = _counted(data)
+        density = _counted(data)
+    counts, grad_edges, smoothness_edges = density.counts, density.grad_edges, density.smoothness_edges
     if not counts.any():
         raise InvalidArgumentError(
             f"No coordinate{f' of {parameter}' if parameter else ''} moved at any step that was measured well; there "
@@ -84,41 +90,42 @@ def coordinate_density(
             bar.outline.set_visible(False)
             bar.ax.yaxis.set_major_locator(LogTicks())
             bar.ax.yaxis.set_major_formatter(LogLabels())
+        if legend and density.left_out:
+            share = 100 * density.left_out / (density.left_out + int(counts.sum()))
+            ax.plot([], [], linestyle="none", label=f"not shown: {percent(share)}")
+            filled = np.argwhere(counts)
+            place_legend(ax, [(grad_edges[filled[:, 0]], smoothness_edges[filled[:, 1] + 1])])
     return ax
 
 
-def _of_trace(trace: Any, parameter: str | None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    if not getattr(trace, "has_densities", False):
+def _of_trace(trace: Trace, parameter: str | None) -> Density:
+    if not trace.has_densities:
         raise TraceError(
-            f"{trace.path} was recorded without densities; record with Recorder(densities=True), or draw the followed "
-            'coordinates: coordinate_density(trace.cloud("coordinate")).'
+            f"{trace.path} was recorded without densities; record with Recorder(densities=True) to count all, "
+            'or draw trace.cloud("coordinate"), the followed ones.'
         )
-    if parameter is not None and parameter not in trace.parameters:
-        raise unknown_name("parameter", parameter, trace.parameters)
-    first = trace.density(parameter or trace.parameters[0])
-    counts = np.array(first.counts, dtype=np.int64)
-    if parameter is None:
-        for name in trace.parameters[1:]:
-            other = trace.density(name)
-            same = np.array_equal(other.grad_edges, first.grad_edges) and np.array_equal(
-                other.smoothness_edges, first.smoothness_edges
-            )
-            if not same:
-                raise InvalidArgumentError(
-                    f"{trace.path} counts its parameters on different grids; name one, such as parameter="
-                    f"{trace.parameters[0]!r}."
-                )
-            counts += other.counts
-    return np.asarray(first.grad_edges), np.asarray(first.smoothness_edges), counts
+    if parameter is not None:
+        return trace.density(parameter)
+    if not trace.parameters:
+        raise InvalidArgumentError(f"{trace.path} has no parameters; there is nothing to draw.")
+    # All tensors are counted on one grid.
+    first, everything = trace.density(trace.parameters[0]), trace.density_counts()
+    counts = everything.counts.sum(axis=0)
+    points = int(trace.parameter_sizes.sum()) * everything.steps
+    return replace(first, parameter="", counts=counts, left_out=points - int(counts.sum()))
 
 
-def _counted(data: Data) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def _counted(data: Data) -> Density:
     """Count points on a grid that is even in logarithms."""
     series = points_of(data)
     keep = [points.drawable(log=True) & points.usable for points in series]
-    if not any(good.any() for good in keep):
-        return np.array([1.0, 10.0]), np.array([1.0, 10.0]), np.zeros((1, 1), dtype=np.int64)
-    x = np.concatenate([np.log10(points.grad_norm[good]) for points, good in zip(series, keep, strict=True)])
-    y = np.concatenate([np.log10(points.smoothness[good]) for points, good in zip(series, keep, strict=True)])
-    counts, x_edges, y_edges = np.histogram2d(x, y, bins=_BINS)
-    return 10.0**x_edges, 10.0**y_edges, counts.astype(np.int64)
+    total, kept = sum(len(points) for points in series), sum(int(good.sum()) for good in keep)
+    grad_edges = smoothness_edges = np.array([1.0, 10.0])
+    counts = np.zeros((1, 1))
+    if kept:
+        x = np.concatenate([np.log10(points.grad_norm[good]) for points, good in zip(series, keep, strict=True)])
+        y = np.concatenate([np.log10(points.smoothness[good]) for points, good in zip(series, keep, strict=True)])
+        counts, x_edges, y_edges = np.histogram2d(x, y, bins=_BINS)
+        grad_edges, smoothness_edges = 10.0**x_edges, 10.0**y_edges
+    steps = len(np.unique(np.concatenate([points.steps for points in series]))) if series else 0
+    return Density("", grad_edges, smoothness_edges, counts.astype(np.int64), steps, total - kept)

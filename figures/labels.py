@@ -85,6 +85,17 @@ def wrap_name(name: str, width: float, size: float, lines: int = 2) -> str:
     return "\n".join(shorten(row, width, size) for row in rows)
 
 
+def wrap_words(text: str, width: float, size: float) -> str:
+    """Return a text in as many lines as it takes for none to be wider than `width` points."""
+    rows: list[str] = []
+    for word in text.split():
+        if rows and text_width(f"{rows[-1]} {word}", size) <= width:
+            rows[-1] += f" {word}"
+        else:
+            rows.append(word)
+    return "\n".join(shorten(row, width, size) for row in rows)
+
+
 def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[str] = (), **how: Any) -> None:
     """Title a panel with a name made to fit `width` points, and with further lines below it."""
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()

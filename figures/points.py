@@ -61,7 +61,7 @@ class Points:
         who = f"{self.run}: " if self.run else ""
         what = "" if self.group == "global" else f" of {self.group}"
         if not len(self):
-            return f"{who}no step has been measured yet{what and f' {what.strip()}'}; there is nothing to draw."
+            return f"{who}no step has been measured yet; there is nothing to draw."
         finite = int((np.isfinite(self.grad_norm) & np.isfinite(self.smoothness)).sum())
         if finite and log:
             return (

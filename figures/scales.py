@@ -166,6 +166,15 @@ def count(value: float) -> str:
     return f"{value:.6g}"
 
 
+def percent(share: float) -> str:
+    """Return a percentage that says 0 % and 100 % only of none and all."""
+    if 0 < share < 1:
+        return "<1 %"
+    if 99 < share < 100:
+        return ">99 %"
+    return f"{share:.0f} %"
+
+
 def _axis(ax: Axes, which: Which) -> Axis:
     return ax.xaxis if which == "x" else ax.yaxis
 

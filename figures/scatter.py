@@ -291,8 +291,8 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], norm: Normaliz
     places = np.flatnonzero(good)
     np.random.default_rng(_ORDER_SEED).shuffle(places)
     total = len(places)
-    # Many points are drawn smaller, so that the shape of the cloud stays visible.
-    area = size * min(1.0, max(0.06, (1500 / total) ** 0.5))
+    # Many points are drawn smaller, so that the shape of the cloud stays visible; a few, so that they are seen at all.
+    area = size * (2.0 if total < 100 else min(1.0, max(0.06, (1500 / total) ** 0.5)))
     look: dict[str, Any] = {"zorder": 2.0, "rasterized": total > VECTOR}
     x, y, step = points.grad_norm[places], points.smoothness[places], points.steps[places]
     if total <= _EXACT:
@@ -401,11 +401,13 @@ def _set_axes(ax: Axes, series: Sequence[Points], linear: bool, most_ticks: int)
 
 def add_colorbar(axes: list[Axes], norm: Normalize, *, above: bool = False) -> Colorbar:
     """Put the colour scale over iterations beside the Axes, or above them, and return it."""
-    bar = axes[0].figure.colorbar(
+    figure = axes[0].figure
+    bar = figure.colorbar(
         ScalarMappable(norm, sequential()),
         ax=axes,
         label="iteration",
-        aspect=30,
+        # Equally thin beside one Axes and above a page of them.
+        aspect=figure.bbox.width / figure.figure.dpi * 72 / 8 if above else 30,
         fraction=0.08,
         pad=0.02,
         location="top" if above else "right",

@@ -101,6 +101,8 @@ def _rows(trace: Trace, steps: Sequence[int] | None) -> list[int]:
                 hint = f"; the nearest that was is {nearest}." if nearest is not None else "; none was."
                 raise InvalidArgumentError(f"Step {step} was not measured in {trace.path}{hint}")
         return sorted(where[int(step)] for step in steps)
+    if not len(trace):
+        raise InvalidArgumentError(f"{trace.path}: no step has been measured yet; there is nothing to draw.")
     well = np.flatnonzero(trace.status == Status.MEASURED)
     if not len(well):
         raise InvalidArgumentError(

@@ -13,7 +13,7 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures.house import FLAGGED, LINES, drawing
 from lsmooth.figures.legend import place_legend
 from lsmooth.figures.points import Data, choose_group, points_of
-from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps
+from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps, percent
 from lsmooth.figures.scatter import VECTOR, Y_LABEL
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement, Trace
@@ -98,7 +98,8 @@ def stability(
             limit[order],
             color=LINES[1],
             linestyle=(0, (4, 1.5)),
-            label=name if above is None else f"{name} ({_percent(above)} of points above)",
+            marker="_" if len(points) == 1 else None,
+            label=name if above is None else f"{name} ({percent(above)} of points above)",
         )
         left_out = len(points) - int(known.sum())
         if left_out:
@@ -148,12 +149,3 @@ def _draw_points(
                 rasterized=bool(chosen.sum() > VECTOR),
                 label=name,
             )
-
-
-def _percent(share: float) -> str:
-    """Return a percentage that says 0 % and 100 % only of none and all."""
-    if 0 < share < 1:
-        return "<1 %"
-    if 99 < share < 100:
-        return ">99 %"
-    return f"{share:.0f} %"

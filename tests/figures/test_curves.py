@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from drawing import empty_axes, legend_texts, line
 from scipy import stats
+from small_trace import write_small_trace
 
+import lsmooth
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.figures import training_curves
+from lsmooth.figures import loss_frame, training_curves
 
 
 def runs(optimizers=("sgd", "adam"), seeds=(0, 1, 2), epochs=5):
@@ -93,3 +95,18 @@ def test_what_cannot_be_drawn_is_one_sentence():
         training_curves(runs().iloc[:0], ax=empty_axes())
     with pytest.raises(InvalidArgumentError, match="no finite value"):
         training_curves(runs().assign(train_loss=np.nan), ax=empty_axes())
+
+
+def test_the_losses_of_traces_on_one_grid(small_trace, tmp_path):
+    other = write_small_trace(tmp_path / "other.h5", steps=10, seed=1)
+    with lsmooth.Trace(small_trace) as trace, lsmooth.Trace(other) as short:
+        frame = loss_frame([trace, short])
+        assert frame.groupby("run", sort=False).size().to_dict() == {"small": 10, "other": 2}
+        np.testing.assert_allclose(frame.query("run == 'small'")["train_loss"], trace.loss.reshape(10, 6).mean(axis=1))
+        np.testing.assert_allclose(frame.query("run == 'other'")["train_loss"][:1], short.loss[:6].mean())
+        assert frame["seed"].unique().tolist() == [0, 1]
+        assert set(frame["optimizer"]) == {"SGD"}
+        np.testing.assert_allclose(frame["step"][:2], [2.5, 8.5])
+        few = loss_frame([trace], most=1000)
+        np.testing.assert_array_equal(few["train_loss"], trace.loss)
+        np.testing.assert_array_equal(few["step"], trace.steps)
