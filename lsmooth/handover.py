@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lsmooth.densities import DensityCounter
 from lsmooth.distributed import SilentWriter
+from lsmooth.estimators import joined_norms
 from lsmooth.norms import accumulation_dtype
 from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
 from lsmooth.trace.writer import BackgroundWriter
@@ -89,7 +90,7 @@ class Measurement:
 
 @dataclass
 class _Block:
-    rows: Tensor
+    rows: list[Tensor] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
@@ -152,10 +153,9 @@ class Handover:
     def add(self, row: Tensor, step: int, seconds: float) -> None:
         """Take in a filled and judged row; hand the block over when it is full or old."""
         if self._block is None:
-            shape = (BLOCK_ROWS, self.layout.width)
-            self._block = _Block(torch.empty(shape, dtype=row.dtype, device=self._device))
+            self._block = _Block()
         block = self._block
-        block.rows[len(block.steps)].copy_(row)
+        block.rows.append(row)
         block.steps.append(step)
         block.times.append(seconds)
         if len(block.steps) == BLOCK_ROWS:
@@ -173,7 +173,8 @@ class Handover:
         block, self._block = self._block, None
         self._last = time.monotonic()
         if block is not None:
-            fetch = _fetch(block.rows[: len(block.steps)], torch.float64)
+            fetch = _fetch(torch.stack(block.rows), torch.float64)
+            block.rows.clear()
             densities = self._densities
             if densities is None:
                 self._writer.put(lambda: (self._decode(fetch(), block),))
@@ -206,19 +207,20 @@ class Handover:
         well = np.flatnonzero(rows["status"] == Status.MEASURED)
         if len(well):
             i = well[-1]
-            moved = np.linalg.norm(rows["step_norm"][i])
-            changes = np.linalg.norm(rows["grad_diff"][i], axis=-1)
+            everything = [list(range(rows["step_norm"].shape[1]))]
+            moved = joined_norms(rows["step_norm"][i], everything)
+            changes = joined_norms(rows["grad_diff"][i], everything)[:, 0]
             self.latest = Measurement(
                 step=int(rows["step"][i]),
                 loss=float(rows["loss"][i]),
-                grad_norm=float(np.linalg.norm(rows["grad_norm"][i])),
+                grad_norm=float(joined_norms(rows["grad_norm"][i], everything)[0]),
                 smoothness=float((changes / (self._gammas * moved)).max()),
             )
 
     def _check_replay(self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> None:
         for i in np.flatnonzero((extra["replay_error"] > 0) & (rows["status"] == Status.MEASURED)):
             error = float(extra["replay_error"][i])
-            change = float(np.sqrt(np.square(rows["grad_diff"][i, 0]).sum()))
+            change = float(np.linalg.norm(rows["grad_diff"][i, 0]))
             if error > _REPLAY_SHARE * change:
                 self._told = (
                     f"At step {rows['step'][i]} the gradient at x_t, evaluated a second time, differed by {error:.2g} "

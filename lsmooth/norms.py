@@ -21,7 +21,7 @@ GEOMETRIES: Mapping[str, tuple[Kind, Kind]] = {
 # keeps it busy at little memory.
 _CPU_PIECE = 1 << 17
 _GPU_PIECE = 1 << 22
-# On the CPU, pieces from this size on pay for a call of their own each.
+# On the CPU, pieces from this size on pay for a call of their own each; smaller ones are taken together up to this.
 _CPU_LARGE = 1 << 13
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _MATRIX_KINDS = ("nuclear", "spectral")
@@ -63,6 +63,7 @@ class TensorNorms:
         self._entry_kinds = [kind for kind in _ORDERS if kind in kinds or (kind == "l2" and self._matrix_kinds)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
         piece = self._piece = piece_size(device)
+        self._together = _CPU_LARGE if device.type == "cpu" else piece
         counts = [max(1, -(-size // piece)) for size in sizes]
         # Where each tensor's pieces stand among all pieces, in rows that end in references to a zero.
         self._table: Tensor | None = None
@@ -134,7 +135,7 @@ class TensorNorms:
         return (table / scale[:, None]).square_().sum(dim=1).sqrt_().mul_(scale)
 
     def _piece_norms(self, left: list[Tensor], right: list[Tensor | None]) -> dict[str, list[Tensor]]:
-        """Return by kind the norms of differences; differences of up to one piece's elements are held at a time."""
+        """Return by kind the norms of differences, of which one piece is held at a time, or some small ones."""
         norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
         start = 0
         while start < len(left):
@@ -147,7 +148,7 @@ class TensorNorms:
             stop, held = start, 0
             while (
                 stop < len(left)
-                and (stop == start or held + left[stop].numel() <= self._piece)
+                and (stop == start or held + left[stop].numel() <= self._together)
                 and not self._fits_scratch(left[stop])
             ):
                 held += left[stop].numel()
@@ -211,11 +212,11 @@ def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, pi
         scale = _divisor(torch.linalg.vector_norm(whole, float("inf")))
     gram = torch.zeros(short, short, dtype=dtype, device=tensor.device)
     for start in range(0, long, width):
-        part = matrix[:, start : start + width].to(dtype)
+        part = matrix[:, start : start + width].to(dtype, copy=True)
         if other is not None:
-            part = part - other[:, start : start + width]
+            part.sub_(other[:, start : start + width])
         if scale is not None:
-            part = part / scale
+            part.div_(scale)
         gram.addmm_(part, part.T)
     finite = torch.isfinite(gram).all()
     squares = torch.linalg.eigvalsh(torch.where(finite, gram, torch.zeros_like(gram)))

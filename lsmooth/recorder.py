@@ -922,8 +922,14 @@ class _Arrivals:
 
     def __enter__(self) -> None:
         for position, parameter in enumerate(self._parameters):
+            # One that was trained in the step's own backward may have been frozen since.
+            frozen_since = self._left[position] > 0 and not parameter.requires_grad
+            if frozen_since:
+                parameter.requires_grad_(True)
             if parameter.requires_grad:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(position)))
+            if frozen_since:
+                parameter.requires_grad_(False)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for hook in self._hooks:

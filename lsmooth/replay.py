@@ -94,10 +94,11 @@ class RandomState:
 
 @dataclass(frozen=True)
 class ModuleState:
-    """Buffers and training flags of a model: what a forward pass reads besides parameters, and may change."""
+    """Buffers, training flags and frozen parameters of a model: what an evaluation reads besides parameter values."""
 
     buffers: tuple[tuple[nn.Module, str, Tensor, Tensor | None], ...]
     training: tuple[tuple[nn.Module, bool], ...]
+    requires_grad: tuple[tuple[Tensor, bool], ...]
     versions: tuple[int, ...] = field(repr=False, default=())
 
     @classmethod
@@ -110,7 +111,8 @@ class ModuleState:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     buffers.append((module, name, buffer, buffer.detach().clone()))
-        return cls(tuple(buffers), tuple(training), tuple(entry[2]._version for entry in buffers))
+        requires_grad = tuple((parameter, parameter.requires_grad) for parameter in model.parameters())
+        return cls(tuple(buffers), tuple(training), requires_grad, tuple(entry[2]._version for entry in buffers))
 
     def without_unchanged(self) -> ModuleState:
         """Return the same state without the copies of large buffers that nothing has written to since."""
@@ -122,10 +124,10 @@ class ModuleState:
             else (module, name, buffer, copy)
             for (module, name, buffer, copy), version in zip(self.buffers, self.versions, strict=True)
         )
-        return ModuleState(kept, self.training)
+        return ModuleState(kept, self.training, self.requires_grad)
 
     def restore(self) -> None:
-        """Put the buffers (the same tensors, with the same contents) and the training flags back."""
+        """Put the buffers (the same tensors, with the same contents) and the flags back."""
         with torch.no_grad():
             for module, name, buffer, copy in self.buffers:
                 if module._buffers.get(name) is not buffer:
@@ -135,6 +137,9 @@ class ModuleState:
         for module, flag in self.training:
             if module.training is not flag:
                 module.training = flag
+        for parameter, flag in self.requires_grad:
+            if parameter.requires_grad is not flag:
+                parameter.requires_grad_(flag)
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class AutocastState:
     @classmethod
     def capture(cls, device_type: str) -> AutocastState:
         """Return what is in force now for the CPU and for `device_type`."""
-        kinds = dict.fromkeys(("cpu", device_type))
+        kinds = [kind for kind in dict.fromkeys(("cpu", device_type)) if torch.amp.is_autocast_available(kind)]
         devices = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
         return cls(devices, torch.is_autocast_cache_enabled())
 

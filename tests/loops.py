@@ -178,6 +178,7 @@ def snapshot(model):
         "buffers": {name: b.detach().clone() for name, b in model.named_buffers()},
         "random": random_states(),
         "training": [module.training for module in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
     }
 
@@ -193,6 +194,8 @@ def restore(model, state):
     if "training" in state:
         for module, flag in zip(model.modules(), state["training"], strict=True):
             module.training = flag
+        for p, flag in zip(model.parameters(), state["requires_grad"], strict=True):
+            p.requires_grad_(flag)
 
 
 @contextmanager
@@ -382,6 +385,23 @@ def accumulation(watch):
     return model, optimizer
 
 
+def accumulation_with_an_incomplete_end(watch):
+    """Three microbatches a step, of which the last step has only what is left."""
+    model = mlp(nn.BatchNorm1d(8))
+    optimizer = sgd(model)
+    watch.attach(model, optimizer)
+    stream = batches(10)
+    for i, (x, y) in enumerate(stream):
+        watch.backward(lambda x=x, y=y: classify(model, x, y) / 3)
+        if (i + 1) % 3 == 0 or i + 1 == len(stream):
+            watch.before_step()
+            optimizer.step()
+            watch.after_step()
+            optimizer.zero_grad()
+    watch.end()
+    return model, optimizer
+
+
 def clip_norm(watch):
     model = mlp()
     return simple(model, sgd(model), watch, between=lambda i: nn.utils.clip_grad_norm_(model.parameters(), 0.05))
@@ -418,6 +438,90 @@ def groups_and_scheduler(watch):
         [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].parameters(), "lr": 0.05}], lr=0.1
     )
     return simple(model, optimizer, watch, scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5))
+
+
+def scheduler_of_every_step(watch):
+    """A schedule of lr and momentum, made after the recorder was attached: it wraps `optimizer.step` itself."""
+    model = mlp()
+    optimizer = sgd(model, 0.1, momentum=0.9)
+    watch.attach(model, optimizer)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=9)
+    for x, y in batches(6):
+        watch.backward(lambda x=x, y=y: classify(model, x, y))
+        watch.before_step()
+        optimizer.step()
+        watch.after_step()
+        optimizer.zero_grad()
+        scheduler.step()
+    watch.end()
+    return model, optimizer
+
+
+def averaged_weights(watch):
+    """An exponential moving average of the weights, updated after every step and evaluated in between."""
+    model = mlp(nn.BatchNorm1d(8))
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    optimizer = sgd(model)
+    watch.attach(model, optimizer)
+    seen = []
+    for x, y in batches(5):
+        optimizer.zero_grad()
+        watch.backward(lambda x=x, y=y: classify(model, x, y))
+        watch.before_step()
+        optimizer.step()
+        watch.after_step()
+        average.update_parameters(model)
+        with torch.no_grad():
+            seen.append(average(x))
+    watch.end()
+    model.register_buffer("seen", torch.stack(seen))
+    for i, p in enumerate(average.parameters()):
+        model.register_buffer(f"average_{i}", p.detach())
+    return model, optimizer
+
+
+def frozen_and_unfrozen_on_the_way(watch):
+    """What is trained changes between backward and step, and so do the flags that a replay finds."""
+    model = mlp(nn.Linear(8, 8))
+    model[0].requires_grad_(False)
+    return simple(model, sgd(model), watch, between=lambda i: model[0].requires_grad_(i in (2, 3, 4)))
+
+
+def parametrized(watch):
+    """Weights that are computed from others, one of them through a matrix exponential."""
+
+    class Symmetric(nn.Module):
+        def forward(self, x):
+            return x.triu() + x.triu(1).transpose(-1, -2)
+
+    model = mlp(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", Symmetric())
+    nn.utils.parametrizations.orthogonal(model[3])
+    return simple(model, sgd(model), watch)
+
+
+def gradient_penalty(watch):
+    """A loss that contains a gradient, so that the closure runs a backward pass of its own."""
+    model = mlp()
+    optimizer = sgd(model)
+    watch.attach(model, optimizer)
+    for x, y in batches(5):
+
+        def closure(x=x, y=y):
+            x = x.requires_grad_()
+            loss = classify(model, x, y)
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            return loss + gradient.square().sum()
+
+        optimizer.zero_grad()
+        watch.backward(closure)
+        watch.before_step()
+        optimizer.step()
+        watch.after_step()
+    watch.end()
+    return model, optimizer
 
 
 def zeroed_not_dropped(watch):
@@ -485,6 +589,12 @@ def compiled(watch):
         watch.after_step()
     watch.end()
     return model, optimizer
+
+
+def compiled_in_place(watch):
+    model = mlp(nn.Dropout(0.2), nn.Linear(8, 8))
+    model.compile(backend="aot_eager")
+    return simple(model, torch.optim.Adam(model.parameters(), lr=0.05, fused=True), watch, steps=4)
 
 
 def checkpointed(reentrant):
@@ -627,12 +737,18 @@ LOOPS = {
         buffer_rebound,
         rnn_hidden,
         accumulation,
+        accumulation_with_an_incomplete_end,
         clip_norm,
         clip_value,
         clip_past_the_version_counter,
         l2_decay,
         decoupled_decay,
         groups_and_scheduler,
+        scheduler_of_every_step,
+        averaged_weights,
+        frozen_and_unfrozen_on_the_way,
+        parametrized,
+        gradient_penalty,
         zeroed_not_dropped,
         autocast_outside,
         autocast_inside,
@@ -640,6 +756,7 @@ LOOPS = {
         double_precision,
         half_precision,
         compiled,
+        compiled_in_place,
         tied,
         frozen_and_unreached,
         optimizer_edits_gradients,

@@ -409,6 +409,61 @@ def test_an_exception_in_a_replay_leaves_everything_as_after_the_step(kind, at, 
         assert trace.status_counts() == {"measured": 2}
 
 
+@pytest.mark.parametrize("at", [1, 2, 5, 8])
+def test_an_exception_inside_a_backward_pass_leaves_everything_as_after_the_step(at, tmp_path):
+    class Fails(torch.autograd.Function):
+        calls = 0
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            Fails.calls += 1
+            if Fails.calls == at:
+                raise Stop
+            return gradient
+
+    def run(path):
+        seed_all()
+        model = mlp(nn.Dropout(0.3), nn.BatchNorm1d(8))
+        optimizer = sgd(model, momentum=0.9)
+        recorder = lsmooth.Recorder(model, optimizer, path, densities=True) if path else None
+        for i, (x, y) in enumerate(batches(3)):
+            Fails.calls = 0 if path and i == 0 else 100
+
+            def closure(x=x, y=y):
+                # Gradients of the last layer have arrived, and been consumed, when it fails.
+                return nn.functional.cross_entropy(model[4](model[3](Fails.apply(model[:3](x)))), y)
+
+            optimizer.zero_grad()
+            if recorder is None:
+                closure().backward()
+            elif at == 1 and i == 0:
+                with pytest.raises(Stop):
+                    recorder.backward(closure)
+                # The loop passes the batch over.
+                continue
+            else:
+                recorder.backward(closure)
+            if i == 0 and recorder is not None:
+                with pytest.raises(Stop):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        if recorder is not None:
+            recorder.close()
+        return everything(model, optimizer)
+
+    recorded = run(tmp_path / "run.h5")
+    if at > 1:
+        assert differences(run(None), recorded) == []
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    assert trace.status_counts() == {"measured": 2}
+    assert trace.density("0.weight").steps == 2
+
+
 @pytest.mark.parametrize("moment", ["move_to", "put_back"])
 def test_ctrl_c_between_evaluations_waits_until_all_is_back(moment, tmp_path, monkeypatch, model):
     from lsmooth.segment import Segment
@@ -485,6 +540,28 @@ def test_the_resolution_bound_holds_for_the_rounding_that_really_happens(tmp_pat
             assert abs(trace.cloud().smoothness.item() - 1) < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_resolution_bound_holds_in_every_dtype(dtype, tmp_path):
+    seed_all()
+    # A few times the distance between neighbours around 0.
+    least = 8 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    passed = []
+    for size, target in ((1.0, 1.0), (0.1, 1.0), (1e-2, 1.0), (1e-4, 1.0), (1e3, 1.0), (least, 2.5 * least)):
+        start = (torch.randn(10_000) * size).to(dtype)
+        model = Function(start, lambda x, target=target: (x.double() - target).square().sum() / 2)
+        trace = one_step(tmp_path / f"{size}.h5", model, sgd(model, 0.01 if size > 100 else 0.5), model)
+        stop = model.x.detach()
+        moved = (stop.double() - start.double()) / 6
+        share = (torch.lerp(start, stop, 1 / 6).double() - start.double() - moved).norm() / moved.norm()
+        status = trace.status[0]
+        if share > 0.01:
+            assert status & Status.BELOW_RESOLUTION
+        passed.append(status == Status.MEASURED)
+    # It lets steps pass, and it catches those between numbers too small to have all digits.
+    assert any(passed)
+    assert not passed[-1]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_losses_are_flagged(value, tmp_path, model):
     (x, y), *_ = batches(1)
@@ -520,6 +597,23 @@ def test_tiny_gradients_do_not_underflow(tmp_path):
     trace = one_step(tmp_path / "run.h5", model, sgd(model, 1e29), model)
     assert trace.status.tolist() == [Status.MEASURED]
     np.testing.assert_allclose(trace.cloud().smoothness, 1e-30, rtol=1e-4)
+
+
+def test_float64_gradients_whose_squares_leave_its_range(tmp_path):
+    seed_all()
+    for size in (1e-200, 1e200):
+        model = Function(torch.randn(300, dtype=torch.float64), lambda x, size=size: (x * size * x / 2).sum())
+        trace = one_step(tmp_path / f"{size}.h5", model, sgd(model, 0.1 / size), model, norms=("linf",))
+        assert trace.status.tolist() == [Status.MEASURED]
+        for by in ("global", "parameter"):
+            np.testing.assert_allclose(trace.cloud(by).smoothness, size, rtol=1e-9)
+
+
+def test_norms_too_large_for_the_file_are_flagged(tmp_path):
+    # Entries of 3e38 fit into float32, the norm of a hundred of them does not.
+    model = Function(torch.ones(100), lambda x: (x * 3e38 / 100).sum() * 100)
+    trace = one_step(tmp_path / "run.h5", model, sgd(model, 1e-38), model)
+    assert trace.status[0] & Status.NON_FINITE
 
 
 def test_low_precision_gradients_keep_the_digits_they_share(tmp_path):
