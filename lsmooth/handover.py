@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsmooth.densities import DensityCounter
 from lsmooth.distributed import SilentWriter
-from lsmooth.estimators import joined_norms
+from lsmooth.integrations.scalars import Scalars
 from lsmooth.norms import accumulation_dtype
 from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
 from lsmooth.trace.writer import BackgroundWriter
@@ -80,12 +80,14 @@ class Measurement:
         loss: f(x_t).
         grad_norm: ‖grad f(x_t)‖2 over all parameters.
         smoothness: The global estimate, max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2.
+        lr: The learning rate, the largest of several groups'.
     """
 
     step: int
     loss: float
     grad_norm: float
     smoothness: float
+    lr: float
 
 
 @dataclass
@@ -105,6 +107,7 @@ class Handover:
         writer: Who writes them, on its thread.
         real: What the trace keeps norms in, "float32" or "float64".
         densities: Counts of all coordinates, which go to the writer with each block.
+        scalars: Who is to hear of each well measured step.
     """
 
     def __init__(
@@ -115,8 +118,10 @@ class Handover:
         writer: BackgroundWriter | SilentWriter,
         real: str,
         densities: DensityCounter | None,
+        scalars: Scalars | None = None,
     ) -> None:
         self.layout = layout
+        self._scalars = scalars
         self._densities = densities
         # What is larger becomes infinite in the file.
         self._most = min(torch.finfo(getattr(torch, real)).max, torch.finfo(accumulation_dtype(device)).max)
@@ -164,7 +169,9 @@ class Handover:
             self.flush_if_old()
 
     def flush_if_old(self) -> None:
-        """Hand over what has waited for longer than `BLOCK_SECONDS`."""
+        """Hand over what has waited for longer than `BLOCK_SECONDS`, and pass on what has come back."""
+        if self._scalars is not None:
+            self._scalars.send()
         if self._block is not None and time.monotonic() - self._last > BLOCK_SECONDS:
             self.flush()
 
@@ -184,7 +191,9 @@ class Handover:
         self.tell()
 
     def tell(self) -> None:
-        """Warn, from the training thread, about what went wrong on the writer's."""
+        """Pass on, from the training thread, what the writer's found: scalars, and what went wrong."""
+        if self._scalars is not None:
+            self._scalars.send()
         for message in (self._writer.problem(), self._told):
             if message is not None:
                 warnings.warn(message, stacklevel=2)
@@ -205,17 +214,18 @@ class Handover:
 
     def _note_latest(self, rows: dict[str, NDArray[Any]]) -> None:
         well = np.flatnonzero(rows["status"] == Status.MEASURED)
-        if len(well):
-            i = well[-1]
-            everything = [list(range(rows["step_norm"].shape[1]))]
-            moved = joined_norms(rows["step_norm"][i], everything)
-            changes = joined_norms(rows["grad_diff"][i], everything)[:, 0]
+        for i in well if self._scalars is not None else well[-1:]:
+            moved = np.linalg.norm(rows["step_norm"][i])
+            changes = np.linalg.norm(rows["grad_diff"][i], axis=-1)
             self.latest = Measurement(
                 step=int(rows["step"][i]),
                 loss=float(rows["loss"][i]),
-                grad_norm=float(joined_norms(rows["grad_norm"][i], everything)[0]),
+                grad_norm=float(np.linalg.norm(rows["grad_norm"][i])),
                 smoothness=float((changes / (self._gammas * moved)).max()),
+                lr=float(rows["lr"][i].max()),
             )
+            if self._scalars is not None:
+                self._scalars.put(self.latest)
 
     def _check_replay(self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> None:
         for i in np.flatnonzero((extra["replay_error"] > 0) & (rows["status"] == Status.MEASURED)):

@@ -31,6 +31,7 @@ from lsmooth.densities import DensityCounter
 from lsmooth.distributed import Ranks, SilentWriter, local, unwrapped
 from lsmooth.errors import InvalidArgumentError, RecorderError, unknown_name
 from lsmooth.handover import Handover, Measurement, RowLayout
+from lsmooth.integrations.scalars import Scalars
 from lsmooth.norms import GEOMETRIES, Kind, TensorNorms, accumulation_dtype, tensor_norms
 from lsmooth.replay import (
     AutocastState,
@@ -104,6 +105,9 @@ class Recorder:
         densities: Also count all coordinates of each parameter tensor by gradient and coordinate-wise estimate (Figure
             3 for every coordinate). A measured step then holds two more numbers a coordinate, and the trace grows by a
             fixed 144 KiB a tensor.
+        log: Hears of each well measured step as the trace does, a few seconds late: an object with
+            `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a function of the same. It gets
+            the global smoothness, the gradient norm, and 2 / lr.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
         metadata: Anything that JSON can hold, kept with the trace.
 
@@ -133,6 +137,7 @@ class Recorder:
         probe: Closure | Sequence[Closure] | None = None,
         norms: Sequence[str] = ("l2",),
         densities: bool = False,
+        log: Any = None,
         mode: Mode = "x",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -191,6 +196,7 @@ class Recorder:
                 "densities=True counts the coordinates that one process holds; train with DistributedDataParallel, or "
                 "follow single coordinates with coordinates=."
             )
+        scalars = None if log is None else Scalars(log)
         self._path = os.fspath(path)
         self._file: TraceWriter | None = self._ranks.agree(
             lambda: TraceWriter(path, header, mode),
@@ -204,7 +210,9 @@ class Recorder:
         self._densities = DensityCounter(self._parameters, self._device) if densities else None
         if self._densities is not None and self._file is not None and self._file.density is not None:
             self._densities.load(self._densities.packed(self._file.density))
-        self._handover = Handover(self._layout, self._gammas, self._device, self._writer, header.real, self._densities)
+        self._handover = Handover(
+            self._layout, self._gammas, self._device, self._writer, header.real, self._densities, scalars
+        )
 
         # Step number, and whether it is measured: asked once, since `every` may be anything.
         self._step = self._ranks.from_rank_0(self._file.next_step if self._file is not None else None) or 0
