@@ -45,7 +45,7 @@ class GeneralizedSignSGD(CheckedOptimizer):
         bias_correction: Use m_t / (1 - beta1^t) and v_t / (1 - beta2^t); Algorithm 1 does not.
         maximize: Ascend instead of descend.
         foreach: Use the multi-tensor backend. None chooses the fastest backend that is exact for the parameters.
-        fused: Use the fused backend, see `_fused_generalized_signsgd`. It needs eps > 0.
+        fused: Use the fused backend: m goes through torch's fused Adam kernel. It needs eps > 0.
         differentiable: Let autograd see the step (the single-tensor backend, then).
 
     Raises:
@@ -119,19 +119,24 @@ class GeneralizedSignSGD(CheckedOptimizer):
     def _update(self) -> None:
         for group in self.param_groups:
             params, grads = self._with_gradients(group)
+            beta1, beta2 = group["betas"]
             exp_avgs, exp_avg_sqs, steps = [], [], []
             for p in params:
                 state = self.state[p]
-                if not state:
+                if "exp_avg" not in state:
                     # A Python number: nothing on the device depends on it but with bias correction.
                     state["step"] = 0
                     state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                if beta2 == 0:
+                    # v is m² at every step, and takes no memory.
+                    state.pop("exp_avg_sq", None)
+                else:
+                    if "exp_avg_sq" not in state:
+                        state["exp_avg_sq"] = state["exp_avg"].square()
+                    exp_avg_sqs.append(state["exp_avg_sq"])
                 state["step"] += 1
                 exp_avgs.append(state["exp_avg"])
-                exp_avg_sqs.append(state["exp_avg_sq"])
                 steps.append(state["step"])
-            beta1, beta2 = group["betas"]
             generalized_signsgd(
                 params,
                 grads,
@@ -177,14 +182,17 @@ def generalized_signsgd(
 ) -> None:
     """Functional form of `GeneralizedSignSGD`: update params, exp_avgs (m) and exp_avg_sqs (v) in place.
 
-    `steps` are the numbers t of this step, counted from 1. With foreach and fused both None, the fastest backend that
-    is exact for these tensors is taken: fused where eps > 0, else multi-tensor.
+    `steps` are the numbers t of this step, counted from 1; exp_avg_sqs is empty where beta2 is 0. With foreach and
+    fused both None, the fastest backend that is exact for these tensors is taken: fused where eps > 0, else
+    multi-tensor. With beta2 = 0 there is nothing to fuse, and multi-tensor stands in for fused.
     """
     if not params:
         return
     if foreach is None and fused is None and not differentiable and is_plain(params):
         fused = eps > 0 and all(map(_kernel_takes, params))
         foreach = not fused
+    if fused and beta2 == 0:
+        fused, foreach = False, True
     routine = (
         _fused_generalized_signsgd
         if fused
@@ -228,7 +236,7 @@ def _single_tensor_generalized_signsgd(
     differentiable: bool,
 ) -> None:
     """Update one tensor after another: the plain form, which the other backends are tested against."""
-    for p, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+    for position, (p, grad, exp_avg, step) in enumerate(zip(params, grads, exp_avgs, steps, strict=True)):
         rate = lr if differentiable else on_device(lr, p.device)
         if maximize:
             grad = -grad
@@ -240,23 +248,34 @@ def _single_tensor_generalized_signsgd(
         exp_avg.lerp_(grad, 1 - beta1)
         # Autograd must find m as it was here, and the next step overwrites it.
         m = exp_avg.clone() if differentiable else exp_avg
-        exp_avg_sq.mul_(beta2).addcmul_(m, m, value=1 - beta2)
-        if beta2 == 0:
-            # √(m²), but for numbers whose square is out of range.
-            denominator = m.abs()
-        elif bias_correction:
-            denominator = exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5
-        else:
-            denominator = exp_avg_sq.sqrt()
         if bias_correction:
             rate = rate / (1 - beta1**step)
-        if eps == 0:
-            ratio = torch.where(denominator == 0, 0.0, m / denominator)
-            p.sub_(ratio * rate)
-        elif isinstance(rate, Tensor):
-            p.sub_(m / (denominator + eps) * rate)
+        if beta2 == 0 and eps == 0:
+            p.sub_(m.sign() * rate)
+            continue
+        if beta2 == 0:
+            denominator = m.abs()
         else:
-            p.addcdiv_(m, denominator + eps, value=-rate)
+            exp_avg_sq = exp_avg_sqs[position]
+            exp_avg_sq.mul_(beta2).addcmul_(m, m, value=1 - beta2)
+            denominator = exp_avg_sq.sqrt()
+            if bias_correction:
+                denominator = denominator / (1 - beta2**step) ** 0.5
+        denominator = denominator + eps if eps != 0 else denominator.clamp(min=_least_root(m.dtype))
+        if isinstance(rate, Tensor):
+            p.sub_(m / denominator * rate)
+        else:
+            p.addcdiv_(m, denominator, value=-rate)
+
+
+def _least_root(dtype: torch.dtype) -> float:
+    """Return a number no larger than √v of any v > 0 in a dtype: for eps = 0, what √v may not fall below.
+
+    It changes no root but that of 0, makes 0/0 into 0, and where m² was too small to be held in v, keeps |m| / √v
+    below 1 / √(1 - beta2), which bounds it in exact arithmetic, too.
+    """
+    numbers = torch.finfo(dtype)
+    return 0.99 * (numbers.smallest_normal * numbers.eps) ** 0.5
 
 
 def _multi_tensor_generalized_signsgd(
@@ -276,38 +295,54 @@ def _multi_tensor_generalized_signsgd(
     maximize: bool,
     differentiable: bool,
 ) -> None:
-    """Update all tensors of a device together; takes as much further memory as the parameters."""
+    """Update all tensors of a device together.
+
+    On a GPU this takes as much further memory as the parameters; on the CPU it goes through them in blocks.
+    """
     if differentiable:
         raise InvalidArgumentError("`foreach` does not support `differentiable`; leave foreach unset.")
-    for p, g, m, v, t in by_device_and_dtype(params, grads, exp_avgs, exp_avg_sqs, steps):
-        rate = on_device(lr, p[0].device)
-        if weight_decay != 0 and decoupled_weight_decay:
-            torch._foreach_mul_(p, 1 - rate * weight_decay)
-        if maximize:
-            g = list(torch._foreach_neg(g))
-        if weight_decay != 0 and not decoupled_weight_decay:
-            g = list(torch._foreach_add(g, p, alpha=weight_decay))
-        torch._foreach_lerp_(m, g, 1 - beta1)
-        del g
-        torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, m, m, value=1 - beta2)
-        if beta2 == 0:
-            denominator = torch._foreach_abs(m)
-        else:
-            denominator = torch._foreach_sqrt(v)
-            if bias_correction:
-                torch._foreach_div_(denominator, [(1 - beta2**step) ** 0.5 for step in t])
-        if eps != 0:
-            torch._foreach_add_(denominator, eps)
-        else:
-            # Turns 0/0 into 0/∞ = 0; everything else is as it was.
-            for tensor in denominator:
-                tensor.masked_fill_(tensor == 0, torch.inf)
-        if isinstance(rate, Tensor):
-            torch._foreach_div_(denominator, rate)
-            rate = 1.0
-        rates = [-rate / (1 - beta1**step) if bias_correction else -rate for step in t]
-        torch._foreach_addcdiv_(p, m, denominator, rates)
+    if not bias_correction:
+        # Without correction the number of the step does not matter, and all tensors go together.
+        steps = [1] * len(params)
+    # Without beta2 there is no v; m stands in for it in the lists, unread.
+    for columns in by_device_and_dtype(params, grads, exp_avgs, exp_avg_sqs if beta2 != 0 else exp_avgs, steps):
+        rate = on_device(lr, columns[0][0].device)
+        for step in sorted(set(columns[4])):
+            chosen = [position for position, other in enumerate(columns[4]) if other == step]
+            step_rate = rate / (1 - beta1**step) if bias_correction else rate
+            for p, g, m, v in blocks([[column[i] for i in chosen] for column in columns[:4]]):
+                if weight_decay != 0 and decoupled_weight_decay:
+                    torch._foreach_mul_(p, 1 - rate * weight_decay)
+                if maximize:
+                    g = list(torch._foreach_neg(g))
+                if weight_decay != 0 and not decoupled_weight_decay:
+                    g = list(torch._foreach_add(g, p, alpha=weight_decay))
+                torch._foreach_lerp_(m, g, 1 - beta1)
+                if beta2 == 0 and eps == 0:
+                    ratio = torch._foreach_sign(m)
+                    if isinstance(step_rate, Tensor):
+                        torch._foreach_mul_(ratio, step_rate)
+                        torch._foreach_sub_(p, ratio)
+                    else:
+                        torch._foreach_add_(p, ratio, alpha=-step_rate)
+                    continue
+                if beta2 == 0:
+                    denominator = torch._foreach_abs(m)
+                else:
+                    torch._foreach_mul_(v, beta2)
+                    torch._foreach_addcmul_(v, m, m, value=1 - beta2)
+                    denominator = torch._foreach_sqrt(v)
+                    if bias_correction:
+                        torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
+                if eps == 0:
+                    torch._foreach_clamp_min_(denominator, _least_root(m[0].dtype))
+                else:
+                    torch._foreach_add_(denominator, eps)
+                if isinstance(step_rate, Tensor):
+                    torch._foreach_div_(denominator, -step_rate)
+                    torch._foreach_addcdiv_(p, m, denominator)
+                else:
+                    torch._foreach_addcdiv_(p, m, denominator, value=-step_rate)
 
 
 # bias_correction2 = 1 - beta2^step is 1 in float32 from here on, for every beta2 < 1 that is not 1 in float32.
@@ -335,8 +370,8 @@ def _fused_generalized_signsgd(
 
     Adam's own first moment then has beta1 = 0 and is m again, its second moment averages m² as Algorithm 1 does, and
     its update is lr m / (√(v / (1 - beta2^t)) + eps), where t is so large that beta2^t vanishes. m itself is
-    brought up to date before, block by block, so that the kernel finds it in the cache. Equal to the single-tensor
-    form up to rounding, for eps > 0.
+    brought up to date before, in place: nothing is allocated. Equal to the single-tensor form up to rounding, for
+    eps > 0.
     """
     if differentiable:
         raise InvalidArgumentError("`fused` does not support `differentiable`; leave fused unset.")
@@ -371,29 +406,27 @@ def _fused_generalized_signsgd(
             count = torch.full((), step if bias_correction else _NO_CORRECTION, dtype=torch.float32, device=p[0].device)
             kernel = torch._fused_adamw_ if decoupled_weight_decay else torch._fused_adam_
             chosen = [position for position, other in enumerate(t) if other == step]
-            for block_p, block_g, block_m, block_v in blocks(
-                [[tensors[i] for i in chosen] for tensors in (p, g, m, v)]
-            ):
-                if maximize:
-                    torch._foreach_mul_(block_m, beta1)
-                    torch._foreach_add_(block_m, block_g, alpha=beta1 - 1)
-                else:
-                    torch._foreach_lerp_(block_m, block_g, 1 - beta1)
-                if weight_decay != 0 and not decoupled_weight_decay:
-                    torch._foreach_add_(block_m, block_p, alpha=weight_decay * (1 - beta1))
-                kernel(
-                    block_p,
-                    block_m,
-                    block_m,
-                    block_v,
-                    [],
-                    [count] * len(block_p),
-                    amsgrad=False,
-                    lr=rate / correction1,
-                    beta1=0.0,
-                    beta2=beta2,
-                    # The kernel multiplies its weight decay by its lr, which carries the correction of m.
-                    weight_decay=weight_decay * correction1 if decoupled_weight_decay else 0.0,
-                    eps=eps,
-                    maximize=False,
-                )
+            chosen_p, chosen_g, chosen_m, chosen_v = ([column[i] for i in chosen] for column in (p, g, m, v))
+            if maximize:
+                torch._foreach_mul_(chosen_m, beta1)
+                torch._foreach_add_(chosen_m, chosen_g, alpha=beta1 - 1)
+            else:
+                torch._foreach_lerp_(chosen_m, chosen_g, 1 - beta1)
+            if weight_decay != 0 and not decoupled_weight_decay:
+                torch._foreach_add_(chosen_m, chosen_p, alpha=weight_decay * (1 - beta1))
+            kernel(
+                chosen_p,
+                chosen_m,
+                chosen_m,
+                chosen_v,
+                [],
+                [count] * len(chosen),
+                amsgrad=False,
+                lr=rate / correction1,
+                beta1=0.0,
+                beta2=beta2,
+                # The kernel multiplies its weight decay by its lr, which carries the correction of m.
+                weight_decay=weight_decay * correction1 if decoupled_weight_decay else 0.0,
+                eps=eps,
+                maximize=False,
+            )

@@ -18,7 +18,6 @@ from lsmooth.norms import accumulation_dtype
 from lsmooth.optim.groups import (
     KERNEL_DEVICES,
     CheckedOptimizer,
-    blocks,
     by_device_and_dtype,
     check_at_least_zero,
     check_lr,
@@ -184,9 +183,9 @@ def _multi_tensor_advance(
                 else:
                     kept.append((buffer, grad))
             if kept:
-                for block_buffers, block_grads in blocks([list(column) for column in zip(*kept, strict=True)]):
-                    torch._foreach_mul_(block_buffers, momentum)
-                    torch._foreach_add_(block_buffers, block_grads, alpha=1 - dampening)
+                held, arrived = (list(column) for column in zip(*kept, strict=True))
+                torch._foreach_mul_(held, momentum)
+                torch._foreach_add_(held, arrived, alpha=1 - dampening)
             d = [buffer for position in positions if (buffer := buffers[position]) is not None]
             if nesterov:
                 d = list(torch._foreach_add(g, d, alpha=momentum))

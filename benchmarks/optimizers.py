@@ -1,0 +1,157 @@
+"""What a step of each optimizer costs, as ratios taken side by side in one run.
+
+    python benchmarks/run.py --only optimizers
+    python benchmarks/optimizers.py [--millions 30] [--repeats 15] [--threads 2] [--device cuda] [--cpu-time]
+
+Every round steps every optimizer once, in turn; a ratio is the median over rounds of two times from the same round, so
+that what else the machine does weighs on both. The parameters are those of a Transformer encoder of about 30 million
+parameters in about 110 tensors; each optimizer has its own copy.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+
+import torch
+from row import Row
+from torch import nn
+
+from lsmooth import optim
+
+SIGNSGD = "generalized-signsgd"
+# name in docs/performance.md, optimizer, held against, target, sense, note
+TARGETS = [
+    (
+        "signsgd",
+        SIGNSGD,
+        "adam fused",
+        1.2,
+        "at most",
+        "Adam's kernel reads and writes seven arrays in one pass; bringing m up to date first is three more.",
+    ),
+    ("loop", f"{SIGNSGD}, loop", SIGNSGD, 3.5, "at least", ""),
+    ("foreach", f"{SIGNSGD}, foreach", SIGNSGD, None, "at least", ""),
+    ("clip", "sgd-clip-momentum", "sgd foreach", 1.5, "at most", "the norm is one more pass over the momentum."),
+    ("normalized", "sgd-momentum-normalized", "sgd foreach", 1.5, "at most", ""),
+    ("sign", "signsgd", "adam fused", None, "at most", "eps = 0: signs, without a second moment."),
+]
+
+
+def parameters(millions, device):
+    """Random parameters, with gradients, in the shapes of a Transformer encoder with 8 layers."""
+    torch.manual_seed(0)
+    width = max(8, int((millions * 1e6 / (12 * 8 + 2 * 10)) ** 0.5) // 8 * 8)
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width)
+    modules = nn.ModuleList(
+        [
+            nn.Embedding(10 * width, width),
+            nn.TransformerEncoder(layer, 8, enable_nested_tensor=False),
+            *(nn.LayerNorm(width) for _ in range(4)),
+            nn.Linear(width, 10 * width),
+        ]
+    )
+    params = [nn.Parameter(p.detach().to(device)) for p in modules.parameters()]
+    for p in params:
+        p.grad = torch.randn_like(p) * 1e-3
+    return params
+
+
+def contenders(millions, device):
+    def made(build):
+        return build(parameters(millions, device))
+
+    lr = 1e-4
+    signsgd = optim.GeneralizedSignSGD
+    return {
+        "adam fused": made(lambda p: torch.optim.Adam(p, lr=lr, fused=True)),
+        "adam foreach": made(lambda p: torch.optim.Adam(p, lr=lr, foreach=True)),
+        SIGNSGD: made(lambda p: signsgd(p, lr=lr)),
+        f"{SIGNSGD}, foreach": made(lambda p: signsgd(p, lr=lr, foreach=True)),
+        f"{SIGNSGD}, loop": made(lambda p: signsgd(p, lr=lr, foreach=False, fused=False)),
+        f"{SIGNSGD}, eps=0": made(lambda p: signsgd(p, lr=lr, eps=0.0)),
+        f"{SIGNSGD}, L2": made(lambda p: signsgd(p, lr=lr, weight_decay=0.1)),
+        "signsgd": made(lambda p: optim.build("signsgd", p, lr=lr)),
+        "sgd foreach": made(lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, foreach=True)),
+        "sgd-clip-grad": made(lambda p: optim.build("sgd-clip-grad", p, lr=lr)),
+        "sgd-clip-momentum": made(lambda p: optim.build("sgd-clip-momentum", p, lr=lr)),
+        "sgd-momentum-normalized": made(lambda p: optim.build("sgd-momentum-normalized", p, lr=lr)),
+    }
+
+
+def timed(millions, repeats, device="cpu", cpu_time=False):
+    """Return the seconds of each optimizer's step in each round."""
+
+    def clock():
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.process_time() if cpu_time else time.perf_counter()
+
+    optimizers = contenders(millions, device)
+    times = {name: [] for name in optimizers}
+    for number in range(repeats + 2):
+        for name, optimizer in optimizers.items():
+            start = clock()
+            optimizer.step()
+            taken = clock() - start
+            if number >= 2:  # the first rounds allocate state
+                times[name].append(taken)
+    return times
+
+
+def ratio(times, name, against):
+    return statistics.median(a / b for a, b in zip(times[name], times[against], strict=True))
+
+
+def found_rows(times, size):
+    return [
+        Row(
+            f"optimizers.{name}",
+            f"a step of {optimizer} over one of {against}, {size}",
+            ratio(times, optimizer, against),
+            "x",
+            target,
+            sense,
+            note,
+        )
+        for name, optimizer, against, target, sense, note in TARGETS
+    ]
+
+
+def rows(short):
+    millions = 3 if short else 30
+    return found_rows(timed(millions, 7 if short else 15), f"{millions} M parameters in 107 tensors")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=30, help="parameters, in millions")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds that count")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="threads that torch may use; all by default")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count this process's CPU time: for one thread on a busy machine"
+    )
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    params = parameters(arguments.millions, arguments.device)
+    size = f"{sum(p.numel() for p in params) / 1e6:.1f} M parameters in {len(params)} tensors"
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{arguments.device}, load {os.getloadavg()[0]:.1f}; {size}, float32"
+    )
+    del params
+    times = timed(arguments.millions, arguments.repeats, arguments.device, arguments.cpu_time)
+    print(f"{'':<30}{'median ms':>10}{'least ms':>10}{'/ adam fused':>14}{'/ sgd foreach':>14}")
+    for name, taken in times.items():
+        columns = "".join(f"{ratio(times, name, against):>14.2f}" for against in ("adam fused", "sgd foreach"))
+        print(f"{name:<30}{statistics.median(taken) * 1e3:>10.1f}{min(taken) * 1e3:>10.1f}{columns}")
+    for row in found_rows(times, size):
+        if row.target is not None:
+            print(f"{row.what}: {row.value:.2f}, {row.sense} {row.target}: {'met' if row.met() else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()
