@@ -1,0 +1,157 @@
+"""Measure smoothness in a Lightning `Trainer`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lsmooth.errors import RecorderError
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        "lsmooth.integrations.lightning needs Lightning; install it with pip install 'lsmooth[lightning]'."
+    ) from error
+
+from torch import Tensor, nn
+
+from lsmooth.recorder import Recorder
+
+if TYPE_CHECKING:
+    from lsmooth.trace.writer import Mode
+
+
+class SmoothnessCallback(Callback):
+    """Records the smoothness of the loss that a `LightningModule` minimises, and changes nothing about the training.
+
+    What is measured is the loss of `training_step` under automatic optimization, with accumulation and precision as
+    the Trainer has them; the gradient is the loss's own, before clipping. `training_step` is called again at measured
+    steps: `self.log` does nothing then, and metrics of torchmetrics are put back. What else it does (writing to a
+    logger directly, appending to lists) it can leave out while `lsmooth.replay.replaying()`.
+
+    A run that is resumed from a checkpoint goes on in the trace it left.
+
+    Args:
+        path: Where the trace goes.
+        every: Measure every so many optimizer steps, or those for which `every(step)` is true.
+        mode: "x" refuses an existing file (unless a run is being resumed), "w" replaces it.
+        **arguments: All else that `lsmooth.Recorder` takes.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[SmoothnessCallback("run.h5", every=50)])  # doctest: +SKIP
+        >>> trainer.fit(module, loader)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        every: int | Callable[[int], bool] = 50,
+        mode: Mode = "x",
+        **arguments: Any,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._mode: Mode = mode
+        self._arguments = {"every": every, **arguments}
+        self._put_back: Callable[[], None] | None = None
+        self._checkpoint: dict[str, Any] | None = None
+        self.recorder: Recorder | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach to the optimizer and the loss."""
+        self._detach()
+        strategy = trainer.strategy
+        if not pl_module.automatic_optimization:
+            raise RecorderError(
+                f"{type(pl_module).__name__} optimizes by hand (automatic_optimization=False), where the callback "
+                "cannot tell which losses belong to a step; use lsmooth.Recorder in its training_step."
+            )
+        # Subclasses of these (as DeepSpeed's is) own gradients and steps.
+        if type(strategy) not in (DDPStrategy, SingleDeviceStrategy):
+            raise RecorderError(
+                f"{type(strategy).__name__} is not measured; use the strategy 'ddp', or lsmooth.Recorder in a loop of "
+                "your own over fully_shard."
+            )
+        (optimizer,) = trainer.optimizers
+        checkpoint, self._checkpoint = self._checkpoint, None
+        resumed = trainer.global_step > 0
+        mode: Mode = "a" if resumed and self._mode == "x" else self._mode
+        self.recorder = Recorder(strategy.model or pl_module, optimizer, self._path, mode=mode, **self._arguments)
+        if resumed:
+            self.recorder.load_state_dict(checkpoint or {"step": trainer.global_step})
+        vars(strategy)["training_step"] = self.recorder.watch(
+            strategy.training_step,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            during_replay=lambda: _without_side_effects(pl_module),
+        )
+        self._put_back = lambda: vars(strategy).pop("training_step")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish the trace."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Finish the trace with what was measured until then."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the recording, all measured so far being in the trace."""
+        return self.recorder.state_dict() if self.recorder is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take in what a checkpoint holds of the recording."""
+        self._checkpoint = state_dict or None
+
+    def _detach(self) -> None:
+        if self._put_back is not None:
+            self._put_back()
+            self._put_back = None
+        if self.recorder is not None:
+            self.recorder.close()
+
+
+@contextlib.contextmanager
+def _without_side_effects(module: nn.Module) -> Iterator[None]:
+    """Run a block in which `self.log` does nothing, and after which metrics are what they were."""
+    logging = [part for part in module.modules() if isinstance(part, LightningModule)]
+    metrics = [(metric, _state_of(metric)) for metric in module.modules() if isinstance(metric, Metric)]
+    names = ("log", "log_dict")
+    shadowed: list[dict[str, Any]] = [
+        {name: vars(part)[name] for name in names if name in vars(part)} for part in logging
+    ]
+    try:
+        for part in logging:
+            vars(part).update(log=_do_nothing, log_dict=_do_nothing)
+        yield
+    finally:
+        for part, own in zip(logging, shadowed, strict=True):
+            for name in names:
+                del vars(part)[name]
+            vars(part).update(own)
+        for metric, (attributes, contents) in metrics:
+            vars(metric).clear()
+            vars(metric).update(attributes)
+            for name, content in contents.items():
+                if isinstance(content, list):
+                    attributes[name][:] = content
+                else:
+                    attributes[name].detach().copy_(content)
+
+
+def _state_of(metric: Metric) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a metric's attributes, and copies of what its states hold."""
+    attributes = dict(vars(metric))
+    contents: dict[str, Any] = {}
+    for name in metric._defaults:
+        state = attributes[name]
+        contents[name] = state.detach().clone() if isinstance(state, Tensor) else list(state)
+    return attributes, contents
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    return None

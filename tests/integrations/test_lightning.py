@@ -1,0 +1,201 @@
+"""Lightning's Trainer: nothing changes, nothing is logged twice, and the numbers are those of a loop by hand."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lsmooth
+
+lightning = pytest.importorskip("lightning.pytorch")
+torchmetrics = pytest.importorskip("torchmetrics")
+
+from lightning.pytorch.loggers.logger import DummyLogger  # noqa: E402
+
+from lsmooth.integrations.lightning import SmoothnessCallback  # noqa: E402
+
+FIELDS = ("loss", "loss_along", "loss_next", "grad_norm", "step_norm", "grad_diff", "coordinate/grad_along")
+
+
+class Heard(DummyLogger):
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def log_metrics(self, metrics, step=None):
+        self.told.append((step, {name: float(value) for name, value in metrics.items()}))
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, dropout=0.3, returns="loss"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 3))
+        if dropout:
+            self.net.insert(1, nn.BatchNorm1d(8))
+        self.accuracy = torchmetrics.MeanMetric()
+        self.listed = torchmetrics.CatMetric()
+        self.returns = returns
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self.net(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        self.accuracy((logits.argmax(1) == y).float())
+        self.listed.update(loss.detach())
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log_dict({"accuracy": self.accuracy, "twice": 2 * loss})
+        if self.returns == "none" and batch_idx % 4 == 3:
+            return None
+        return {"loss": loss, "logits": logits} if self.returns == "dict" else loss
+
+    def on_train_epoch_end(self):
+        self.log("count", float(len(self.listed.compute())))
+        self.listed.reset()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.9)
+
+
+def loader():
+    generator = torch.Generator().manual_seed(1)
+    data = torch.utils.data.TensorDataset(
+        torch.randn(48, 6, generator=generator), torch.randint(3, (48,), generator=generator)
+    )
+    return torch.utils.data.DataLoader(data, batch_size=4)
+
+
+def trainer_for(folder, callbacks=(), **arguments):
+    return lightning.Trainer(
+        default_root_dir=folder, accelerator="cpu", devices=1, callbacks=list(callbacks), logger=Heard(),
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        **{"max_epochs": 2, "enable_checkpointing": False, **arguments},
+    )  # fmt: skip
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"accumulate_grad_batches": 2},
+    "clipped": {"gradient_clip_val": 0.1, "accumulate_grad_batches": 3},
+    "bf16": {"precision": "bf16-mixed"},
+    "scaled": {"precision": "16-mixed", "gradient_clip_val": 0.1},
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Lightning warns about loaders with few workers and the like; the recorder has nothing to say."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert not [str(entry.message) for entry in caught if "At step" in str(entry.message)]
+
+
+@pytest.mark.parametrize(
+    ("variant", "returns"), [*((variant, "loss") for variant in VARIANTS), ("plain", "none"), ("accumulation", "dict")]
+)
+def test_weights_and_logs_are_those_without_the_callback(variant, returns, tmp_path):
+    ends = []
+    for callbacks in ([], [SmoothnessCallback(tmp_path / "run.h5", every=2)]):
+        module = Module(returns=returns)
+        trainer = trainer_for(tmp_path, callbacks, **VARIANTS[variant])
+        trainer.fit(module, loader())
+        assert "training_step" not in vars(trainer.strategy)
+        assert not {"log", "log_dict"} & set(vars(module))
+        moments = [state["momentum_buffer"].clone() for state in trainer.optimizers[0].state.values()]
+        ends.append((dict(module.state_dict()), moments, trainer.logger.told, torch.get_rng_state()))
+    (weights, moments, told, rng), (others, other_moments, other_told, other_rng) = ends
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+    assert all(torch.equal(a, b) for a, b in zip(moments, other_moments, strict=True))
+    assert told == other_told
+    assert {name for _, metrics in told for name in metrics} >= {"loss_step", "loss_epoch", "accuracy", "count"}
+    assert torch.equal(rng, other_rng)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert len(trace) >= 4
+        assert (trace.steps % 2 == 0).all()
+        assert set(trace.status_counts()) == {"measured"}
+
+
+@pytest.mark.parametrize("variant", ["plain", "clipped", "bf16"])
+def test_the_estimates_are_those_of_the_recorder_in_a_loop_written_by_hand(variant, tmp_path):
+    module = Module(dropout=0.0)
+    callback = SmoothnessCallback(tmp_path / "trainer.h5", every=1)
+    trainer_for(tmp_path, [callback], **{**VARIANTS[variant], "max_epochs": 1}).fit(module, loader())
+
+    hand = Module(dropout=0.0)
+    optimizer = hand.configure_optimizers()
+    parts = VARIANTS[variant].get("accumulate_grad_batches", 1)
+    batches = list(loader())
+    with lsmooth.Recorder(hand, optimizer, tmp_path / "hand.h5") as recorder:
+        for first in range(0, len(batches), parts):
+            optimizer.zero_grad()
+            for x, y in batches[first : first + parts]:
+
+                def closure(x=x, y=y):
+                    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=variant == "bf16"):
+                        return nn.functional.cross_entropy(hand.net(x), y) / parts
+
+                recorder.backward(closure)
+            if variant == "clipped":
+                nn.utils.clip_grad_norm_(hand.parameters(), 0.1)
+            optimizer.step()
+    with lsmooth.Trace(tmp_path / "trainer.h5") as trace, lsmooth.Trace(tmp_path / "hand.h5") as expected:
+        assert len(trace) == len(expected) == 12 // parts
+        for name in FIELDS:
+            values = expected.read(name)
+            np.testing.assert_allclose(
+                trace.read(name), values, rtol=1e-5, atol=1e-6 * np.abs(values).max(), err_msg=name
+            )
+    for a, b in zip(module.net.parameters(), hand.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_run_goes_on_in_its_trace(tmp_path):
+    """From a checkpoint at the end of an epoch: in the middle of one, Lightning starts the loader anew."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def fit(name, steps, resume=None):
+        keep = ModelCheckpoint(tmp_path / name, every_n_train_steps=12, save_top_k=-1, filename="{step}")
+        trainer = trainer_for(
+            tmp_path, [SmoothnessCallback(tmp_path / f"{name}.h5", every=1), keep], max_steps=steps, max_epochs=-1,
+            enable_checkpointing=True,
+        )  # fmt: skip
+        trainer.fit(Module(dropout=0.0), loader(), ckpt_path=resume)
+
+    fit("whole", 16)
+    fit("parts", 14)
+    fit("parts", 16, tmp_path / "parts" / "step=12.ckpt")
+    with lsmooth.Trace(tmp_path / "whole.h5") as whole, lsmooth.Trace(tmp_path / "parts.h5") as parts:
+        assert parts.steps.tolist() == list(range(16))
+        for name in FIELDS:
+            np.testing.assert_allclose(parts.read(name), whole.read(name), rtol=1e-6, err_msg=name)
+
+
+def test_an_exception_leaves_a_finished_trace(tmp_path):
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 5:
+                raise FloatingPointError("mine")
+            return super().training_step(batch, batch_idx)
+
+    trainer = trainer_for(tmp_path, [SmoothnessCallback(tmp_path / "run.h5", every=1)])
+    with pytest.raises(FloatingPointError):
+        trainer.fit(Fails(), loader())
+    assert "training_step" not in vars(trainer.strategy)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.steps.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_optimization_by_hand_is_refused(tmp_path):
+    class ByHand(Module):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+    with pytest.raises(lsmooth.LsmoothError, match="optimizes by hand"):
+        trainer_for(tmp_path, [SmoothnessCallback(tmp_path / "run.h5")]).fit(ByHand(), loader())
+    assert not (tmp_path / "run.h5").exists()
