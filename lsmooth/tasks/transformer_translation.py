@@ -339,7 +339,8 @@ class TranslationProblem(Problem):
         logits = self.model(batch.source, batch.target[:, :-1])
         gold = batch.target[:, 1:]
         there = gold != PAD
-        log_shares = functional.log_softmax(logits, dim=-1)
+        # Under autocast too: a sum over thousands of tokens has no place in bfloat16.
+        log_shares = functional.log_softmax(logits.float(), dim=-1)
         plain = -log_shares.gather(2, gold[..., None])[..., 0]
         smoothing = self.settings.label_smoothing
         smoothed = (1 - smoothing) * plain - smoothing * log_shares.mean(-1)
