@@ -223,6 +223,10 @@ def _closing(session: Session, outcome: str) -> str:
             f"Trained {run.step} steps in {last.seconds:.0f} s: train loss {last.train_loss:.4g} "
             f"({baseline.name} {baseline.loss:.4g}), valid {metrics}."
         )
+    max_norm = session.plan.settings["max_norm"]
+    if max_norm is not None:
+        clipped, steps = (sum(getattr(report, name) for report in run.reports) for name in ("clipped", "steps"))
+        lines.append(f"Clipped the gradient to norm {max_norm:g} in {clipped} of {steps} steps.")
     lines.append(f"Wrote {session.trace} ({measured}) and {session.checkpoint_path}.")
     lines.append(f"Look at it: lsmooth info {session.trace}; lsmooth plot {session.trace} -o figure.png")
     return "\n".join(lines)

@@ -177,15 +177,17 @@ class GPT2Problem(Problem):
 
         Windows that do not fill a batch are left out of the epoch.
         """
-        order = torch.randperm(self._windows, generator=epoch_generator(self.seed, epoch))
+        # On the device at once: no batch waits for a copy.
+        order = torch.randperm(self._windows, generator=epoch_generator(self.seed, epoch)).to(
+            self.texts["train"].device
+        )
         size = self.settings.batch_size
         for number in range(self.steps_per_epoch):
             yield self._read("train", order[number * size : (number + 1) * size])
 
     def _read(self, split: Split | str, windows: Tensor) -> Tensor:
         text, context = self.texts[split], self.settings.context
-        starts = (windows * context).to(text.device)
-        return text[starts[:, None] + torch.arange(context + 1, device=text.device)]
+        return text[windows[:, None] * context + torch.arange(context + 1, device=text.device)]
 
     def _cross_entropy(self, windows: Tensor, reduction: str) -> Tensor:
         logits = self.model(input_ids=windows[:, :-1]).logits
@@ -209,7 +211,7 @@ class GPT2Problem(Problem):
         if not count:
             raise DataError(f"{self.corpus.origin} has too little {split} text for one window; use a smaller context.")
         total = torch.zeros((), device=self.texts[split].device)
-        for windows in torch.arange(count).split(self.settings.batch_size):
+        for windows in torch.arange(count, device=total.device).split(self.settings.batch_size):
             total += self._cross_entropy(self._read(split, windows), "sum")
         loss = total / (count * self.settings.context)
         return {"loss": loss, "perplexity": loss.exp()}

@@ -394,7 +394,9 @@ class ResNet20Task(Task[ResNet20Settings, ImageData]):
 
     def settings(self, preset: Preset) -> ResNet20Settings:
         """Return the paper's settings, or a network half as wide with smaller batches, for 200 steps."""
-        return ResNet20Settings() if preset == "paper" else ResNet20Settings(batch_size=64, epochs=20, steps=200, width=8)
+        return (
+            ResNet20Settings() if preset == "paper" else ResNet20Settings(batch_size=64, epochs=20, steps=200, width=8)
+        )
 
     def optimizer_defaults(self, optimizer: str, preset: Preset) -> dict[str, Any]:
         """Return the hyperparameters of the authors' published commands."""

@@ -175,10 +175,14 @@ class Pairs(NamedTuple):
         """Return the same with the word numbers on `device`."""
         return Pairs(self.source.to(device), self.target.to(device), self.source_lengths, self.target_lengths)
 
-    def take(self, which: Tensor) -> Pairs:
-        """Return some of the pairs, padded to the longest among them."""
+    def take(self, which: Tensor, there: Tensor) -> Pairs:
+        """Return some of the pairs, padded to the longest among them.
+
+        Args:
+            which: Their indices, int64 (m,) on the CPU.
+            there: The same on the device of the word numbers; given, so that no batch waits for a copy.
+        """
         source_lengths, target_lengths = self.source_lengths[which], self.target_lengths[which]
-        there = which.to(self.source.device)
         return Pairs(
             self.source[there, : int(source_lengths.max())],
             self.target[there, : int(target_lengths.max())],
@@ -331,8 +335,11 @@ class TranslationProblem(Problem):
             pool = order[start : start + 100 * size]
             pool = pool[np.argsort(lengths[pool], kind="stable")]
             batches += [pool[first : first + size] for first in range(0, len(pool), size)]
-        for number in rng.permutation(len(batches)):
-            yield pairs.take(torch.from_numpy(batches[number]))
+        batches = [batches[number] for number in rng.permutation(len(batches))]
+        which = torch.from_numpy(np.concatenate(batches))
+        sizes = [len(batch) for batch in batches]
+        for batch in zip(which.split(sizes), which.to(pairs.source.device).split(sizes), strict=True):
+            yield pairs.take(*batch)
 
     def loss(self, batch: Pairs, carried: Any) -> tuple[Tensor, Tensor]:
         """Return the smoothed cross-entropy summed over the batch's tokens; carry the plain one, in nats a token."""
@@ -360,7 +367,7 @@ class TranslationProblem(Problem):
         loss = correct = torch.zeros((), device=pairs.source.device)
         tokens = 0
         for which in torch.arange(len(pairs.source)).split(self.settings.batch_size):
-            batch = pairs.take(which)
+            batch = pairs.take(which, which.to(pairs.source.device))
             logits, gold = self.model(batch.source, batch.target[:, :-1]), batch.target[:, 1:]
             loss = loss + functional.cross_entropy(
                 logits.flatten(0, 1), gold.flatten(), ignore_index=PAD, reduction="sum"

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.nn import functional
 
 from lsmooth import tasks
+from lsmooth.cli import main
 from lsmooth.errors import DataError
 from lsmooth.tasks import gpt2 as module
 from lsmooth.tasks.gpt2 import GPT2Settings, gpt2
@@ -244,3 +246,16 @@ def test_training_gets_below_unigram_entropy(task):
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-30:]) < problem.baseline().loss
+
+
+def test_the_count_of_clipped_steps_is_in_the_runs_summary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    common = ["train", "gpt2", *sets, "--steps", "6", "--device", "cpu", "--every", "6"]
+    tight = CliRunner().invoke(main, [*common, "--set", "max_norm=1e-6", "--trace", "tight.h5"])
+    assert "Clipped the gradient to norm 1e-06 in 6 of 6 steps." in tight.output
+    wide = CliRunner().invoke(main, [*common, "--set", "max_norm=1e6", "--trace", "wide.h5"])
+    assert "in 0 of 6 steps." in wide.output
+    none = CliRunner().invoke(main, [*common, "--set", "max_norm=none", "--trace", "none.h5"])
+    assert none.exit_code == 0
+    assert "Clipped" not in none.output
