@@ -15,6 +15,7 @@ from lsmooth.errors import LsmoothError
 COMMANDS = {
     "demo": "Train a Transformer on real text, trace it, draw Figures 1 and 3, print L0 and L1.",
     "train": "Run one of the paper's training runs and trace it.",
+    "compare": "Compare optimizers on a task over seeds: table, curves, results.",
     "plot": "Draw the figures of a trace.",
     "estimate": "Print L0 and L1: by module, parameter, coordinate or block.",
     "info": "Say what is in a trace: run, steps measured and flagged, size.",

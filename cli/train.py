@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +87,9 @@ def _begun(ctx: click.Context, options: dict[str, Any]) -> Session:
         optimizer=options["optimizer"],
         data=options["data"],
         preset=options["preset"],
-        changes=_changes(options),
+        changes=changes_of(options),
         seed=options["seed"],
-        device=options["device"] or _default_device(),
+        device=options["device"] or default_device(),
         amp=options["amp"] is not None,
         compile=options["compiled"],
     )
@@ -152,8 +153,8 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
     if data is not None and os.path.isdir(data):
         given["data"] = os.path.abspath(data)
     found = [(*own[name], value) for name, value in given.items() if name in own and value != own[name][1]]
-    changed = plan.with_hyperparameters(_pairs(options["changes"]))
-    for key in _pairs(options["changes"]) if changed != plan else ():
+    changed = plan.with_hyperparameters(pairs(options["changes"]))
+    for key in pairs(options["changes"]) if changed != plan else ():
         name = key.removeprefix("optimizer.")
         before = {**plan.hyperparameters, **plan.settings}.get(name)
         after = {**changed.hyperparameters, **changed.settings}.get(name)
@@ -162,30 +163,34 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
     return [(option, value, there) for option, there, value in found]
 
 
-def _changes(options: dict[str, Any]) -> dict[str, Any]:
+def changes_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the options change of the preset, last of all --set."""
     changes: dict[str, Any] = {
         key: options[name]
         for name, key in (("lr", "optimizer.lr"), ("steps", "steps"), ("epochs", "epochs"))
-        if options[name] is not None
+        if options.get(name) is not None
     }
     if options["epochs"] is not None and options["steps"] is None:
         # A preset may end after some steps; who asks for epochs wants those.
         changes["steps"] = None
-    return changes | _pairs(options["changes"])
+    return changes | pairs(options["changes"])
 
 
-def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
+def pairs(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """Return texts of the form KEY=VALUE as a mapping."""
+    found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", param_hint="--set")
-        pairs[key.strip().replace("-", "_")] = value.strip()
-    return pairs
+            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", param_hint=option)
+        # Hyperparameters have underscores; a name before a colon is an optimizer's.
+        owner, colon, name = key.strip().rpartition(":")
+        found[owner + colon + name.replace("-", "_")] = value.strip()
+    return found
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """Return the device to train on where none is named."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

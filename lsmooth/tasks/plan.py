@@ -128,12 +128,13 @@ def make_plan(
         hold_out: See `Plan`.
 
     Raises:
-        InvalidArgumentError: A name is unknown, a value is wrong, or the optimizer has no learning rate.
+        InvalidArgumentError: A name is unknown or a value is wrong.
         DataError: The data is not there.
     """
     chosen = tasks.get(task)
     optimizer = chosen.optimizer if optimizer is None else optimizer
-    defaults = optim.hyperparameters(optimizer)
+    # Said before data is read, which may take long: an optimizer that there is not.
+    optim.hyperparameters(optimizer)
     check_device(device)
     found = chosen.find_data(data)
     preset = preset or ("small" if found.stand_in else "paper")
@@ -152,8 +153,6 @@ def make_plan(
         compile=compile,
         hold_out=hold_out,
     ).with_hyperparameters(changes or {})
-    if not isinstance(plan.hyperparameters.get("lr", defaults.get("lr")), (int, float)):
-        raise InvalidArgumentError(f"{task} has no learning rate of its own for {optimizer}; give one with --lr.")
     return plan, found
 
 

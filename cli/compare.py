@@ -1,0 +1,246 @@
+"""`lsmooth compare`: optimizers on a task, over seeds, as in the paper's Table 1 and Figures 2, 4 and 5."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lsmooth.tasks.comparison import Comparison, Standing
+    from lsmooth.tasks.engines import Engine, RunResult
+    from lsmooth.tasks.plan import Plan
+
+
+@click.command(
+    "compare",
+    epilog="Example: lsmooth compare resnet20 --optimizers generalized-signsgd,adam --seeds 3 --grid lr=x0.3,x1,x3",
+)
+@click.argument("task")
+@click.option("--optimizers", help="Names with commas between; the task's own by default.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many runs of each.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The first seed; settings are chosen with it.")
+@click.option(
+    "--grid",
+    metavar="KEY=V,V,…",
+    multiple=True,
+    help="Values to choose from on held-out data; x0.3 means 0.3 times the task's own. OPTIMIZER:KEY=… is for one.",
+)
+@click.option("--clip", metavar="V,V,…", help="Compare clipping thresholds too, such as 0.25,none.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.")
+@click.option("--steps", type=click.IntRange(1), help="Stop each run after so many optimizer steps.")
+@click.option("--data", metavar="DIR|hub", help="Folder with the data set's files, or hub; by default a stand-in.")
+@click.option("--preset", type=click.Choice(["paper", "small"]), help="Default: paper on real data, else small.")
+@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change a hyperparameter for all.")
+@click.option("--device", help="Such as cpu, cuda.  [default: cuda where there is one]")
+@click.option("--amp", type=click.Choice(["bf16"]), help="Mixed precision.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the models with torch.compile.")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at a time here.  [default: one a core; on a GPU, one]")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each run.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("-o", "--output", type=click.Path(), help="File of results.  [default: compare-TASK.h5]")
+@click.option("--resume", is_flag=True, help="Go on with that file: runs that it holds are not made again.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
+    """Compare optimizers on TASK: choose settings on held-out data, train on all data with several seeds, test.
+
+    Prints a table with the mean over seeds and its 95 % interval, draws training curves, and keeps every run in one
+    HDF5 file.
+    """
+    if options["resume"] and options["force"]:
+        raise click.UsageError("--resume goes on with a file and --force replaces it; give one of them.", ctx)
+    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.tasks.comparison import Comparison, contestants
+    from lsmooth.tasks.results import Results
+
+    output = Path(options["output"] or f"compare-{options['task']}.h5")
+    figure = output.with_suffix(".png")
+    for path in (output, figure):
+        if path.exists() and not options["resume"] and not options["force"]:
+            raise InvalidArgumentError(
+                f"{path} exists already; choose another -o, or --resume to go on with it, or --force to replace it."
+            )
+    plans = _plans(options)
+    entries = contestants(plans, _grid(options["grid"]), _thresholds(options["clip"]))
+    seeds = range(options["seed"], options["seed"] + options["seeds"])
+    engine = _engine(options, next(iter(plans.values())).device)
+    mode = "a" if options["resume"] else "w" if options["force"] else "x"
+    results = Results(output, {"task": options["task"]}, mode)
+    comparison = Comparison(entries, list(seeds), results)
+    try:
+        _make(comparison, comparison.search_jobs(), engine, "choosing settings")
+        _make(comparison, comparison.final_jobs(), engine, "training")
+    except KeyboardInterrupt:
+        click.echo(f"Stopped; {output} holds {len(list(results))} runs: the same command with --resume goes on.")
+        ctx.exit(130)
+    standings = comparison.standings()
+    for line in table(standings, comparison):
+        click.echo(line)
+    wrote = f"Wrote {output} (every run)"
+    if any(standing.score for standing in standings):
+        _draw(comparison, figure)
+        wrote += f" and {figure} (training curves)"
+    click.echo(f"\n{wrote}.")
+    if any(standing.failed for standing in standings):
+        ctx.exit(1)
+
+
+def _plans(options: Mapping[str, Any]) -> dict[str, Plan]:
+    """Return the plan of each optimizer with the defaults that it has in the task."""
+    from lsmooth import tasks
+    from lsmooth.cli.train import changes_of, default_device
+    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.tasks.plan import make_plan
+
+    names = (options["optimizers"] or tasks.get(options["task"]).optimizer).split(",")
+    plans = {}
+    for name in names:
+        plans[name.strip()], _ = make_plan(
+            options["task"],
+            optimizer=name.strip(),
+            data=options["data"],
+            preset=options["preset"],
+            changes=changes_of(options),
+            device=options["device"] or default_device(),
+            amp=options["amp"] is not None,
+            compile=options["compiled"],
+        )
+    if len(plans) < len(names):
+        raise InvalidArgumentError(f"--optimizers {options['optimizers']} names one of them twice.")
+    return plans
+
+
+def _grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    from lsmooth.cli.train import pairs
+
+    return {key: [part.strip() for part in value.split(",")] for key, value in pairs(texts, "--grid").items()}
+
+
+def _thresholds(text: str | None) -> list[float | None] | None:
+    if text is None:
+        return None
+    from lsmooth.tasks.task import read_value
+
+    values: list[float | None] = [read_value("--clip", part.strip(), float | None) for part in text.split(",")]
+    return values
+
+
+def _engine(options: Mapping[str, Any], device: str) -> Engine:
+    from lsmooth.tasks.engines import LocalEngine, RayEngine, available_cores
+
+    on_gpu = device != "cpu"
+    if options["engine"] == "ray":
+        return RayEngine(options["threads"], 1.0 if on_gpu else 0.0)
+    return LocalEngine(
+        options["jobs"] or (1 if on_gpu else max(1, available_cores() // options["threads"])), options["threads"]
+    )
+
+
+def _make(comparison: Comparison, jobs: Mapping[str, Plan], engine: Engine, label: str) -> None:
+    """Make the runs and show how far they are: a bar over the steps of all of them, a line for each that ends."""
+    lengths = {name: _steps(plan) for name, plan in jobs.items()}
+    missing = comparison.missing(jobs)
+    done = dict.fromkeys(missing, 0.0)
+    if not missing:
+        return
+    progress: Any = click.progressbar(
+        length=1000 * len(missing), label=label, file=sys.stderr, width=24, item_show_func=lambda text: text
+    )
+    with progress as bar:
+
+        def advance(name: str, share: float) -> None:
+            step = int(1000 * share) - int(1000 * done[name])
+            done[name] = share
+            bar.update(step, f"{sum(value == 1 for value in done.values())} of {len(missing)} runs")
+
+        def tick(name: str, step: int) -> None:
+            advance(name, min(0.99, step / lengths[name]))
+
+        def finished(name: str, result: RunResult) -> None:
+            if sys.stderr.isatty():
+                click.echo("\r\033[K", nl=False, err=True)
+            click.echo(f"{name}: {_outcome(result, comparison.metric)}", err=True)
+            advance(name, 1.0)
+
+        comparison.make(jobs, engine, tick, finished)
+
+
+def _steps(plan: Plan) -> int:
+    # Without building the model, the length of an epoch is not known; the bar is then a guess.
+    return int(plan.settings["steps"] or 100 * plan.settings["epochs"])
+
+
+def _outcome(result: RunResult, metric: str) -> str:
+    if result.outcome == "failed":
+        return f"failed ({result.message})"
+    if result.outcome == "diverged":
+        return f"diverged before step {result.reports[-1]['step']}"
+    last = result.reports[-1]
+    return f"train loss {last['train_loss']:.4g}, {metric} {last['metrics'][metric]:.4g} in {last['seconds']:.0f} s"
+
+
+def table(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
+    """Return the lines of a table like the paper's Table 1: mean over seeds and half its 95 % interval."""
+    from lsmooth.tasks.comparison import mean_and_interval
+
+    frame = comparison.curves()
+    rows = [["optimizer", "settings", "train loss", f"test {comparison.metric}", "clipped", "seeds"]]
+    notes = []
+    for standing in standings:
+        mine = frame[frame["optimizer"] == standing.label] if len(frame) else frame
+        good = mine[mine["seed"].isin(list(standing.score))] if len(mine) else mine
+        losses = good.groupby("seed")["train_loss"].last().tolist() if len(good) else []
+        clipped = f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if len(mine) else "-"
+        rows.append(
+            [
+                standing.label,
+                standing.chosen or ("-" if standing.chosen is None else ""),
+                _interval(*mean_and_interval(losses)),
+                _interval(*mean_and_interval(list(standing.score.values()))),
+                clipped,
+                str(len(standing.score)),
+            ]
+        )
+        if standing.chosen is None:
+            notes.append(f"{standing.label}: no settings of the grid trained without diverging or failing")
+        if standing.diverged:
+            notes.append(f"{standing.label}: diverged with seed {', '.join(map(str, standing.diverged))}")
+        notes += [f"{standing.label}, {what}: failed ({why})" for what, why in standing.failed.items()]
+    if all(not row[1] for row in rows[1:]):
+        rows = [[row[0], *row[2:]] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 or rows[0][column] == "settings" else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return lines + notes
+
+
+def _interval(mean: float, half: float) -> str:
+    if mean != mean:
+        return "-"
+    return f"{mean:.4g}" if half != half else f"{mean:.4g} ± {half:.2g}"
+
+
+def _draw(comparison: Comparison, path: Path) -> None:
+    """Draw training loss and test metric over the epochs, one line an optimizer."""
+    from matplotlib.figure import Figure
+
+    from lsmooth.figures import style, training_curves
+
+    frame = comparison.curves()
+    with style():
+        figure = Figure(figsize=(6.75, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        training_curves(frame, x="epoch", y="train_loss", ax=left)
+        training_curves(frame, x="epoch", y=comparison.metric, ax=right, legend=False)
+        left.set_ylabel("training loss")
+        right.set_ylabel(f"test {comparison.metric}")
+        figure.savefig(path)

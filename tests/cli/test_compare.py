@@ -1,0 +1,89 @@
+"""`lsmooth compare`: the table, the files, going on after a stop."""
+
+import re
+
+import h5py
+import pytest
+from click.testing import CliRunner
+
+from lsmooth.cli import main
+
+TINY = [
+    "transformer-encoder",
+    *(f"--set={pair}" for pair in ("embedding=8", "heads=1", "feed_forward=8", "sequence=6", "batch_size=4")),
+    *["--set=report_every=5", "--device", "cpu", "--steps", "10", "--jobs", "2"],
+]
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+    return call
+
+
+def test_a_comparison_from_grid_to_table(compare, tmp_path):
+    arguments = [*TINY, "--optimizers", "sgd,adam", "--grid", "sgd:lr=0.001,1", "--grid", "adam:lr=0.01", "-o", "r.h5"]
+    done = compare(*arguments, "--seeds", 2)
+    assert done.exit_code == 0, done.output
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["r.h5", "r.png"]
+    assert "Wrote r.h5 (every run) and r.png" in done.output
+    lines = [re.split(r"\s{2,}", line) for line in done.stdout.splitlines()]
+    assert lines[0] == ["optimizer", "settings", "train loss", "test perplexity", "clipped", "seeds"]
+    assert [line[:2] for line in lines[1:3]] == [["sgd", "lr 1"], ["adam", "lr 0.01"]]
+    assert all(re.fullmatch(r"[\d.e+]+ ± [\d.e+]+", cell) for line in lines[1:3] for cell in line[2:4])
+    with h5py.File("r.h5") as file:
+        assert len(file["runs"]) == 2 + 4
+    first = done.stdout
+    # All is there: nothing is made again, and the table is the same.
+    again = compare(*arguments, "--seeds", 2, "--resume")
+    assert again.stdout == first
+    assert "seed 0:" not in again.stderr
+    # A third seed makes two runs more.
+    more = compare(*arguments, "--seeds", 3, "--resume")
+    assert more.exit_code == 0, more.output
+    assert more.stderr.count("seed 2:") == 2
+    assert more.stderr.count("seed 0:") == 0
+    # Other settings are other runs.
+    other = compare(*arguments, "--seeds", 2, "--resume", "--set", "dropout=0")
+    assert other.exit_code == 1
+    assert "dropout was 0.2 there and is 0.0 here" in other.output
+
+
+def test_clipping_is_compared_and_divergence_is_told(compare):
+    done = compare(*TINY, "--clip", "0.25,none", "--seeds", 1, "--set", "optimizer.lr=1e30")
+    assert done.exit_code == 0, done.output
+    assert "sgd, max_norm 0.25" in done.output
+    assert "sgd, no clipping: diverged with seed 0" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["transformer-encodr"], 1, "did you mean transformer-encoder"),
+        ([*TINY, "--optimizers", "sgd,adem"], 1, "did you mean adam"),
+        ([*TINY, "--optimizers", "sgd,sgd"], 1, "twice"),
+        ([*TINY, "--grid", "lr"], 2, "KEY=VALUE"),
+        ([*TINY, "--grid", "lrr=1,2"], 1, "did you mean lr"),
+        ([*TINY, "--clip", "much"], 1, "--clip=much"),
+        ([*TINY, "--resume", "--force"], 2, "one of them"),
+        ([*TINY, "-o", "no/where.h5"], 1, "no folder no"),
+    ],
+)
+def test_what_cannot_be_ends_in_a_sentence(compare, tmp_path, arguments, code, sentence):
+    done = compare(*arguments)
+    assert done.exit_code == code, done.output
+    assert sentence in done.output
+    assert "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_files_are_left_alone_without_force(compare, tmp_path):
+    (tmp_path / "r.png").write_text("precious")
+    done = compare(*TINY, "-o", "r.h5")
+    assert done.exit_code == 1
+    assert "r.png exists already" in done.output
+    assert [item.name for item in tmp_path.iterdir()] == ["r.png"]
