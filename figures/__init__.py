@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lsmooth.figures.coordinates import coordinate_grid
     from lsmooth.figures.curves import loss_frame, training_curves
     from lsmooth.figures.density import coordinate_density
+    from lsmooth.figures.descent_bound import lower_bound
     from lsmooth.figures.heatmap import layer_heatmap
     from lsmooth.figures.house import style
     from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
@@ -29,6 +30,7 @@ _HOME = {
     "layer_constants": "constants",
     "layer_heatmap": "heatmap",
     "loss_frame": "curves",
+    "lower_bound": "descent_bound",
     "segment_profile": "segments",
     "smoothness_panels": "scatter",
     "smoothness_scatter": "scatter",
@@ -44,6 +46,7 @@ __all__ = [
     "layer_constants",
     "layer_heatmap",
     "loss_frame",
+    "lower_bound",
     "segment_profile",
     "smoothness_panels",
     "smoothness_scatter",
