@@ -47,9 +47,15 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
     Writes a trace and, beside it, a checkpoint. Ctrl-C ends the run after the step that it is in; --resume with the
     same --trace continues it, all other options are then taken from the checkpoint.
+
+    Under torchrun, the processes share each batch, with one GPU each where there are GPUs; there is no checkpoint then.
     """
     from lsmooth.cli.progress import Progress, plain_warnings
+    from lsmooth.tasks.parallel import ranks_wanted
 
+    if ranks_wanted() > 1:
+        _train_together(ctx, options)
+        return
     with plain_warnings():
         session = _resumed(ctx, options) if options["resume"] else _begun(ctx, options)
         with session:
@@ -69,18 +75,46 @@ def command(ctx: click.Context, /, **options: Any) -> None:
         ctx.exit(1)
 
 
-def _begun(ctx: click.Context, options: dict[str, Any]) -> Session:
+def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Train over the processes that torchrun started; the first of them speaks."""
+    import torch.distributed as dist
+
+    from lsmooth.cli.progress import Progress, plain_warnings
+    from lsmooth.tasks.parallel import join
+
+    if options["resume"]:
+        raise click.UsageError("Runs under torchrun leave no checkpoint to resume from; leave out --resume.", ctx)
+    options["device"] = join(options["device"] or default_device())
+    try:
+        with plain_warnings(), _begun(ctx, options, parallel=True) as session:
+            if dist.get_rank():
+                outcome = session.train()
+            else:
+                click.echo(f"{_opening(session)}, {dist.get_world_size()} processes", err=True)
+                with Progress(session) as progress:
+                    outcome = session.train(progress)
+            session.close()
+            if not dist.get_rank():
+                click.echo(_closing(session, outcome))
+    finally:
+        dist.destroy_process_group()
+    if outcome == "diverged":
+        ctx.exit(1)
+
+
+def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
     if options["task"] is None:
         raise click.UsageError("Missing argument 'TASK' (see `lsmooth tasks`).", ctx)
     from lsmooth import tasks
     from lsmooth.errors import TraceError
+    from lsmooth.tasks.parallel import on_rank_0
     from lsmooth.tasks.plan import make_plan
     from lsmooth.tasks.session import Session
 
     task = tasks.get(options["task"])
     trace = Path(options["trace"] or f"{task.name}.h5")
     # Said before data and model are made, which may take a while.
-    if trace.exists() and not options["force"]:
+    if (on_rank_0(trace.exists()) if parallel else trace.exists()) and not options["force"]:
         raise TraceError(f"{trace} exists already; choose another --trace, or --force to replace it, or --resume it.")
     plan, data = make_plan(
         task.name,
@@ -100,6 +134,7 @@ def _begun(ctx: click.Context, options: dict[str, Any]) -> Session:
         data=data,
         mode="w" if options["force"] else "x",
         checkpoint_seconds=options["checkpoint_every"],
+        parallel=parallel,
     )
 
 
@@ -232,7 +267,8 @@ def _closing(session: Session, outcome: str) -> str:
     if max_norm is not None:
         clipped, steps = (sum(getattr(report, name) for report in run.reports) for name in ("clipped", "steps"))
         lines.append(f"Clipped the gradient to norm {max_norm:g} in {clipped} of {steps} steps.")
-    lines.append(f"Wrote {session.trace} ({measured}) and {session.checkpoint_path}.")
+    beside = f" and {session.checkpoint_path}" if session.keeps_checkpoints else ""
+    lines.append(f"Wrote {session.trace} ({measured}){beside}.")
     lines.append(f"Look at it: lsmooth info {session.trace}; lsmooth plot {session.trace} -o figure.png")
     return "\n".join(lines)
 

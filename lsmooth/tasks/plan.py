@@ -12,6 +12,7 @@ import torch
 
 from lsmooth import optim, tasks
 from lsmooth.errors import InvalidArgumentError, unknown_name
+from lsmooth.tasks.parallel import Parallel
 from lsmooth.tasks.task import Data, Preset, Settings, Task, read_value
 from lsmooth.tasks.training import TrainingRun
 
@@ -81,11 +82,12 @@ class Plan:
         kind: type[Settings] = type(tasks.get(self.task).settings(self.preset))
         return kind(**self.settings)
 
-    def start(self, data: Data | None = None) -> TrainingRun:
+    def start(self, data: Data | None = None, *, parallel: bool = False) -> TrainingRun:
         """Build model and optimizer, at step 0.
 
         Args:
             data: What the task found under `data` already, to save finding it again.
+            parallel: Whether the processes of torch.distributed train it together.
         """
         task: Task = tasks.get(self.task)
         settings = self.typed_settings()
@@ -96,7 +98,12 @@ class Plan:
         trained = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
         optimizer = optim.build(self.optimizer, trained, **self.hyperparameters)
         return TrainingRun(
-            problem, optimizer, max_norm=settings.max_norm, report_every=settings.report_every, amp=self.amp
+            problem,
+            optimizer,
+            max_norm=settings.max_norm,
+            report_every=settings.report_every,
+            amp=self.amp,
+            parallel=Parallel(problem) if parallel else None,
         )
 
 

@@ -35,6 +35,7 @@ class Session:
         mode: "x" refuses an existing trace, "w" replaces it.
         checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.
         checkpoint: Continue from this one (see `resume`).
+        parallel: Whether the processes of torch.distributed train together; there are no checkpoints then.
 
     Raises:
         TraceError: The trace cannot be written.
@@ -55,6 +56,7 @@ class Session:
         mode: Mode = "x",
         checkpoint_seconds: float | None = 120.0,
         checkpoint: Checkpoint | None = None,
+        parallel: bool = False,
     ) -> None:
         task_data = data
         if task_data is None:
@@ -65,11 +67,12 @@ class Session:
         self.trace = trace
         self.checkpoint_path = checkpoint_path(trace)
         self._recording = dict(recording)
-        self._checkpoint_seconds = checkpoint_seconds
+        self._parallel = parallel
+        self._checkpoint_seconds = None if parallel else checkpoint_seconds
         self._saved = time.monotonic()
-        self.run: TrainingRun = plan.start(task_data)
+        self.run: TrainingRun = plan.start(task_data, parallel=parallel)
         self.recorder = Recorder(
-            self.run.problem.model,
+            self.run.model,
             self.run.optimizer,
             trace,
             mode=mode if checkpoint is None else "a",
@@ -125,7 +128,8 @@ class Session:
             watch: Called after every step; it must not wait for the device more often than it has to.
         """
         self._save_if_due(first=True)
-        with _stop_requests() as stop:
+        # One rank cannot stop while the others go on: together, they are ended from outside.
+        with contextlib.nullcontext(threading.Event()) if self._parallel else _stop_requests() as stop:
             for _ in self.run.steps(self.recorder):
                 watch(self)
                 self._save_if_due()
@@ -155,6 +159,11 @@ class Session:
                 stacklevel=2,
             )
         self._saved = time.monotonic()
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the run can be resumed."""
+        return self._checkpoint_seconds is not None
 
     def close(self) -> None:
         """Finish the trace."""

@@ -135,7 +135,12 @@ class Problem(ABC):
         model: The model, on the device on which it is trained.
         seed: The run's seed.
         steps_per_epoch: Optimizer steps in an epoch; about so many, where epochs differ in length.
+
+    Attributes:
+        loss_is_a_sum: Whether `loss` is a sum over the examples of a batch, not a mean.
     """
+
+    loss_is_a_sum: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, model: nn.Module, *, seed: int, steps_per_epoch: int) -> None:
         if steps_per_epoch < 1:

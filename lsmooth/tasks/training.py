@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsmooth.recorder import Recorder
+from lsmooth.tasks.parallel import Parallel
 from lsmooth.tasks.task import Problem, Split
 
 
@@ -56,6 +57,7 @@ class TrainingRun:
         max_norm: Clip gradients to this 2-norm before each step; None for no clipping.
         report_every: Report after so many steps; None for after each epoch.
         amp: Run forward passes in bfloat16 where autocast deems it safe.
+        parallel: This process's share, where several train together.
 
     Attributes:
         step: Optimizer steps done.
@@ -71,6 +73,7 @@ class TrainingRun:
         max_norm: float | None = None,
         report_every: int | None = None,
         amp: bool = False,
+        parallel: Parallel | None = None,
     ) -> None:
         self.problem = problem
         self.optimizer = optimizer
@@ -80,6 +83,7 @@ class TrainingRun:
         self._max_norm = max_norm
         self._report_every = report_every
         self._amp = amp
+        self._parallel = parallel
         self._base_lr = [float(group["lr"]) for group in optimizer.param_groups]
         # Thresholds of optimizers that clip on their own, scaled by `problem.clip_factor`.
         self._thresholds = [group.get("max_norm") for group in optimizer.param_groups]
@@ -92,6 +96,11 @@ class TrainingRun:
         # Since the last report: sum of losses, number of clipped steps; both stay on the device.
         self._sums = torch.zeros(2, device=device)
         self._seconds = 0.0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it is called in training, wrapped where several processes train together."""
+        return self.problem.model if self._parallel is None else self._parallel.model
 
     @property
     def total_steps(self) -> int:
@@ -175,10 +184,14 @@ class TrainingRun:
                 group["max_norm"] = threshold * clip_factor
         self.optimizer.zero_grad()
         carried = self._carried
-        amp = self._amp
+        amp, parallel, weight = self._amp, self._parallel, 1.0
+        if parallel is not None:
+            batch, weight = parallel.part(batch)
 
         def loss() -> tuple[Tensor, Any]:
             with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=amp):
+                if parallel is not None:
+                    return parallel.loss(batch, carried, weight)
                 return self.problem.loss(batch, carried)
 
         trained, self._carried = backward(loss)
@@ -209,7 +222,7 @@ class TrainingRun:
 
     def _report(self, split: Split) -> None:
         steps = self.step - self._reported_step
-        total, clipped = self._sums.tolist()
+        total, clipped = (self._sums if self._parallel is None else self._parallel.mean(self._sums)).tolist()
         self._sums.zero_()
         self.reports.append(
             Report(

@@ -307,6 +307,8 @@ def _hub_pairs(source: str, name: str) -> dict[str, Sequence[tuple[str, str]]]:
 class TranslationProblem(Problem):
     """One run: batches of pairs of similar length, in random order."""
 
+    loss_is_a_sum = True
+
     def __init__(
         self, settings: TranslationSettings, data: TranslationData, *, seed: int, device: torch.device
     ) -> None:
