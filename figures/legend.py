@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,17 @@ def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = (), *
     figure = ax.figure.figure
     # Before layout, Axes are taken to be as large as their part of the figure, less the labels beside them.
     grid = ax.get_subplotspec()
-    rows, columns = grid.get_gridspec().get_geometry() if grid is not None else (1, 1)
-    wide = max(40.0, (ax.figure.bbox.width / figure.dpi * 72 - 40) / columns - 35)
-    high = max(30.0, (ax.figure.bbox.height / figure.dpi * 72 - 15) / rows - 25)
+    down, across = grid.get_gridspec().get_geometry() if grid is not None else (1, 1)
+    wide = max(40.0, (ax.figure.bbox.width / figure.dpi * 72 - 40) / across - 35)
+    high = max(30.0, (ax.figure.bbox.height / figure.dpi * 72 - 15) / down - 25)
     texts = [re.sub(r"[$_{}\\]", "", label) for label in labels]
     width = max(text_width(text, size) for text in texts) + size * (settings["legend.handlelength"] + 1.5)
-    height = len(labels) * size * 1.35 + size * 0.8
-    share = np.array([min(1.0, width / wide), min(1.0, height / high)])
+    # Side by side where one column of labels would take half the height.
+    columns = 1
+    while size * (1.35 * math.ceil(len(labels) / columns) + 0.8) > 0.4 * high and (columns + 1) * width < 0.95 * wide:
+        columns += 1
+    height = size * (1.35 * math.ceil(len(labels) / columns) + 0.8)
+    share = np.array([min(1.0, columns * width / wide), min(1.0, height / high)])
     places = [np.empty((0, 2))]
     for x, y in series:
         both = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
@@ -71,4 +76,4 @@ def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = (), *
         else:
             lowest = ax.transData.inverted().transform(low)[1]
         ax.set_ylim(lowest, highest)
-    ax.legend(handles, labels, loc=corner)
+    ax.legend(handles, labels, loc=corner, ncols=columns)

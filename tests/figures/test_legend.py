@@ -17,14 +17,16 @@ CLOUDS = {
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-@pytest.mark.parametrize("labels", [1, 4])
-def test_a_legend_hides_no_point(name, labels):
+@pytest.mark.parametrize(
+    ("labels", "text"), [(1, "trend: $L_0$ = {}.12, $L_1$ = 3.45"), (4, "flagged ({})"), (8, "step {}000")]
+)
+def test_a_legend_hides_no_point(name, labels, text):
     x, y = CLOUDS[name](np.random.default_rng(0))
     with style():
         ax = empty_axes()
         ax.plot(x, y, ".")
         for place in range(labels):
-            ax.plot([], [], label=f"trend: $L_0$ = {place}.12, $L_1$ = 3.45")
+            ax.plot([], [], label=text.format(place))
         make_log(ax, "x", log_limits(x))
         make_log(ax, "y", log_limits(y))
         place_legend(ax, [(x, y)])
