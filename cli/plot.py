@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lsmooth.trace.reader import Trace
 
 SUFFIXES = (".png", ".pdf", ".svg")
+# What --by tells apart in curves.
+RUNS = ("run", "optimizer")
 
 
 class _Size(click.ParamType):
@@ -34,11 +36,20 @@ class _Size(click.ParamType):
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What the command line says about how a figure is drawn."""
+class Options:
+    """How a figure is drawn.
 
-    by: str | None
-    linear: bool
+    Attributes:
+        by: Groups; None for those of the kind.
+        linear: Linear axes in place of logarithmic ones.
+        size: Width and height in inches; None for what the kind needs.
+        title: A title above the figure.
+    """
+
+    by: str | None = None
+    linear: bool = False
+    size: tuple[float, float] | None = None
+    title: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class _Kind:
         linear: Whether it has logarithmic axes that `--linear` makes linear.
     """
 
-    draw: Callable[[Sequence[Trace], Figure, _Options], None]
+    draw: Callable[[Sequence[Trace], Figure, Options], None]
     several: bool = False
     by: str | None = None
     linear: bool = True
@@ -123,13 +134,13 @@ def command(
         from lsmooth.trace.reader import Trace
 
         opened = [stack.enter_context(Trace(trace)) for trace in traces]
-        options = _Options(by, linear)
+        options = Options(by, linear, size, title)
         if everything:
-            _draw_all(opened, paths, options, dpi, size, title)
+            _draw_all(opened, paths, options, dpi)
         elif output is None:
-            _show(opened, kind, options, dpi, size, title, force)
+            _show(opened, kind, options, dpi, force)
         else:
-            _write(_figure(opened, kind, options, size, title), paths[kind], dpi)
+            _write(draw_kind(kind, opened, _blank(), options), paths[kind], dpi)
             click.echo(f"Wrote {paths[kind]}.")
 
 
@@ -197,30 +208,28 @@ def _style(name: str | None) -> Iterator[None]:
         yield
 
 
-def _figure(
-    traces: Sequence[Trace],
-    kind: str,
-    options: _Options,
-    size: tuple[float, float] | None,
-    title: str | None,
-    figure: Figure | None = None,
-) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = figure or Figure(layout="constrained")
+def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Options) -> Figure:
+    """Draw a kind of figure into an empty one, and return it."""
     _check_options(KINDS[kind], kind, [str(trace.path) for trace in traces], options.by, options.linear)
     # Sizes count while a figure is drawn: names are shortened to what there is room for.
-    figure.set_size_inches(*(size or _size(kind, traces, options)))
+    figure.set_size_inches(*(options.size or _size(kind, traces, options)))
     KINDS[kind].draw(traces, figure, options)
-    if title is not None:
+    if options.title is not None:
         import matplotlib
+        from matplotlib.font_manager import FontProperties
 
         from lsmooth.figures.labels import wrap_words
 
-        points = matplotlib.font_manager.FontProperties(size=matplotlib.rcParams["figure.titlesize"])
+        points = FontProperties(size=matplotlib.rcParams["figure.titlesize"]).get_size_in_points()
         width = figure.get_size_inches()[0] * 72 - 8
-        figure.suptitle(wrap_words(title, width, points.get_size_in_points()), parse_math=False)
+        figure.suptitle(wrap_words(options.title, width, points), parse_math=False)
     return figure
+
+
+def _blank() -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained")
 
 
 def _write(figure: Figure, path: Path, dpi: int | None) -> None:
@@ -246,19 +255,18 @@ def _write(figure: Figure, path: Path, dpi: int | None) -> None:
 def _draw_all(
     traces: Sequence[Trace],
     paths: dict[str, Path],
-    options: _Options,
+    options: Options,
     dpi: int | None,
-    size: tuple[float, float] | None,
-    title: str | None,
 ) -> None:
     """Draw every kind that can be drawn, and say which cannot and why."""
     wrote, reasons = [], {}
     for kind, path in paths.items():
-        mine = _Options(options.by if KINDS[kind].by else None, options.linear and KINDS[kind].linear)
-        if kind == "curves" and mine.by not in ("run", "optimizer"):
-            mine = _Options(None, mine.linear)
+        known = KINDS[kind]
+        # Groups of parameters are none of runs, and the other way round.
+        by = options.by if known.by and (kind == "curves") == (options.by in RUNS) else None
+        mine = replace(options, by=by, linear=options.linear and known.linear)
         try:
-            figure = _figure(traces, kind, mine, size, title)
+            figure = draw_kind(kind, traces, _blank(), mine)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(figure, path, dpi)
         except LsmoothError as error:
@@ -275,20 +283,18 @@ def _draw_all(
 def _show(
     traces: Sequence[Trace],
     kind: str,
-    options: _Options,
+    options: Options,
     dpi: int | None,
-    size: tuple[float, float] | None,
-    title: str | None,
     force: bool,
 ) -> None:
     """Open a window, or where there is none, write a file named after trace and kind."""
     window = _window()
     if window is None:
         path = _checked_output(f"{traces[0].path.stem}-{kind}.png", force)
-        _write(_figure(traces, kind, options, size, title), path, dpi)
+        _write(draw_kind(kind, traces, _blank(), options), path, dpi)
         click.echo(f"Wrote {path}, since there is no display.")
         return
-    _figure(traces, kind, options, size, title, window)
+    draw_kind(kind, traces, window, options)
     import matplotlib.pyplot as plt
 
     plt.show()
@@ -312,7 +318,7 @@ def _window() -> Figure | None:
 # --- the kinds ---
 
 
-def _size(kind: str, traces: Sequence[Trace], options: _Options) -> tuple[float, float]:
+def _size(kind: str, traces: Sequence[Trace], options: Options) -> tuple[float, float]:
     """Return the size in inches that a kind needs by default: a single column where it can."""
     from lsmooth.figures.constants import constants_height
     from lsmooth.figures.heatmap import heatmap_height
@@ -350,7 +356,7 @@ def _columns(panels: int) -> int:
     return 2 if panels <= 6 else 4
 
 
-def _scatter(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.points import points_of
     from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
 
@@ -364,31 +370,31 @@ def _scatter(traces: Sequence[Trace], figure: Figure, options: _Options) -> None
     )
 
 
-def _coordinates(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _coordinates(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.coordinates import coordinate_grid
 
     coordinate_grid(traces[0], figure=figure, linear=options.linear)
 
 
-def _density(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _density(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.density import coordinate_density
 
     coordinate_density(traces[0], ax=figure.add_subplot())
 
 
-def _layers(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _layers(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.constants import constants_panels
 
     constants_panels(traces[0], by=options.by or "module", figure=figure, linear=options.linear)
 
 
-def _heatmap(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _heatmap(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.heatmap import layer_heatmap
 
     layer_heatmap(traces[0], by=options.by or "module", ax=figure.add_subplot(), linear=options.linear)
 
 
-def _stability(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.labels import title
     from lsmooth.figures.points import run_names
     from lsmooth.figures.stability_limit import stability
@@ -401,19 +407,19 @@ def _stability(traces: Sequence[Trace], figure: Figure, options: _Options) -> No
             ax.set_xlabel("iteration" if ax is axes[-1] else "")
 
 
-def _curves(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _curves(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.curves import loss_frame, training_curves
 
     by = options.by or "run"
-    if by not in ("run", "optimizer"):
-        raise unknown_name("way to tell curves apart", by, ("run", "optimizer"))
+    if by not in RUNS:
+        raise unknown_name("way to tell curves apart", by, RUNS)
     frame = loss_frame(traces)
     training_curves(
         frame if by == "optimizer" else frame.assign(seed=0), x="step", hue=by, ax=figure.add_subplot(), legend=True
     )
 
 
-def _segments(traces: Sequence[Trace], figure: Figure, options: _Options) -> None:
+def _segments(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.segments import segment_profile
 
     loss, gradient = figure.subplots(2, 1, sharex=True)
