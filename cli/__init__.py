@@ -21,6 +21,7 @@ COMMANDS = {
     "info": "Say what is in a trace: run, steps measured and flagged, size.",
     "tail": "Follow a trace while it is being written.",
     "export": "Write a trace as a table: CSV, Parquet or netCDF.",
+    "tasks": "List the tasks, and where their data was found.",
 }
 
 

@@ -275,6 +275,7 @@ class AWDLSTMTask(Task[AWDLSTMSettings, Corpus]):
     summary = "3-layer AWD-LSTM, word language model on Penn Treebank"
     figure = "Figure 5, Table 1"
     files = PTB_FILES
+    signs = ("ptb.train.txt",)
     hub = "ptb-text-only/ptb_text_only"
     optimizer = "generalized-signsgd"
     metric = "perplexity"

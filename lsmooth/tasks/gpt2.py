@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from lsmooth.errors import DataError
 from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task, epoch_generator
-from lsmooth.tasks.text import WIKITEXT_FILES, Corpus, Lines, as_tensor, find_corpus, find_lines
+from lsmooth.tasks.text import WIKITEXT_FILES, WIKITEXT_SIGNS, Corpus, Lines, as_tensor, find_corpus, find_lines
 
 VOCABULARY = 28_996
 _HUB = ("Salesforce/wikitext", "wikitext-103-raw-v1")
@@ -229,6 +229,7 @@ class GPT2Task(Task[GPT2Settings, Corpus]):
     figure = "Figure 2"
     files = f"{WIKITEXT_FILES}, and BERT's {_BERT_FILE}"
     hub = ", ".join(_HUB)
+    signs = WIKITEXT_SIGNS
     optimizer = "adam"
     metric = "perplexity"
 

@@ -388,6 +388,7 @@ class ResNet20Task(Task[ResNet20Settings, ImageData]):
     figure = "Figure 4, Table 1"
     files = f"{_TRAIN_FILES[0]} to {_TRAIN_FILES[-1]} and {_TEST_FILE} (CIFAR-10's binary version)"
     hub = "uoft-cs/cifar10"
+    signs = (_TRAIN_FILES[0], f"cifar-10-batches-bin/{_TRAIN_FILES[0]}")
     optimizer = "generalized-signsgd"
     metric = "accuracy"
     higher_is_better = True

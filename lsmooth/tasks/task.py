@@ -241,6 +241,7 @@ class Task(ABC, Generic[S, D]):
         summary: One line: model and data.
         figure: What of the paper it shows.
         files: The files that `--data DIR` looks for, in words.
+        signs: Names (globs) of files by which a folder with the data set is told, without reading them.
         hub: Public name of the data set for `--data hub`.
         optimizer: The optimizer used by default.
         metric: The metric that settings are chosen by and that tables show, one of those of `Problem.metrics`.
@@ -251,6 +252,7 @@ class Task(ABC, Generic[S, D]):
     summary: ClassVar[str]
     figure: ClassVar[str]
     files: ClassVar[str]
+    signs: ClassVar[tuple[str, ...]]
     hub: ClassVar[str]
     optimizer: ClassVar[str]
     metric: ClassVar[str]

@@ -30,6 +30,7 @@ Lines = Mapping[str, Callable[[], Iterable[str]]]
 WIKITEXT_FILES = (
     "wiki.train.tokens and wiki.valid.tokens, or train.txt and valid.txt, or train*.parquet and validation*.parquet"
 )
+WIKITEXT_SIGNS = ("wiki.train.tokens", "train.txt", "train*.parquet")
 _WIKITEXT_PATTERNS = (
     {"train": "wiki.train.tokens", "valid": "wiki.valid.tokens", "test": "wiki.test.tokens"},
     {"train": "wiki.train.raw", "valid": "wiki.valid.raw", "test": "wiki.test.raw"},

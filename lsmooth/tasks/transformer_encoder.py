@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task, epoch_generator
-from lsmooth.tasks.text import WIKITEXT_FILES, Corpus, find_corpus
+from lsmooth.tasks.text import WIKITEXT_FILES, WIKITEXT_SIGNS, Corpus, find_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,7 @@ class TransformerEncoder(Task[EncoderSettings, Corpus]):
     summary = "2-layer Transformer encoder, word language model on WikiText-2"
     figure = "Figure 1(a)"
     files = WIKITEXT_FILES
+    signs = WIKITEXT_SIGNS
     hub = "Salesforce/wikitext, wikitext-2-v1"
     optimizer = "sgd"
     metric = "perplexity"

@@ -399,6 +399,7 @@ class TranslationTask(Task[TranslationSettings, TranslationData]):
     summary = "6-layer encoder-decoder Transformer, German to English on Multi30k"
     figure = "Figures 1(b), 3"
     files = MULTI30K_FILES
+    signs = ("train.de", "train.de.gz")
     hub = "bentrevett/multi30k"
     optimizer = "adam"
     metric = "perplexity"

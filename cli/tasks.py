@@ -1,0 +1,60 @@
+"""`lsmooth tasks`: what can be trained, and on which data that is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from lsmooth.tasks.task import Task
+
+# Looked through when no folder is given, each with a subfolder of the task's name.
+FOLDERS = (".", "data")
+
+
+@click.command("tasks", epilog="Example: lsmooth tasks --data ~/datasets")
+@click.option(
+    "--data",
+    "folders",
+    metavar="DIR",
+    multiple=True,
+    help="Look for data here, and in subfolders named after the tasks; may be repeated.  [default: . and ./data]",
+)
+def command(folders: tuple[str, ...]) -> None:
+    """List the tasks, where their data was looked for, and what was found.
+
+    Every task has a built-in stand-in for its data, so that all of them can be trained as they are.
+    """
+    from lsmooth import tasks
+    from lsmooth.errors import DataError
+
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise DataError(f"There is no folder {folder} to look for data in.")
+    for name in tasks.NAMES:
+        for line in _lines(tasks.get(name), folders or FOLDERS):
+            click.echo(line)
+
+
+def _lines(task: Task, folders: tuple[str, ...]) -> list[str]:
+    from importlib.util import find_spec
+
+    defaults = task.optimizer_defaults(task.optimizer, "paper")
+    values = ", ".join(f"{key} {value}" for key, value in defaults.items())
+    looked = [place for folder in folders for place in (Path(folder), Path(folder) / task.name)]
+    found = [place for place in looked if any(next(place.glob(sign), None) for sign in task.signs)]
+    if found:
+        folder = f"found: --data {' or --data '.join(map(str, found))}"
+    else:
+        folder = f"not found in {', '.join(str(place) for place in looked)}; looked for {task.files}"
+    hub = task.hub + (" (--data hub)" if find_spec("datasets") else "; needs pip install 'lsmooth[data]'")
+    return [
+        f"{task.name}: {task.summary}",
+        f"  shows      {task.figure}",
+        f"  optimizer  {task.optimizer}" + (f", {values}" if values else ""),
+        "  stand-in   built in; used without --data",
+        f"  folder     {folder}",
+        f"  hub        {hub}",
+    ]
