@@ -359,15 +359,15 @@ class Recorder:
         assert self._densities is not None
         if counts is None and not dropped:
             return
-        if counts is None:
+        if counts is None and file.rows:
             warnings.warn(
                 f"The checkpoint holds no densities, and the counts in {file.path} include steps that are now "
                 "dropped: densities begin anew here; save recorder.state_dict() whole to keep them.",
                 stacklevel=3,
             )
-            self._densities.load(torch.zeros_like(self._densities.snapshot()))
-        else:
-            self._densities.load(counts)
+        if counts is None:
+            counts = torch.zeros_like(self._densities.snapshot())
+        self._densities.load(counts)
         file.density = self._densities.unpacked(self._densities.snapshot().cpu().numpy())
 
     def flush(self) -> None:

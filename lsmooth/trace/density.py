@@ -103,6 +103,11 @@ def create_density(file: h5py.File, parameters: h5py.Dataset) -> None:
     note[:] = [[0, sequence, _checksum(0, sequence, np.zeros(shape[1:], "<i8"))] for sequence in range(_COPIES)]
 
 
+def density_bytes(parameters: int) -> int:
+    """Return how many bytes the counts of so many parameter tensors take in a file."""
+    return _COPIES * parameters * (len(edges(GRAD_DECADES)) - 1) * (len(edges(SMOOTHNESS_DECADES)) - 1) * 8
+
+
 class DensityWriter:
     """Puts the counts of a run into their place.
 

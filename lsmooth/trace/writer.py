@@ -27,7 +27,7 @@ from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.estimators import joined_norms
 from lsmooth.trace import header_sum
 from lsmooth.trace.attributes import put_text
-from lsmooth.trace.density import Counts, DensityWriter, create_density
+from lsmooth.trace.density import Counts, DensityWriter, create_density, density_bytes
 from lsmooth.trace.layout import (
     CHUNK_STEPS,
     COORDINATE_FIELDS,
@@ -156,6 +156,8 @@ class TraceWriter:
         self._lock: int | None = None
         self._file: h5py.File | None = None
         self._descriptor = -1
+        # Whether HDF5 is at work on the file, or was when an error occurred.
+        self._in_doubt = False
         if not self._place.parent.is_dir():
             raise TraceError(f"There is no folder {self.path.parent} to write {self.path.name} into; create it first.")
         exists = self._place.exists()
@@ -256,8 +258,11 @@ class TraceWriter:
                     next_step = int(self._file["step"][-1]) + 1 if self._whole else 0
                 assert self._recent is not None
                 self._recent.mark_closed(self._whole, next_step)
+                _reserve(self._lock, 0)
+                self._in_doubt = True
                 self._file.close()
-                self._file = None
+                self._file, self._in_doubt = None, False
+                _trim(self._lock)
         finally:
             self.abandon()
 
@@ -267,8 +272,12 @@ class TraceWriter:
         if file is not None:
             # What HDF5 still writes, now or when the process ends, goes nowhere.
             _redirect(self._descriptor)
-            with contextlib.suppress(Exception):
-                file.close()
+            if self._in_doubt:
+                # HDF5 2.0 crashes when it closes a file that it could not write to.
+                _FORGOTTEN.append(file)
+            else:
+                with contextlib.suppress(Exception):
+                    file.close()
         lock, self._lock = self._lock, None
         if lock is not None:
             with contextlib.suppress(OSError):
@@ -322,6 +331,7 @@ class TraceWriter:
         assert self._file is not None
         assert self._lock is not None
         _reserve(self._lock, sum(values.nbytes for values in rows.values()))
+        self._in_doubt = True
         for item in self._fields:
             dataset = self._file[item.name]
             # `step` comes last: what it counts is whole, whoever looks in between.
@@ -330,6 +340,7 @@ class TraceWriter:
             dataset.resize(self._whole + len(rows[item.name]), axis=0)
             dataset[self._whole :] = rows[item.name]
         self._file.flush()
+        self._in_doubt = False
         clear_open_mark(self._lock)
         _trim(self._lock)
         self._whole += len(rows["step"])
@@ -364,10 +375,14 @@ class TraceWriter:
             raise TraceError(
                 f"{self.path} cannot be written: {error.strerror}; choose a folder that you may write to."
             ) from error
-        os.close(handle)
         temporary = Path(name)
         lock: int | None = None
         try:
+            try:
+                # Is there room? A file that HDF5 could not finish would crash it.
+                _reserve(handle, self._first_bytes())
+            finally:
+                os.close(handle)
             os.chmod(temporary, 0o666 & ~_umask())
             file = h5py.File(temporary, "w", libver="latest", track_order=True, locking=False)
             try:
@@ -409,6 +424,12 @@ class TraceWriter:
         for start in range(0, count, at_once):
             part = slice(start, min(start + at_once, count))
             self._put({item.name: old.read(item.name, part) for item in self._fields})
+
+    def _first_bytes(self) -> int:
+        """Return about how many bytes a trace takes before its first step."""
+        names = (*self._header.parameters, *self._header.coordinate_names)
+        counts = density_bytes(len(self._header.parameters)) if self._header.densities else 0
+        return CHUNK_STEPS * self._record().itemsize + counts + 64 * len(names) + sum(map(len, names)) + _INDEX_BYTES
 
     def _record(self) -> np.dtype[Any]:
         return record_of(self._fields, self._header.sizes(), self._header.real)
@@ -597,7 +618,7 @@ def _numbers(values: Any) -> str:
 
 # Those at work in this process: a forked one must not write to their files.
 _WRITERS: weakref.WeakSet[TraceWriter] = weakref.WeakSet()
-# Files of the parent's, which a forked process must not close.
+# Files that must not be closed: the parent's in a forked process, and those that HDF5 could not write to.
 _FORGOTTEN: list[h5py.File] = []
 
 

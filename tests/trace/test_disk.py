@@ -1,0 +1,208 @@
+"""When the disk is full, gone, read-only or slow: training goes on, one warning says so, what is there can be read."""
+
+import errno
+import os
+import resource
+import shutil
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from rows import assert_rows, header, rows
+from torch import nn
+
+import lsmooth
+from lsmooth import handover
+from lsmooth.errors import TraceError
+from lsmooth.trace.layout import CHUNK_STEPS
+from lsmooth.trace.reader import Trace
+from lsmooth.trace.writer import TraceWriter
+
+
+def train(path, steps, after=None, record=True):
+    """Train `steps` steps, call `after` with each step's number, and return the final parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = lsmooth.Recorder(model, optimizer, path) if record else None
+    for step in range(steps):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        if recorder is None:
+            model(x).square().mean().backward()
+        else:
+            recorder.backward(lambda x=x: model(x).square().mean())
+        optimizer.step()
+        if after is not None:
+            after(step, recorder)
+    if recorder is not None:
+        recorder.close()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.fixture(scope="module")
+def unwatched():
+    return train(None, 200, record=False)
+
+
+@pytest.fixture
+def flushing(monkeypatch):
+    """Every step is flushed by itself."""
+    monkeypatch.setattr(handover, "BLOCK_ROWS", 1)
+
+
+@pytest.fixture
+def small_files():
+    """A function that keeps all files from growing beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def assert_goes_on(path, unwatched, after, reason):
+    """Train through a disaster; return the one warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parameters = train(path, 200, after)
+    for ours, theirs in zip(parameters, unwatched, strict=True):
+        assert torch.equal(ours, theirs)
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == 1, told
+    assert f"cannot be written any more ({reason})" in told[0]
+    assert "training goes on" in told[0]
+    return told[0]
+
+
+@pytest.mark.usefixtures("flushing")
+def test_full_disk_ends_the_recording_and_not_the_training(tmp_path, unwatched, small_files):
+    path = tmp_path / "run.h5"
+    whole = tmp_path / "whole.h5"
+    train(whole, 200)
+
+    def fill(step, recorder):
+        if step == 100:
+            recorder.flush()
+            small_files(path.stat().st_size + 1000)
+
+    assert_goes_on(path, unwatched, fill, os.strerror(errno.EFBIG))
+    with Trace(path) as trace, Trace(whole) as other:
+        assert trace.state == "cut off"
+        # All that came before the chunk for which there was no room.
+        assert len(trace) >= 4 * CHUNK_STEPS - 1
+        np.testing.assert_array_equal(trace.steps, np.arange(len(trace)))
+        for name in ("grad_diff", "loss", "coordinate/grad_along"):
+            np.testing.assert_array_equal(trace.read(name), other.read(name, slice(len(trace))))
+
+
+@pytest.mark.parametrize("room", [0, 5_000, 30_000])
+def test_full_disk_is_noticed_before_training_starts(tmp_path, small_files, room):
+    path = tmp_path / "run.h5"
+    small_files(room)
+    with pytest.raises(TraceError, match=r"run.h5 cannot be written: File too large"):
+        TraceWriter(path, header(parameters=[f"p{i}" for i in range(60)]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_full_disk_while_a_trace_is_continued_leaves_the_old_one(tmp_path, small_files, room):
+    made = header(parameters=[f"p{i}" for i in range(60)])
+    path = tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, 4 * CHUNK_STEPS))
+    writer.close()
+    writer = TraceWriter(path, made, "a")
+    small_files(path.stat().st_size - room)
+    with pytest.raises(TraceError, match="File too large"):
+        writer.append(rows(made, 4 * CHUNK_STEPS, 5 * CHUNK_STEPS))
+    assert_rows(Trace(path), made, 4 * CHUNK_STEPS)
+    assert Trace(path).state == "complete"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize("what", ["file", "folder", "moved"])
+def test_vanished_file_ends_the_recording_and_not_the_training(tmp_path, unwatched, what):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    path = folder / "run.h5"
+
+    def vanish(step, recorder):
+        if step == 60:
+            recorder.flush()
+            if what == "file":
+                path.unlink()
+            elif what == "folder":
+                shutil.rmtree(folder)
+            else:
+                folder.rename(tmp_path / "moved")
+
+    told = assert_goes_on(path, unwatched, vanish, "it was moved or deleted")
+    assert "run.h5" in told
+    assert not path.exists()
+    if what == "moved":
+        with Trace(tmp_path / "moved" / "run.h5") as trace:
+            assert len(trace) == 61
+            assert trace.state == "cut off"
+
+
+@pytest.mark.usefixtures("flushing")
+def test_disk_that_turns_read_only_ends_the_recording_and_not_the_training(tmp_path, unwatched, monkeypatch):
+    path = tmp_path / "run.h5"
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def remount(step, recorder):
+        if step == 60:
+            recorder.flush()
+            monkeypatch.setattr(os, "pwrite", refuse)
+
+    assert_goes_on(path, unwatched, remount, "Read-only file system")
+    monkeypatch.undo()
+    with Trace(path) as trace:
+        assert len(trace) == 61
+
+
+def test_folder_without_permission_is_refused_before_training_starts(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    folder.chmod(0o555)
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Root may write anywhere.
+        for above in (tmp_path, *tmp_path.parents[:2]):
+            above.chmod(0o755)
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            TraceWriter(folder / "run.h5", header())
+            os.write(into, b"written")
+        except TraceError as error:
+            os.write(into, str(error).encode())
+        os._exit(0)
+    os.close(into)
+    os.waitpid(child, 0)
+    answer = os.read(out, 4000).decode()
+    assert answer == f"{folder / 'run.h5'} cannot be written: Permission denied; choose a folder that you may write to."
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.usefixtures("flushing")
+def test_slow_disk_holds_up_no_step(tmp_path, monkeypatch):
+    """The disk takes nothing until the last step is over: a step that waited for it would wait for ever."""
+    over = threading.Event()
+    append = TraceWriter.append
+
+    def slow(self, *arguments):
+        assert over.wait(60)
+        append(self, *arguments)
+
+    monkeypatch.setattr(TraceWriter, "append", slow)
+    path = tmp_path / "run.h5"
+    train(path, 80, lambda step, recorder: over.set() if step == 79 else None)
+    with Trace(path) as trace:
+        np.testing.assert_array_equal(trace.steps, np.arange(80))
+        assert trace.state == "complete"

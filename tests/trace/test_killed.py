@@ -1,0 +1,169 @@
+"""Runs that are killed: what was flushed can be read by everything, and a resumed run is the run without the kill."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lsmooth.cli import main
+from lsmooth.trace.layout import CHUNK_STEPS, FIELDS
+from lsmooth.trace.reader import Trace
+
+KILLS = 20
+
+
+class Trainer:
+    """The parent that forks training runs; one run at a time."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(Path(__file__).with_name("trainer.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, **arguments):
+        self._process.stdin.write(
+            json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in arguments.items()})
+        )
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def end(self):
+        return int(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        assert self._process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture(scope="module")
+def whole(trainer, tmp_path_factory):
+    """Path of a run that was not killed, longer than any that is."""
+    path = tmp_path_factory.mktemp("whole") / "run.h5"
+    trainer.start(path=path, steps=300)
+    assert trainer.end() == 0
+    return path
+
+
+def assert_begins_like(path, whole):
+    """Compare all numbers of a trace with those that another begins with, bit for bit; return its length."""
+    with Trace(path) as trace, Trace(whole) as other:
+        assert trace.parameters == other.parameters
+        count = min(len(trace), len(other))
+        for field in FIELDS:
+            if trace.has(field.name) and field.name != "time":
+                np.testing.assert_array_equal(
+                    trace.read(field.name, slice(count)), other.read(field.name, slice(count)), err_msg=field.name
+                )
+        return len(trace)
+
+
+def flushed(told):
+    """Return how many rows a run said were in its file."""
+    return int.from_bytes(told.read_bytes(), "little") if told.exists() else 0
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.002)
+
+
+def test_killed_at_any_moment_all_that_was_flushed_is_read_by_everything(trainer, whole, tmp_path):
+    generator = random.Random(0)
+    run = CliRunner()
+    lengths = []
+    for kill in range(KILLS):
+        path, told = tmp_path / f"{kill}.h5", tmp_path / f"{kill}.rows"
+        # The first is killed before anything was flushed, the others flush a block of a few rows all the time.
+        child = trainer.start(path=path, steps=10**6, told=told, block_seconds=60 if kill == 0 else 0.01)
+        least = generator.randrange(1, 120)
+        wait_for(path.exists if kill == 0 else lambda told=told, least=least: flushed(told) >= least)
+        time.sleep(0 if kill == 0 else generator.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert trainer.end() == -signal.SIGKILL
+        count = assert_begins_like(path, whole)
+        # A last block may have reached the file without the run having come to say so.
+        assert flushed(told) <= count
+        lengths.append(count)
+        with Trace(path) as trace:
+            assert trace.state == "cut off"
+
+        done = run.invoke(main, ["info", str(path), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.output)["measured_steps"] == count
+        commands = [["estimate", str(path)]]
+        # Drawing takes longer than all the rest.
+        if kill % 5 == 0:
+            commands.append(["plot", str(path), "-o", str(tmp_path / f"{kill}.png")])
+        for command in commands:
+            done = run.invoke(main, command)
+            if done.exit_code:
+                # Nothing to draw: one sentence.
+                assert count < 3, done.output
+                assert done.exit_code == 1
+                assert len(done.output.splitlines()) == 1
+    assert lengths[0] == 0
+    assert sorted(lengths)[KILLS // 2] > CHUNK_STEPS
+
+
+@pytest.mark.parametrize(("every", "densities"), [(1, True), (3, False)])
+def test_killed_and_resumed_it_is_the_run_that_was_not(trainer, tmp_path, every, densities):
+    steps = 150
+    whole, path, checkpoint = tmp_path / "whole.h5", tmp_path / "run.h5", tmp_path / "run.pt"
+    trainer.start(path=whole, steps=steps, every=every, densities=densities)
+    assert trainer.end() == 0
+    generator = random.Random(every)
+    for _ in range(5):
+        told = tmp_path / "told"
+        told.unlink(missing_ok=True)
+        child = trainer.start(
+            path=path,
+            steps=steps,
+            checkpoint=checkpoint,
+            every_checkpoint=14,
+            block_seconds=0.005,
+            told=told,
+            every=every,
+            densities=densities,
+        )
+        wait_for(lambda child=child, told=told: told.exists() or not Path(f"/proc/{child}").exists())
+        time.sleep(generator.uniform(0, 0.05))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        if trainer.end() == 0:
+            break
+    # Where a kill came after the last checkpoint, or none came in time, the run is brought to its end here.
+    trainer.start(path=path, steps=steps, checkpoint=checkpoint, every=every, densities=densities)
+    assert trainer.end() == 0
+    assert assert_begins_like(path, whole) == len(range(0, steps, every))
+    with Trace(path) as trace, Trace(whole) as other:
+        assert trace.state == "complete"
+        assert trace.steps.tolist() == list(range(0, steps, every))
+        assert trace.next_step == other.next_step == steps
+        if densities:
+            for parameter in trace.parameters:
+                np.testing.assert_array_equal(trace.density(parameter).counts, other.density(parameter).counts)
+                assert trace.density(parameter).steps == other.density(parameter).steps
+    assert {item.name for item in tmp_path.iterdir()} <= {"whole.h5", "run.h5", "run.pt", "run.pt.new", "told"}
