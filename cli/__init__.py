@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "Compare optimizers on a task over seeds: table, curves, results.",
     "plot": "Draw the figures of a trace.",
     "estimate": "Print L0 and L1: by module, parameter, coordinate or block.",
+    "advise": "Say what a trace means for learning rate, clipping and momentum.",
     "info": "Say what is in a trace: run, steps measured and flagged, size.",
     "tail": "Follow a trace while it is being written.",
     "export": "Write a trace as a table: CSV, Parquet or netCDF.",
