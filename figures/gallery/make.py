@@ -144,7 +144,7 @@ def main() -> None:
                 fill(figure)
                 path = arguments.out / f"{kind}.png"
                 # Without the version of matplotlib in it, the same picture is the same file.
-                figure.savefig(path, dpi=DPI, metadata={"Software": None})
+                figure.savefig(path, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
                 print(f"Wrote {path} ({path.stat().st_size / 1000:.0f} kB).", flush=True)
 
 
