@@ -1,6 +1,6 @@
 """What a measured step costs, as ratios taken side by side in one run.
 
-    python benchmarks/recorder.py [--sizes 1,5,30] [--repeats 7] [--json FILE]
+    python benchmarks/recorder.py [--short]
 
 Compared, interleaved, on a Transformer encoder with a next-token loss:
 
@@ -12,28 +12,27 @@ Compared, interleaved, on a Transformer encoder with a next-token loss:
   `.item()` a tensor.
 
 The floor of a measured step is the training step plus as many gradient evaluations as there are points. Memory is the
-peak above what a training step alone reaches, in copies of the trainable parameters, measured in processes of their
-own as the peak of the resident set.
+peak above what a training step alone reaches, in copies of the trainable parameters, as the allocator counts it.
 """
 
 import argparse
+import contextlib
 import copy
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+from row import Row, interleaved
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import lsmooth
+from lsmooth.norms import TensorNorms
+from lsmooth.segment import Segment
 
 GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
+POINTS = len(GAMMAS) + 1
+TOKENS = 1024
 SHAPES = {"0.1": (64, 2, 500), "1": (160, 3, 800), "5": (320, 4, 3000), "30": (640, 6, 3000)}
 
 
@@ -90,157 +89,239 @@ def textbook(model, optimizer, closure_of):
     return rows
 
 
-def timed(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def closure_maker(closure):
+    """Return a function from a model to its closure, on the batch of `closure`."""
+    cells = dict(zip(closure.__code__.co_freevars, [cell.cell_contents for cell in closure.__closure__], strict=True))
+    inputs, targets = cells["inputs"], cells["targets"]
+    return lambda model: lambda: nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def speed(size, tokens, repeats):
-    """Return medians of the interleaved times, in seconds."""
-    model, optimizer, closure = setting(size, tokens)
-    _, _, plain_closure = plain = setting(size, tokens)
-    other, other_optimizer, other_closure = setting(size, tokens)
-    bare_optimizer = plain[1]
-    measure = {"now": False}
-    folder = tempfile.TemporaryDirectory()
-    recorder = lsmooth.Recorder(
-        model, optimizer, Path(folder.name) / "run.h5", every=lambda step: measure["now"], gammas=GAMMAS
-    )
+@contextlib.contextmanager
+def attached(model, optimizer, closure, **arguments):
+    """Attach a recorder; yields a step to be called with whether it is to be measured."""
+    measuring = {"now": False}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lsmooth.Recorder(
+            model, optimizer, Path(folder) / "run.h5", every=lambda step: measuring["now"], gammas=GAMMAS, **arguments
+        ) as recorder,
+    ):
+
+        def step(now):
+            measuring["now"] = now
+            optimizer.zero_grad()
+            recorder.backward(closure)
+            optimizer.step()
+
+        yield step
+
+
+def rows(short):
+    found = []
+    for size in ("0.1", "1") if short else ("0.1", "1", "5", "30"):
+        found += of_size(size, 3 if size == "30" else 7)
+    found += of_options("1" if short else "5", 3 if short else 7)
+    found.append(points_at_once(7))
+    return found
+
+
+def of_size(size, repeats):
+    """Return time and memory at one size."""
+    model, optimizer, closure = setting(size, TOKENS)
+    plain_model, plain_optimizer, plain_closure = setting(size, TOKENS)
+    other, other_optimizer, other_closure = setting(size, TOKENS)
+    make = closure_maker(other_closure)
 
     def bare():
-        bare_optimizer.zero_grad()
+        plain_optimizer.zero_grad()
         plain_closure().backward()
-        bare_optimizer.step()
+        plain_optimizer.step()
 
     def gradient():
-        bare_optimizer.zero_grad()
+        plain_optimizer.zero_grad()
         plain_closure().backward()
 
-    def recorded(now):
-        measure["now"] = now
-        optimizer.zero_grad()
-        recorder.backward(closure)
-        optimizer.step()
+    with attached(model, optimizer, closure) as step:
+        times = interleaved(
+            {
+                "step": bare,
+                "gradient": gradient,
+                "measured": lambda: step(True),
+                "unmeasured": lambda: step(False),
+                "textbook": lambda: textbook(other, other_optimizer, make),
+                "passes": passes(plain_model),
+            },
+            repeats,
+        )
+        copies = sum(p.numel() * p.element_size() for p in model.parameters())
+        base = peak_bytes(bare)
+        measured = (peak_bytes(lambda: step(True)) - base) / copies
+    by_hand = (peak_bytes(lambda: textbook(other, other_optimizer, make)) - base) / copies
+    floor = times["step"] + POINTS * times["gradient"]
+    parameters = f"{copies / 4e6:.2g} M"
+    large = size in ("5", "30")
+    rest = times["measured"] - floor
+    return [
+        Row(
+            f"recorder.measured_{size}",
+            f"measured step over its floor, {POINTS} points, {parameters} parameters",
+            times["measured"] / floor,
+            "x",
+            {"5": 1.05, "30": 1.02}.get(size),
+            note=f"floor {1e3 * floor:.0f} ms (a step and {POINTS} gradient evaluations); of the {1e3 * rest:.0f} ms "
+            f"above it, {1e3 * times['passes']:.0f} ms are passes over the parameters (copies, interpolation, norms) "
+            "timed alone, the rest is Python and cold caches.",
+        ),
+        Row(
+            f"recorder.unmeasured_{size}",
+            f"unmeasured step over a step without recorder, {parameters} parameters",
+            times["unmeasured"] / times["step"],
+            "x",
+            1.01,
+        ),
+        Row(
+            f"recorder.textbook_{size}",
+            f"the textbook way over a measured step, {parameters} parameters",
+            times["textbook"] / times["measured"],
+            "x",
+            1.3 if large else 2.0 if size == "0.1" else None,
+            "at least",
+            note=f"cannot exceed {times['textbook'] / floor:.2f}: both evaluate the same gradients.",
+        ),
+        Row(
+            f"recorder.memory_{size}",
+            f"peak memory of a measured step above a bare one, {parameters} parameters",
+            measured,
+            "copies",
+            3.15 if large else None,
+            note="x_t, x_{t+1} and grad f(x_t), and of gradients that arrive, those of one bucket.",
+        ),
+        Row(
+            f"recorder.memory_textbook_{size}",
+            f"the same over that of the textbook way, {parameters} parameters",
+            measured / by_hand,
+            "x",
+            0.5 if large else None,
+            note=f"the textbook way holds {by_hand:.2f} copies.",
+        ),
+    ]
 
-    inputs = other_closure.__closure__
 
-    def closure_of(module):
-        cells = {
-            name: cell.cell_contents for name, cell in zip(other_closure.__code__.co_freevars, inputs, strict=True)
-        }
-        return lambda: nn.functional.cross_entropy(module(cells["inputs"]).flatten(0, 1), cells["targets"].flatten())
+def passes(model):
+    """Return a function that makes the passes over the parameters that a measured step makes, and nothing else."""
+    parameters = [p.detach() for p in model.parameters()]
+    norms = TensorNorms([p.numel() for p in parameters], torch.device("cpu"))
+    everything, nothing = range(len(parameters)), [None] * len(parameters)
 
-    kinds = {
-        "step": bare,
-        "gradient": gradient,
-        "measured": lambda: recorded(True),
-        "unmeasured": lambda: recorded(False),
-        "textbook": lambda: textbook(other, other_optimizer, closure_of),
-    }
-    for function in kinds.values():
-        function()
-    times = {name: [] for name in kinds}
-    for _ in range(repeats):
-        for name, function in kinds.items():
-            times[name].append(timed(function))
-    recorder.close()
-    folder.cleanup()
-    return {name: statistics.median(values) for name, values in times.items()}, sum(
-        p.numel() for p in model.parameters()
+    def run():
+        segment = Segment(parameters)
+        segment.end()
+        for minus in (nothing, nothing, segment.start, *[segment.stop] * POINTS):
+            norms.add(everything, parameters, minus)
+            norms.result()
+        for gamma in (*GAMMAS, 1.0):
+            segment.move_to(gamma)
+
+    return run
+
+
+def of_options(size, repeats):
+    """Return what other norms and densities add to a measured step."""
+    found = []
+    for name, what, arguments in (
+        ("linf", 'norms=("l2", "linf")', {"norms": ("linf",)}),
+        ("spectral", 'norms=("l2", "spectral")', {"norms": ("spectral",)}),
+        ("densities", "densities=True", {"densities": True}),
+    ):
+        with attached(*setting(size, TOKENS)) as plain, attached(*setting(size, TOKENS), **arguments) as step:
+            times = interleaved({"plain": lambda: plain(True), "with": lambda: step(True)}, repeats)
+        added = 1e3 * (times["with"] - times["plain"])
+        found.append(
+            Row(
+                f"recorder.{name}_{size}",
+                f"measured step with {what} over one without, {size} M parameters",
+                times["with"] / times["plain"],
+                "x",
+                note=f"{added:.0f} ms more a measured step.",
+            )
+        )
+    return found
+
+
+def points_at_once(repeats):
+    """Return how much faster all points of a tiny model are when they are evaluated as one batch of models."""
+    model, _, closure = setting("0.1", 256)
+    model.eval()
+    make = closure_maker(closure)
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self):
+            return make(self.model)()
+
+    whole = Whole()
+    names = [name for name, _ in whole.named_parameters()]
+    points = [[p.detach() * (1 + 0.01 * i) for p in whole.parameters()] for i in range(POINTS)]
+    stacked = {name: torch.stack(values) for name, values in zip(names, zip(*points, strict=True), strict=True)}
+    gradient = torch.func.grad(lambda values: torch.func.functional_call(whole, values))
+
+    def at_once():
+        return torch.func.vmap(gradient, randomness="same")(stacked)
+
+    def one_by_one():
+        found = []
+        for values in points:
+            with torch.no_grad():
+                for p, value in zip(whole.parameters(), values, strict=True):
+                    p.copy_(value)
+            found.append(torch.autograd.grad(whole(), list(whole.parameters())))
+        return found
+
+    batched, single = at_once(), one_by_one()
+    off = max(
+        ((batched[name][i] - g[j]).norm() / g[j].norm()).item()
+        for i, g in enumerate(single)
+        for j, name in enumerate(names)
+    )
+    times = interleaved({"one by one": one_by_one, "at once": at_once}, repeats)
+    return Row(
+        "recorder.points_at_once",
+        f"{POINTS} gradient evaluations one by one over the same under vmap, 0.16 M parameters",
+        times["one by one"] / times["at once"],
+        "x",
+        None,
+        "at least",
+        note=f"not used: batched products round differently (gradients differ by {off:.1g} of their norm), so that a "
+        "replay would no longer give the step's own gradient bit for bit, and dropout would draw other masks.",
     )
 
 
-def peak(kind, size, tokens):
-    """Run one kind of step in this process and print its peak resident set, in bytes."""
-    model, optimizer, closure = setting(size, tokens)
-    if kind == "textbook":
-        cells = dict(zip(closure.__code__.co_freevars, [c.cell_contents for c in closure.__closure__], strict=True))
-        for _ in range(2):
-            textbook(
-                model,
-                optimizer,
-                lambda module: (
-                    lambda: nn.functional.cross_entropy(
-                        module(cells["inputs"]).flatten(0, 1), cells["targets"].flatten()
-                    )
-                ),
-            )
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            # A recorder that never measures loads the same libraries.
-            every = 1 if kind == "measured" else (lambda step: False)
-            with lsmooth.Recorder(model, optimizer, Path(folder) / "run.h5", every=every, gammas=GAMMAS) as recorder:
-                for _ in range(3):
-                    # The gradients live through the whole step, as they do in the replays: what is counted is what
-                    # the measurement itself holds.
-                    optimizer.zero_grad(set_to_none=False)
-                    recorder.backward(closure)
-                    optimizer.step()
-    status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-
-
-def memory(size, tokens):
-    """Return peaks above a bare training step, in bytes."""
-    found = {}
-    # Without thresholds and arenas of its own, the allocator gives memory back when tensors die.
-    environment = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
-    for kind in ("step", "measured", "textbook"):
-        done = subprocess.run(
-            [sys.executable, __file__, "--peak", kind, "--sizes", size, "--tokens", str(tokens)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        )
-        found[kind] = int(done.stdout)
-    return {kind: found[kind] - found["step"] for kind in ("measured", "textbook")}
+def peak_bytes(function):
+    """Return the most memory that tensors hold at any moment of a call, above what they held before it."""
+    marker = 123_457
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        # The profiler knows the size of what is freed if it saw it being allocated.
+        function()
+        torch.empty(marker, dtype=torch.uint8)
+        function()
+    events = [(e.start_ns(), e.nbytes()) for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [change for _, change in sorted(events, key=lambda event: event[0])]
+    held = peak = 0
+    for change in changes[len(changes) - changes[::-1].index(-marker) :]:
+        held += change
+        peak = max(peak, held)
+    return peak
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="1,5,30", help="millions of parameters, of 0.1, 1, 5, 30")
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens in a batch")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--peak", choices=["step", "measured", "textbook"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        peak(arguments.peak, arguments.sizes, arguments.tokens)
-        return
-    points = len(GAMMAS) + 1
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
-    )
-    print("| parameters | measured / floor | unmeasured / bare | textbook / measured | extra memory | textbook's |")
-    print("|---|---|---|---|---|---|")
-    rows = []
-    for size in arguments.sizes.split(","):
-        times, parameters = speed(size, arguments.tokens, arguments.repeats)
-        extra = memory(size, arguments.tokens)
-        row = {
-            "parameters": parameters,
-            "measured_over_floor": times["measured"] / (times["step"] + points * times["gradient"]),
-            "unmeasured_over_bare": times["unmeasured"] / times["step"],
-            "textbook_over_measured": times["textbook"] / times["measured"],
-            "extra_copies": extra["measured"] / (4 * parameters),
-            "textbook_extra_copies": extra["textbook"] / (4 * parameters),
-            "seconds": times,
-        }
-        rows.append(row)
-        print(
-            f"| {parameters / 1e6:.1f} M | {row['measured_over_floor']:.3f} | {row['unmeasured_over_bare']:.3f} "
-            f"| {row['textbook_over_measured']:.2f} | {row['extra_copies']:.2f} copies "
-            f"| {row['textbook_extra_copies']:.2f} copies |",
-            flush=True,
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    parser.add_argument("--short", action="store_true", help="small models only")
+    for row in rows(parser.parse_args().short):
+        target = "" if row.target is None else f"  ({row.sense} {row.target}: {'met' if row.met() else 'missed'})"
+        print(f"{row.what}: {row.format(row.value)}{target}\n    {row.note}")
 
 
 if __name__ == "__main__":
