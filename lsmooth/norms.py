@@ -91,23 +91,21 @@ class TensorNorms:
     @torch.no_grad()
     def add(self, positions: Sequence[int], tensors: Sequence[Tensor], minus: Sequence[Tensor | None]) -> None:
         """Take in the tensors at some positions, less their counterparts; temporary memory is one piece."""
-        left: list[Tensor] = []
-        right: list[Tensor | None] = []
+        small: list[tuple[int, Tensor, Tensor | None]] = []
         for position, tensor, other in zip(positions, tensors, minus, strict=True):
-            pieces, others = _flat_pair(tensor.detach(), other, self._piece)
-            left += pieces
-            right += others
-            if self._matrix_kinds and tensor.dim() > 1 and tensor.numel():
-                values = singular_values(tensor.detach(), other, self.dtype, self._piece)
+            size = tensor.numel()
+            if self._matrix_kinds and tensor.dim() > 1 and size:
+                values = singular_values(tensor, other, self.dtype, self._piece)
                 for kind in self._matrix_kinds:
                     norm = values.sum() if kind == "nuclear" else values.max()
                     self._of_matrices[kind][position] = norm.to(self._device, non_blocking=True)
-        norms = self._piece_norms(left, right)
-        taken = 0
-        for position in positions:
-            count = self._counts[position]
-            self._parts[position] = {kind: found[taken : taken + count] for kind, found in norms.items()}
-            taken += count
+            if not size:
+                self._parts[position] = {kind: [self._zero] for kind in self._entry_kinds}
+            elif size > self._piece or self._fits_scratch(tensor, size):
+                self._parts[position] = self._in_pieces(tensor, other, min(size, self._piece))
+            else:
+                small.append((position, tensor, other))
+        self._add_small(small)
 
     def result(self) -> dict[Kind, Tensor]:
         """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
@@ -134,36 +132,38 @@ class TensorNorms:
         scale = _divisor(largest)
         return (table / scale[:, None]).square_().sum(dim=1).sqrt_().mul_(scale)
 
-    def _piece_norms(self, left: list[Tensor], right: list[Tensor | None]) -> dict[str, list[Tensor]]:
-        """Return by kind the norms of differences, of which one piece is held at a time, or some small ones."""
-        norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
+    def _add_small(self, given: list[tuple[int, Tensor, Tensor | None]]) -> None:
+        """Take in tensors of one piece each, several at a time."""
         start = 0
-        while start < len(left):
-            if self._fits_scratch(left[start]):
-                difference = self._in_scratch(left[start], right[start])
-                for kind, found in norms.items():
-                    found.append(_SCRATCH_NORMS[kind](difference))
-                start += 1
-                continue
+        while start < len(given):
             stop, held = start, 0
-            while (
-                stop < len(left)
-                and (stop == start or held + left[stop].numel() <= self._together)
-                and not self._fits_scratch(left[stop])
-            ):
-                held += left[stop].numel()
+            while stop < len(given) and (stop == start or held <= self._together):
+                held += given[stop][1].numel()
                 stop += 1
-            differences = _differences(left[start:stop], right[start:stop])
-            for kind, found in norms.items():
-                fresh = _entry_norms(differences, kind, self.dtype)
-                found += fresh if left[start].device == self._device else self._brought(fresh)
+            group = given[start:stop]
+            differences = _differences([tensor for _, tensor, _ in group], [other for _, _, other in group])
+            for position, _, _ in group:
+                self._parts[position] = {}
+            for kind in self._entry_kinds:
+                norms = _entry_norms(differences, kind, self.dtype)
+                for (position, _, _), norm in zip(group, norms, strict=True):
+                    self._parts[position][kind] = [self._brought(norm)]  # type: ignore[index]
             start = stop
+
+    def _in_pieces(self, tensor: Tensor, other: Tensor | None, size: int) -> dict[str, list[Tensor]]:
+        """Return by kind the norms of a difference's pieces, one of which is held at a time."""
+        norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
+        scratch = self._fits_scratch(tensor, size)
+        for left, right in zip(*_flat_pair(tensor, other, self._piece), strict=True):
+            difference = self._in_scratch(left, right) if scratch else _differences([left], [right])[0]
+            for kind, found in norms.items():
+                norm = _SCRATCH_NORMS[kind](difference) if scratch else _entry_norms([difference], kind, self.dtype)[0]
+                found.append(self._brought(norm))
         return norms
 
-    def _fits_scratch(self, tensor: Tensor) -> bool:
+    def _fits_scratch(self, tensor: Tensor, size: int) -> bool:
         # Squares of float64 numbers leave its range, and take another way.
-        large = _CPU_LARGE <= tensor.numel() <= self._scratch.numel()
-        return large and tensor.device.type == "cpu" and tensor.dtype != torch.float64
+        return _CPU_LARGE <= size <= len(self._scratch) and tensor.is_cpu and tensor.dtype != torch.float64
 
     def _in_scratch(self, tensor: Tensor, other: Tensor | None) -> Tensor:
         into = self._scratch[: tensor.numel()]
@@ -173,8 +173,8 @@ class TensorNorms:
             tensor = tensor.float()
         return torch.sub(tensor, other, out=into)
 
-    def _brought(self, norms: list[Tensor]) -> list[Tensor]:
-        return [norm.to(self._device, non_blocking=True) for norm in norms]
+    def _brought(self, norm: Tensor) -> Tensor:
+        return norm if norm.device == self._device else norm.to(self._device, non_blocking=True)
 
 
 def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], device: torch.device) -> Tensor:
@@ -260,8 +260,6 @@ def _flat_pair(tensor: Tensor, other: Tensor | None, piece: int) -> tuple[list[T
     """Cut a tensor and its counterpart into flat pieces whose elements correspond."""
     if other is not None and tensor.stride() != other.stride():
         tensor, other = tensor.contiguous(), other.contiguous()
-    if not tensor.numel():
-        return [tensor.new_zeros(1)], [None]
     flat = _flat(tensor)
     pieces = list(flat.split(piece)) if flat.numel() > piece else [flat]
     if other is None:
@@ -283,7 +281,7 @@ def _differences(left: list[Tensor], right: list[Tensor | None]) -> list[Tensor]
     paired = [(a, b) for a, b in zip(left, right, strict=True) if b is not None]
     if not paired:
         return left
-    if any(tensor.dtype in _LOW_PRECISION for pair in paired for tensor in pair):
+    if any(a.dtype in _LOW_PRECISION for a, _ in paired):
         found = [a.float() - b.float() for a, b in paired]
     else:
         found = list(torch._foreach_sub([a for a, _ in paired], [b for _, b in paired]))

@@ -58,6 +58,8 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKe
 # Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
 _BUCKET_SHARE = 1 / 64
 _BUCKET_LEAST_BYTES = 1 << 16
+# Below this, a copy of all gradients costs less than taking them one by one.
+_TAKEN_WHOLE_BYTES = 1 << 20
 
 
 @dataclass
@@ -157,9 +159,9 @@ class Recorder:
         self._ranks = Ranks(model, self._names, self._parameters)
         mine = set(self._parameters)
         self._companions = [p for p in self._model.parameters() if p.requires_grad and p not in mine]
-        self._bucket_bytes = max(
-            _BUCKET_LEAST_BYTES, int(_BUCKET_SHARE * sum(p.numel() * p.element_size() for p in self._parameters))
-        )
+        total = sum(p.numel() * p.element_size() for p in self._parameters)
+        self._bucket_bytes = max(_BUCKET_LEAST_BYTES, int(_BUCKET_SHARE * total))
+        self._takes_early = total > _TAKEN_WHOLE_BYTES
 
         chosen = choose_coordinates(self._names, [p.shape for p in self._parameters], coordinates, seed)
         self._coordinates = CoordinateReader(chosen, self._parameters, self._device, self._ranks.held)
@@ -653,7 +655,13 @@ class Recorder:
         scale = _common_scale(current.microbatches)
         if self._densities is not None:
             self._densities.begin(current.active, segment.start, segment.stop)
-        with _DeferredInterrupt() as interrupt, self._set_aside(current, segment):
+        # The wrappers of parallel training average gradients on their own schedule: those are taken at the end.
+        early = self._takes_early and self._ranks.consumes_early()
+        with (
+            _DeferredInterrupt() as interrupt,
+            self._set_aside(current, segment),
+            _Arrivals(self._parameters, current.arrivals if early else None, self._bucket_bytes) as arrivals,
+        ):
 
             def gradient_at(gamma: float, into: Tensor | None, counted: bool) -> tuple[Tensor, dict[Kind, Tensor]]:
                 """Return loss and ‖grad f(x_t + gamma d) - grad f(x_t)‖ by tensor; coordinates go to `into`."""
@@ -670,7 +678,8 @@ class Recorder:
                         if densities is not None:
                             densities.add(position, gamma, current.gradient[position], gradient)
 
-                loss = self._evaluate(current, consume, interrupt)
+                with arrivals.taken_by(consume):
+                    loss = self._evaluate(current, interrupt)
                 # A tensor whose gradient did not arrive this time counts as having gradient 0 there.
                 for position in self._dual_norms.missing():
                     first = current.gradient[position]
@@ -753,19 +762,12 @@ class Recorder:
         half_eps, least = self._resolution
         return torch.linalg.vector_norm((self._norms.result()["l2"] + least) * half_eps)
 
-    def _evaluate(
-        self,
-        current: _Step,
-        consume: Callable[[Sequence[int], Sequence[Tensor]], None],
-        interrupt: _DeferredInterrupt,
-    ) -> Tensor:
-        """Evaluate all microbatches at the present parameters; gradients go to `consume` as they arrive."""
+    def _evaluate(self, current: _Step, interrupt: _DeferredInterrupt) -> Tensor:
+        """Evaluate all microbatches at the present parameters, gradients going to `.grad`; return the loss."""
         losses: list[Tensor] = []
-        expected = current.arrivals if self._ranks.consumes_early() else {}
-        with _Arrivals(self._parameters, expected, self._bucket_bytes, consume):
-            for microbatch in current.microbatches:
-                with interrupt.allowed():
-                    losses.append(self._to_row_device(microbatch.evaluate()))
+        for microbatch in current.microbatches:
+            with interrupt.allowed():
+                losses.append(self._to_row_device(microbatch.evaluate()))
         return self._joined(losses)
 
     def _joined(self, losses: Sequence[Tensor]) -> Tensor:
@@ -910,47 +912,50 @@ class _Arrivals:
 
     Autograd may deliver a parameter's gradient in several parts: one a microbatch, and more where a tied weight sits
     in reentrant checkpoints. The counts of the step's own backward say when a gradient is whole; what is not whole at
-    the end (control flow took another way) is handed on then.
+    the end (control flow took another way) is handed on then, and without counts everything is.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        expected: Mapping[Tensor, int],
-        bucket_bytes: int,
-        consume: Callable[[Sequence[int], Sequence[Tensor]], None],
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor], expected: Mapping[Tensor, int] | None, bucket_bytes: int) -> None:
         self._parameters = parameters
-        self._left = [expected.get(parameter, 0) for parameter in parameters]
+        self._early = expected is not None
+        self._expected = [(expected or {}).get(parameter, 0) for parameter in parameters]
+        self._left = list(self._expected)
         self._bucket_bytes = bucket_bytes
-        self._consume = consume
+        self._consume: Callable[[Sequence[int], Sequence[Tensor]], None] | None = None
         self._bucket: list[int] = []
         self._filled = 0
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> None:
-        for position, parameter in enumerate(self._parameters):
+    def __enter__(self) -> _Arrivals:
+        for position, parameter in enumerate(self._parameters if self._early else ()):
             # One that was trained in the step's own backward may have been frozen since.
-            frozen_since = self._left[position] > 0 and not parameter.requires_grad
+            frozen_since = self._expected[position] > 0 and not parameter.requires_grad
             if frozen_since:
                 parameter.requires_grad_(True)
             if parameter.requires_grad:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(position)))
             if frozen_since:
                 parameter.requires_grad_(False)
+        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        if kind is None:
-            rest = [i for i, p in enumerate(self._parameters) if p.grad is not None and i not in self._bucket]
-            self._bucket += rest
-            self._empty()
+
+    @contextlib.contextmanager
+    def taken_by(self, consume: Callable[[Sequence[int], Sequence[Tensor]], None]) -> Iterator[None]:
+        """Hand the gradients of one evaluation to `consume`, with the positions of their parameters."""
+        self._left, self._consume, self._bucket, self._filled = list(self._expected), consume, [], 0
+        yield
+        waiting = set(self._bucket)
+        self._bucket += [i for i, p in enumerate(self._parameters) if p.grad is not None and i not in waiting]
+        self._empty()
+        self._consume = None
 
     def _hook(self, position: int) -> Callable[[Tensor], None]:
         def arrived(parameter: Tensor) -> None:
             self._left[position] -= 1
-            if self._left[position] == 0 and parameter.grad is not None:
+            if self._left[position] == 0 and self._consume is not None and parameter.grad is not None:
                 self._bucket.append(position)
                 self._filled += parameter.grad.numel() * parameter.grad.element_size()
                 if self._filled >= self._bucket_bytes:
@@ -961,7 +966,7 @@ class _Arrivals:
     @torch.no_grad()
     def _empty(self) -> None:
         bucket, self._bucket, self._filled = self._bucket, [], 0
-        if bucket:
+        if bucket and self._consume is not None:
             gradients = [local(self._parameters[i].grad) for i in bucket]  # type: ignore[arg-type]
             self._consume(bucket, gradients)
             for i in bucket:

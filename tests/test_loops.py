@@ -14,6 +14,13 @@ def loop(request):
     return LOOPS[request.param]
 
 
+@pytest.fixture(autouse=True)
+def gradients_taken_early(monkeypatch):
+    """Take gradients as they arrive, in buckets of about one layer, as with models that are not as tiny as these."""
+    monkeypatch.setattr("lsmooth.recorder._TAKEN_WHOLE_BYTES", 0)
+    monkeypatch.setattr("lsmooth.recorder._BUCKET_LEAST_BYTES", 100)
+
+
 def finished(loop, watch):
     seed_all()
     return everything(*loop(watch))
@@ -71,6 +78,15 @@ def test_estimates_agree_with_a_slow_reference(loop, tmp_path):
                     trace.read("coordinate/grad_next")[i, j],
                 ]
                 np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-7)
+
+
+def test_gradients_taken_all_at_once_give_the_same_numbers(tmp_path, monkeypatch):
+    finished(LOOPS["accumulation"], Recorded(tmp_path / "early.h5"))
+    monkeypatch.setattr("lsmooth.recorder._TAKEN_WHOLE_BYTES", 1 << 20)
+    finished(LOOPS["accumulation"], Recorded(tmp_path / "whole.h5"))
+    with lsmooth.Trace(tmp_path / "early.h5") as early, lsmooth.Trace(tmp_path / "whole.h5") as whole:
+        for name in ("loss_along", "grad_diff", "coordinate/grad_along"):
+            np.testing.assert_array_equal(early.read(name), whole.read(name))
 
 
 def test_the_loops_are_measured_well(loop, tmp_path):
