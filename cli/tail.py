@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+# How many values the line at the right shows.
+_LOOK_BACK = 16
 _HEADER = f"{'step':>9} {'loss':>10} {'lr':>10} {'grad norm':>10} {'smoothness':>10} {'2/lr':>10}  smoothness so far"
 
 
@@ -41,14 +43,16 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
             writing = opened.state == "being written"
             # A resumed run may begin again before the last step shown.
             shown = min(shown, opened.refresh())
-            frame = opened.to_frame()
-            for row in range(min(shown, len(frame)), len(frame)):
+            # What the line at the right looks back on, and what is new.
+            first = max(0, shown - _LOOK_BACK + 1)
+            frame = opened.to_frame(slice(first, None))
+            for row in range(shown - first, len(frame)):
                 click.echo(_line(frame, row))
-            shown = len(frame)
+            shown = len(opened)
             if not (follow and writing):
                 break
             time.sleep(interval)
-        if not len(frame):
+        if not shown:
             click.echo("No step has been measured yet.")
         if opened.state == "cut off":
             click.echo("The run was cut off before it closed the trace; what it had flushed is above.", err=True)
@@ -66,9 +70,9 @@ def _line(frame: pd.DataFrame, row: int) -> str:
     limit = f"{2 / lr:>10.4g}" if lr > 0 else f"{'-':>10}"
     status = Status(int(values["status"]))
     note = (
-        _spark(frame["smoothness"].iloc[max(0, row - 15) : row + 1].tolist())
+        _spark(frame["smoothness"].iloc[max(0, row - _LOOK_BACK + 1) : row + 1].tolist())
         if status == Status.MEASURED
-        else str(status.name).lower().replace("|", ", ").replace("_", " ")
+        else ", ".join(str(flag.name).lower().replace("_", " ") for flag in Status if flag & status)
     )
     return (
         f"{int(values['step']):>9} {values['loss']:>10.4g} {lr:>10.3g} {values['grad_norm']:>10.4g} "

@@ -393,20 +393,26 @@ class Trace:
             }
         )
 
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row a measured step: step, time, loss, lr, gradient norm, step norm, smoothness, status."""
-        cloud = self.cloud("global")
-        columns: dict[str, Any] = {"step": self.steps, "time": self.time, "loss": self.loss}
+    def to_frame(self, rows: slice | None = None) -> pd.DataFrame:
+        """Return one row a measured step: step, time, loss, lr, gradient norm, step norm, smoothness, status.
+
+        Args:
+            rows: Which measured steps, all of them by default; no others are read.
+        """
+        columns: dict[str, Any] = {name: self.read(name, rows) for name in ("step", "time", "loss")}
         if self.has("loss_next"):
-            columns["loss_next"] = self.read("loss_next")
-        lr = self.lr
+            columns["loss_next"] = self.read("loss_next", rows)
+        lr = self.read("lr", rows)
         for group in range(lr.shape[1]):
             columns["lr" if lr.shape[1] == 1 else f"lr_{group}"] = lr[:, group]
-        columns["grad_norm"] = cloud.grad_norm[:, 0]
-        columns["step_norm"] = self.read("total_step_norm")
-        columns["smoothness"] = cloud.smoothness[:, 0]
-        columns["status"] = self.status
-        columns["usable"] = cloud.usable[:, 0]
+        columns["grad_norm"] = self.read("total_grad_norm", rows)
+        columns["step_norm"] = self.read("total_step_norm", rows)
+        changed = self.read("total_grad_diff", rows)[:, :, None]
+        smoothness = local_lipschitz(changed, columns["step_norm"][:, None], self.gammas)[:, 0]
+        columns["smoothness"] = smoothness
+        columns["status"] = self.read("status", rows)
+        well = columns["status"] == Status.MEASURED
+        columns["usable"] = well & np.isfinite(smoothness) & np.isfinite(columns["grad_norm"])
         return pd.DataFrame(columns)
 
     def to_xarray(self) -> xarray.Dataset:
@@ -576,7 +582,7 @@ def _opened(path: Path) -> h5py.File:
         )
     try:
         # Not with swmr=True, which reads damaged structures again and again, for years.
-        return h5py.File(Unmarked(path) if marked else path, "r", locking=False)
+        return h5py.File(Unmarked(path) if marked else path, "r")
     except (OSError, RuntimeError, ValueError) as error:
         raise TraceError(
             f"{path} is damaged and cannot be opened ({str(error).splitlines()[0]}); use a copy of it, or record again."

@@ -384,7 +384,7 @@ class TraceWriter:
             finally:
                 os.close(handle)
             os.chmod(temporary, 0o666 & ~_umask())
-            file = h5py.File(temporary, "w", libver="latest", track_order=True, locking=False)
+            file = h5py.File(temporary, "w", libver="latest", track_order=True)
             try:
                 self._lay_out(file)
                 file.swmr_mode = True
@@ -595,6 +595,9 @@ def _scale(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str) ->
     dataset = parent.create_dataset(name, data=values, chunks=(max(1, len(values)),), **_FILTERS)
     dataset.make_scale(name)
     put_text(dataset, "long_name", meaning)
+    if values.dtype.kind == "S":
+        # By this netCDF readers know text from bytes.
+        put_text(dataset, "_Encoding", "utf-8")
     return dataset
 
 

@@ -1,0 +1,158 @@
+"""A trace in other tools' hands: netCDF-4 for xarray and netCDF4, tables for pandas, and a copy made while it grows."""
+
+import subprocess
+import sys
+
+import netCDF4
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+from click.testing import CliRunner
+from rows import assert_rows, header, rows
+
+from lsmooth.cli import main
+from lsmooth.trace.layout import CHUNK_STEPS, FIELDS
+from lsmooth.trace.reader import Trace
+from lsmooth.trace.writer import TraceWriter
+
+
+@pytest.fixture(params=["closed", "killed"])
+def recorded(request, tmp_path):
+    made = header(norms=("linf", "spectral"), densities=True)
+    writer = TraceWriter(tmp_path / "run.h5", made)
+    writer.append(rows(made, 0, 2 * CHUNK_STEPS))
+    if request.param == "closed":
+        writer.close()
+    else:
+        writer.abandon()
+    return tmp_path / "run.h5"
+
+
+def test_xarray_sees_named_dimensions_and_coordinates(recorded):
+    trace = Trace(recorded)
+    with xarray.open_dataset(recorded, engine="h5netcdf") as dataset:
+        assert dict(dataset.sizes) == {"step": 64, "gamma": 2, "parameter": 4, "group": 2}
+        assert set(dataset.coords) == {"step", "gamma", "parameter", "group"}
+        assert dataset["parameter"].values.tolist() == trace.parameters
+        chosen = dataset["grad_diff"].sel(parameter="head.weight", step=100, gamma=0.5)
+        assert float(chosen) == trace.read("grad_diff")[10, 1, 3]
+        assert dataset["time"].attrs["long_name"] == "seconds since the recorder was attached"
+        assert dataset["status"].attrs["flag_meanings"].startswith("measured no_displacement below_resolution")
+        assert dataset.attrs["model"] == "Made"
+    with xarray.open_dataset(recorded, engine="h5netcdf", group="coordinate") as dataset:
+        assert dataset["grad_along"].dims == ("step", "gamma", "coordinate")
+        assert dataset["coordinate"].values.tolist() == trace.coordinate_names
+        np.testing.assert_array_equal(dataset["grad_along"], trace.read("coordinate/grad_along"))
+
+
+def test_netcdf4_sees_every_dataset_with_named_dimensions(recorded):
+    trace = Trace(recorded)
+    with netCDF4.Dataset(recorded) as dataset:
+        for field in FIELDS:
+            if trace.has(field.name):
+                variable = dataset[field.name]
+                assert variable.dimensions == field.dims
+                assert variable.long_name == field.description
+                assert variable.units == field.units
+                np.testing.assert_array_equal(variable[:], trace.read(field.name))
+        assert dataset["parameter"][:].tolist() == trace.parameters
+        assert dataset["density/counts"].dimensions == ("copy", "parameter", "grad_bin", "smoothness_bin")
+        assert dataset["recent/rows"].dimensions == ("slot", "byte")
+
+
+def test_to_xarray_holds_what_the_trace_holds(recorded):
+    trace = Trace(recorded)
+    dataset = trace.to_xarray()
+    assert dict(dataset.sizes) == {"step": 64, "gamma": 2, "parameter": 4, "group": 2, "coordinate": 3}
+    np.testing.assert_array_equal(dataset["grad_diff"], trace.read("grad_diff"))
+    np.testing.assert_array_equal(dataset["coordinate_grad"], trace.read("coordinate/grad"))
+    assert dataset["loss"].attrs["units"] == "1"
+
+
+def test_to_frame_has_a_row_for_each_step(small_trace):
+    trace = Trace(small_trace)
+    frame = trace.to_frame()
+    cloud = trace.cloud()
+    assert list(frame.columns) == [
+        "step", "time", "loss", "loss_next", "lr", "grad_norm", "step_norm", "smoothness", "status", "usable",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(frame["smoothness"], cloud.smoothness[:, 0])
+    np.testing.assert_array_equal(frame["grad_norm"], cloud.grad_norm[:, 0])
+    np.testing.assert_array_equal(frame["usable"], cloud.usable[:, 0])
+    pd.testing.assert_frame_equal(trace.to_frame(slice(7, 9)), frame[7:9].reset_index(drop=True))
+
+
+def export(*arguments):
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("by", [None, "global", "module", "parameter", "coordinate", r"(encoder)|(decoder)"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_exported_tables_hold_the_same_numbers(small_trace, tmp_path, by, suffix):
+    output = tmp_path / f"out{suffix}"
+    done = export(small_trace, "-o", output, *([] if by is None else ["--by", by]))
+    assert done.exit_code == 0, done.output
+    trace = Trace(small_trace)
+    expected = trace.to_frame() if by is None else trace.smoothness(by).astype({"group": str})
+    read = pd.read_csv(output) if suffix == ".csv" else pd.read_parquet(output)
+    assert f"({len(expected)} rows)" in done.output
+    if by is not None:
+        read = read.astype({"group": str})
+    pd.testing.assert_frame_equal(read, expected, check_dtype=False, check_exact=True)
+
+
+def test_exported_netcdf_is_the_whole_trace_or_a_grouping(small_trace, tmp_path):
+    trace = Trace(small_trace)
+    assert export(small_trace, "-o", tmp_path / "all.nc").exit_code == 0
+    with xarray.open_dataset(tmp_path / "all.nc") as dataset:
+        xarray.testing.assert_equal(dataset.load(), trace.to_xarray())
+    assert export(small_trace, "-o", tmp_path / "by.nc", "--by", "module").exit_code == 0
+    with xarray.open_dataset(tmp_path / "by.nc") as dataset:
+        cloud = trace.cloud("module")
+        assert dataset["group"].values.tolist() == list(cloud.groups)
+        np.testing.assert_array_equal(dataset["smoothness"], cloud.smoothness)
+        np.testing.assert_array_equal(dataset["usable"], cloud.usable)
+
+
+def test_export_refuses_what_would_lose_something(small_trace, tmp_path):
+    (tmp_path / "there.csv").write_text("mine")
+    for output, sentence in (
+        (tmp_path / "out.xlsx", "ends in none of .csv, .parquet and .nc"),
+        (tmp_path / "there.csv", "exists already; choose another name, or --force"),
+    ):
+        done = export(small_trace, "-o", output)
+        assert done.exit_code == 1
+        assert sentence in done.output
+        assert len(done.output.splitlines()) == 1
+    assert (tmp_path / "there.csv").read_text() == "mine"
+    assert export(small_trace, "-o", tmp_path / "there.csv", "--force").exit_code == 0
+    link = tmp_path / "link.nc"
+    link.symlink_to(small_trace)
+    before = small_trace.read_bytes()
+    assert "is the trace itself" in export(small_trace, "-o", link, "--force").output
+    assert small_trace.read_bytes() == before
+
+
+def test_copies_made_while_a_trace_grows_can_be_read(tmp_path):
+    made = header()
+    path = tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    lengths = []
+    for row in range(0, 90, 6):
+        writer.append(rows(made, row, row + 6))
+        (tmp_path / "copy.h5").write_bytes(path.read_bytes())
+        with Trace(tmp_path / "copy.h5") as copy:
+            assert copy.state == "cut off"
+            assert_rows(copy, made, row + 6)
+            lengths.append(len(copy))
+    writer.close()
+    assert lengths[-1] == 90
+
+
+def test_reading_needs_no_torch(small_trace):
+    code = (
+        "import sys, lsmooth; trace = lsmooth.Trace(sys.argv[1]); trace.to_frame(); trace.cloud('module'); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(small_trace)], check=True)
