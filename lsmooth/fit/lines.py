@@ -155,7 +155,9 @@ def envelopes(x: Floats, y: Floats) -> Lines:
         edge = np.maximum(left_y[active] - steepness * left_x[active], right_y[active] - steepness * right_x[active])
         # A corner that is one of the two already, or lies on their line but for rounding, ends the search.
         scale = np.maximum(np.abs(edge), right_y[active])
-        known = (top_x == right_x[active]) | (top_x == left_x[active])
+        known = ((top_x == right_x[active]) & (top_y == right_y[active])) | (
+            (top_x == left_x[active]) & (top_y == left_y[active])
+        )
         done = known | (above <= edge + 4e-16 * scale)
         slope[active] = steepness
         level[active] = np.where(left_x[active] + left_y[active] == 0, 0.0, np.maximum(above, edge))
