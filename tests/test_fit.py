@@ -3,12 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+from known_clouds import KINDS, coverage, known_cloud
 from scipy.optimize import linprog, nnls
 from scipy.stats import spearmanr
 
 import lsmooth
 from lsmooth import fit
 from lsmooth.fit.lines import envelopes, quantiles, trends
+from lsmooth.fit.resampling import autocovariances, block_lengths
+from lsmooth.fit.uncertainty import extremal_index, resampled_interval, tail_index
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.layout import Status
 
@@ -19,6 +22,7 @@ SHAPES = {
     "flat": lambda x, noise: noise,
     "late": lambda x, noise: np.maximum(0, x - 1) + 0.1 * noise,
     "falling": lambda x, noise: noise / x,
+    "coarse": lambda x, noise: np.round(3 * noise, 0),
     "ties": lambda x, noise: np.round((1 + 2 * x) * noise),
     "mostly zero": lambda x, noise: np.maximum(0, noise - 1.2) * x,
 }
@@ -29,6 +33,9 @@ def cloud_of(shape, n, seed):
     x = np.exp(generator.normal(0, 1, n))
     if shape == "ties":
         x = np.round(x, 1)
+    elif shape == "coarse":
+        # Some points at gradient norm zero.
+        x = np.append(np.floor(x)[1:], 3)
     return x, SHAPES[shape](x, np.exp(generator.normal(0, 0.5, n)))
 
 
@@ -245,7 +252,7 @@ def test_flagged_steps_are_left_out_with_the_reason():
     cloud.status[3] = Status.NO_DISPLACEMENT
     cloud.status[[5, 6]] = Status.NON_FINITE
     cloud.smoothness[[3, 5, 6]] = 1e9
-    row = fit.estimate(cloud, method="envelope").iloc[0]
+    row = fit.estimate(cloud, method="envelope", confidence=None).iloc[0]
     assert (row.points, row.left_out) == (27, 3)
     assert row.reason == "left out: 1 no displacement, 2 non finite"
     assert row.L0 + row.L1 * 30 < 1e3
@@ -254,3 +261,118 @@ def test_flagged_steps_are_left_out_with_the_reason():
 def test_an_unknown_method_is_refused():
     with pytest.raises(lsmooth.LsmoothError, match="did you mean envelope"):
         fit.estimate(made_cloud(), method="envelop")
+
+
+CLOUDS = [(method, kind) for method, kinds in KINDS.items() for kind in kinds]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kind"), CLOUDS)
+def test_intervals_hold_the_truth_as_often_as_they_say(method, kind):
+    held_0, held_1, given = coverage(method, kind, trials=200, steps=2000)
+    assert 0.85 <= held_0 <= 0.95
+    assert 0.85 <= held_1 <= 0.95
+    assert given >= 0.95
+
+
+@pytest.mark.parametrize(("method", "kind"), CLOUDS)
+def test_intervals_hold_the_truth_in_twenty_trials(method, kind):
+    # Of 20 intervals of 90 %, fewer than 15 hold the truth once in 90 times; of 20 intervals of 50 %, 17 as rarely.
+    held_0, held_1, _ = coverage(method, kind, trials=20, steps=1000 if method == "quantile" else 2000)
+    assert min(held_0, held_1) >= 0.75
+    if method == "trend":
+        # An envelope's interval is widened to hold the estimate; it may hold the truth more often than it says.
+        held_0, held_1, _ = coverage(method, kind, trials=20, steps=2000, confidence=0.5)
+        assert max(held_0, held_1) < 0.85
+
+
+def test_without_a_bound_the_envelope_has_no_interval_and_says_so():
+    cloud, _ = known_cloud("trend", "heteroscedastic", trials=20, steps=10_000)
+    frame = fit.estimate(cloud, method="envelope")
+    assert frame.L0.notna().all()
+    without = frame[frame.L0_low.isna()]
+    assert len(without) >= 18
+    assert without[["L0_low", "L0_high", "L1_low", "L1_high"]].isna().all(axis=None)
+    assert without.reason.eq("no interval for the envelope: no bound in sight").all()
+
+
+def test_intervals_hold_their_estimate_and_shrink_with_the_number_of_steps():
+    for method in ("trend", "quantile", "envelope"):
+        widths = []
+        for steps in (100, 1600):
+            frame = fit.estimate(known_cloud(method, "heteroscedastic", 8, steps)[0], method=method)
+            frame = frame[frame.L0_low.notna()]
+            for name in ("L0", "L1"):
+                assert (frame[f"{name}_low"] >= 0).all()
+                assert (frame[f"{name}_low"] <= frame[name]).all()
+                assert (frame[name] <= frame[f"{name}_high"]).all()
+            widths.append((frame.L1_high - frame.L1_low).median())
+        # Sixteen times the steps: a quarter of the width for averages, a sixteenth for a sharp bound.
+        rate = widths[0] / widths[1]
+        assert (8 if method == "envelope" else 2.5) < rate < (24 if method == "envelope" else 6)
+
+
+def test_intervals_depend_on_the_seed_and_on_nothing_else():
+    cloud = made_cloud(groups=4, n=60)
+    first = fit.estimate(cloud, seed=3)
+    pd.testing.assert_frame_equal(first, fit.estimate(cloud, seed=3))
+    other = fit.estimate(cloud, seed=4)
+    assert (first.L1 == other.L1).all()
+    assert (first.L1_high != other.L1_high).all()
+    bare = fit.estimate(cloud, confidence=None)
+    assert bare.L1_high.isna().all()
+    assert (bare.L1 == first.L1).all()
+
+
+def test_the_interval_of_a_trend_without_correlation_is_that_of_textbooks():
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(20):
+        x = generator.uniform(1, 3, 1500)
+        y = 5 + 2 * x + generator.normal(0, 1, 1500)
+        line = np.array(fit.trend(x, y))
+        interval = resampled_interval(x, y, line, q=None, confidence=0.9, resamples=400, generator=generator)
+        error = 1 / (x.std() * np.sqrt(1500))
+        ratios.append((interval.high[1] - interval.low[1]) / (2 * 1.645 * error))
+    assert 0.97 < np.median(ratios) < 1.2
+
+
+def test_block_lengths_follow_the_formula_on_an_autoregression():
+    # For an autoregression with coefficient a: sum of |k| R(k) over R's sum is 2 a / (1 - a^2).
+    generator = np.random.default_rng(0)
+    n = 20_000
+    for coefficient in (0.0, 0.5, 0.8):
+        fresh = generator.normal(size=(40, n))
+        series = np.zeros((40, n))
+        for step in range(1, n):
+            series[:, step] = coefficient * series[:, step - 1] + fresh[:, step]
+        lengths, variances = block_lengths(series)
+        expected = max(1, (1.5 * (2 * coefficient / (1 - coefficient**2)) ** 2 * n) ** (1 / 3))
+        assert np.median(lengths) == pytest.approx(expected, rel=0.2, abs=2.5)
+        assert np.median(variances) == pytest.approx(1 / (1 - coefficient) ** 2, rel=0.1)
+
+
+def test_autocovariances_are_those_of_the_definition():
+    series = np.random.default_rng(0).normal(size=(3, 50)).cumsum(axis=1)
+    found = autocovariances(series, 10)
+    for row in range(3):
+        centred = series[row] - series[row].mean()
+        expected = [centred[: 50 - lag] @ centred[lag:] / 50 for lag in range(11)]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_tail_and_extremal_indices_of_known_distributions():
+    generator = np.random.default_rng(0)
+    for index in (0.7, 1.0, 2.0):
+        nearest = np.sort(generator.random(100_000))[:2001] ** (1 / index)
+        assert tail_index(nearest, skipped=2) == pytest.approx(index, rel=0.08)
+    alone = np.flatnonzero(generator.random(200_000) < 0.01)
+    assert extremal_index(alone) > 0.93
+    in_fours = (np.flatnonzero(generator.random(50_000) < 0.01)[:, None] * 4 + np.arange(4)).ravel()
+    assert extremal_index(in_fours) == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [({"confidence": 1.0}, "confidence="), ({"seed": -1}, "seed=")])
+def test_confidence_and_seed_are_checked(arguments, words):
+    with pytest.raises(lsmooth.LsmoothError, match=words):
+        fit.estimate(made_cloud(), **arguments)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsmooth.errors import unknown_name
+from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.fit.lines import Floats, Lines, at_one_norm, check_quantile, envelopes, quantiles, trends
+from lsmooth.fit.uncertainty import Interval, envelope_interval, resampled_interval
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By
 from lsmooth.trace.layout import Status
@@ -21,6 +24,9 @@ METHODS = ("trend", "quantile", "envelope")
 FEWEST = 10
 # Numbers that one pass holds at a time: few enough to stay in the processor's cache.
 _CHUNK = 1 << 18
+_MOST_THREADS = 8
+# Clouds drawn for each interval.
+_RESAMPLES = 400
 COLUMNS = (
     "group",
     "method",
@@ -45,6 +51,8 @@ def estimate(
     method: str | Sequence[str] = ("trend", "envelope"),
     displacement: Displacement = "layer",
     q: float = 0.95,
+    confidence: float | None = 0.9,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Return L0 and L1 of each group of parameters: smoothness <= L0 + L1 grad_norm.
 
@@ -55,15 +63,24 @@ def estimate(
         method: Which lines: "trend", "quantile", "envelope", or several of them.
         displacement: "layer" or "global", as for `Trace.cloud`.
         q: Share of the points below the line of method "quantile".
+        confidence: Share of the intervals that are to hold the true constants; None for no intervals, which saves
+            most of the time where groups are many.
+        seed: Of the random numbers that the intervals are made with.
 
     Returns:
-        One row a group and method, groups in the network's order: `group, method, L0, L1` (L0 in the unit of
-        smoothness, L1 in that of smoothness over gradient norm); `L0_low, L0_high, L1_low, L1_high`, ends of the
-        intervals; `spearman`, rank correlation of smoothness and gradient norm; `coverage`, share of points not above
-        the line; `points` used and `left_out`; `reason`, why points were left out or why there are no numbers.
+        One row a group and method, groups in the network's order, with columns
+
+        * `group`, `method`;
+        * `L0`, `L1`: in the unit of smoothness, and in that of smoothness over gradient norm;
+        * `L0_low`, `L0_high`, `L1_low`, `L1_high`: ends of the intervals, NaN where there is none;
+        * `spearman`: rank correlation of smoothness and gradient norm;
+        * `coverage`: share of points not above the line;
+        * `points`, `left_out`: how many entered the fit, and how many did not;
+        * `reason`: why points were left out, or why there are no numbers or intervals.
 
     Raises:
-        InvalidArgumentError: There is no such method, q is not between 0 and 1, or as for `Trace.cloud`.
+        InvalidArgumentError: There is no such method, q or confidence is not between 0 and 1, the seed is negative,
+            or as for `Trace.cloud`.
         TraceError: The trace lacks what is asked for, or is damaged.
 
     Example:
@@ -74,24 +91,41 @@ def estimate(
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
     check_quantile(q)
+    if confidence is not None and not 0 < confidence < 1:
+        raise InvalidArgumentError(f"confidence={confidence!r} is no share; give a number between 0 and 1, or None.")
+    if seed < 0:
+        raise InvalidArgumentError(f"seed={seed!r} is negative; give 0 or a positive integer.")
     cloud = trace if isinstance(trace, Cloud) else trace.cloud(by, displacement=displacement)
     size = len(cloud.groups)
     table = {column: np.full((size, len(methods)), np.nan) for column in COLUMNS[2:10]}
     usable = cloud.usable
     points = usable.sum(axis=0)
-    left_out = len(cloud.steps) - points
     refusals: dict[int, str] = {}
-    for members, x, y in _batches(cloud, usable, points, refusals):
+    notes: dict[tuple[int, int], str] = {}
+
+    def fit(members: NDArray[np.intp], x: Floats, y: Floats) -> None:
         unit_x, unit_y = x.max(axis=1), y.max(axis=1)
         unit_y[unit_y == 0] = 1.0
         x /= unit_x[:, None]
         y /= unit_y[:, None]
+        units = {"L0": unit_y, "L1": unit_y / unit_x}
         table["spearman"][members] = _spearman(x, y)[:, None]
         for column, name in enumerate(methods):
-            level, slope = _lines(name, x, y, q)
-            table["coverage"][members, column] = _coverage(x, y, level, slope)
-            table["L0"][members, column] = level * unit_y
-            table["L1"][members, column] = slope * (unit_y / unit_x)
+            lines = np.array(_lines(name, x, y, q))
+            table["coverage"][members, column] = _coverage(x, y, *lines)
+            ends = np.full((2, *lines.shape), np.nan)
+            if confidence is not None:
+                for row, member in enumerate(members):
+                    interval = _interval(name, x[row], y[row], lines[:, row], q, confidence, [seed, member, column])
+                    ends[:, :, row] = interval.low, interval.high
+                    notes[member, column] = interval.reason
+            for constant, (unit, *values) in enumerate(zip(units.values(), lines, *ends, strict=True)):
+                for suffix, value in zip(("", "_low", "_high"), values, strict=True):
+                    table[f"L{constant}{suffix}"][members, column] = value * unit
+
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        for done in [pool.submit(fit, *batch) for batch in _batches(cloud, usable, points, refusals)]:
+            done.result()
     reasons = _reasons(cloud, usable, refusals)
     return pd.DataFrame(
         {
@@ -99,10 +133,24 @@ def estimate(
             "method": np.tile(np.array(methods, dtype=object), size),
             **{column: values.ravel() for column, values in table.items()},
             "points": np.repeat(points, len(methods)),
-            "left_out": np.repeat(left_out, len(methods)),
-            "reason": np.repeat(np.array(reasons, dtype=object), len(methods)),
+            "left_out": np.repeat(len(cloud.steps) - points, len(methods)),
+            "reason": [
+                "; ".join(part for part in (reasons[group], notes.get((group, column), "")) if part)
+                for group in range(size)
+                for column in range(len(methods))
+            ],
         }
     )
+
+
+def _interval(
+    method: str, x: Floats, y: Floats, line: Floats, q: float, confidence: float, seed: list[int]
+) -> Interval:
+    generator = np.random.default_rng(seed)
+    if method == "envelope":
+        return envelope_interval(x, y, line, confidence=confidence, resamples=_RESAMPLES, generator=generator)
+    share = q if method == "quantile" else None
+    return resampled_interval(x, y, line, q=share, confidence=confidence, resamples=_RESAMPLES, generator=generator)
 
 
 def _lines(method: str, x: Floats, y: Floats, q: float) -> Lines:

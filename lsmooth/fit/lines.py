@@ -127,8 +127,10 @@ def bounded_trends(slope: Floats, centre: Floats, height: Floats, through_origin
     return level, slope
 
 
-def envelopes(x: Floats, y: Floats) -> Lines:
+def envelopes(x: Floats, y: Floats, mean: Floats | None = None) -> Lines:
     """Return `envelope` of each row of two matrices (m, n): L0 and L1, each (m,).
+
+    `mean` is the gradient norm of each row at which the line is to be lowest, that of its points by default.
 
     The mean bound M(L1) + L1 mean(x), with M(L1) = max(0, max_i (y_i - L1 x_i)), is convex and piecewise linear in L1,
     and its slope is mean(x) less the x of the point that attains M. Each round draws the line through the two points
@@ -136,7 +138,8 @@ def envelopes(x: Floats, y: Floats) -> Lines:
     the hull. The origin stands for the constraint L0 >= 0.
     """
     rows = np.arange(len(x))
-    mean = x.mean(axis=1)
+    if mean is None:
+        mean = x.mean(axis=1)
     first = y.argmax(axis=1)
     right_x, right_y = x[rows, first], y[rows, first]
     left_x, left_y = np.zeros(len(x)), np.zeros(len(x))

@@ -25,8 +25,8 @@ def test_the_table_shows_the_numbers_of_the_frame(run, small_trace):
     assert len(lines) == 1 + len(frame)
     for line, row in zip(lines[1:], frame.itertuples(), strict=True):
         assert line.split()[:2] == [row.group, "trend"]
-        assert f"{row.L0:.3g}" in line
-        assert f"{row.L1:.3g}" in line
+        assert f" {row.L0:.3g} [{row.L0_low:.3g}, {row.L0_high:.3g}] " in line
+        assert f" {row.L1:.3g} [{row.L1_low:.3g}, {row.L1_high:.3g}] " in line
         assert line.endswith(str(row.points))
 
 
@@ -34,14 +34,13 @@ def test_the_table_shows_the_numbers_of_the_frame(run, small_trace):
 @pytest.mark.parametrize("by", ["global", "module", "coordinate"])
 def test_the_table_fits_the_terminal(run, columns, by):
     lines = run("--by", by, columns=columns).output.splitlines()
-    table = [line for line in lines if "left out" not in line]
-    assert len(table) > 2
-    assert max(map(len, table)) <= columns
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= columns
 
 
 def test_groups_may_be_named_by_an_expression(run):
     output = run("--by", "(encoder|decoder)", "--method", "envelope").output
-    assert [line.split()[0] for line in output.splitlines()] == ["group", "encoder", "decoder"]
+    assert [line.split()[0] for line in output.splitlines()][:3] == ["group", "encoder", "decoder"]
 
 
 @pytest.mark.parametrize(

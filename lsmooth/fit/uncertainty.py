@@ -1,0 +1,246 @@
+"""How far the constants of a line may be from those of the process that the cloud is a sample of.
+
+Trend and quantile are averages in disguise: blocks of neighbouring steps are drawn again, and the line is fitted to
+each such resample. The envelope hangs on a few extreme points, for which resampling is inconsistent (a resample's
+highest point is the cloud's own with probability 0.63); its interval is simulated from the distribution of the points'
+distances to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.fit.lines import Floats, bounded_trends, envelopes, quantiles
+from lsmooth.fit.resampling import block_lengths
+
+# A resample holds at most so many points; from more, its deviations are scaled by the square root of the ratio.
+MOST_RESAMPLED = 5_000
+# Numbers that are fitted at a time: few enough to stay in the processor's cache.
+_CHUNK = 1 << 17
+# Beyond this index of the distances, nothing tells a far bound from none: the normal distribution itself, which has
+# none, looks like 5 to 10 on samples of a thousand.
+MOST_TAIL_INDEX = 3.0
+# The envelope's interval needs a few dozen points to learn how distances to it are distributed.
+FEWEST_FOR_ENVELOPE = 40
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Ends of the intervals of (L0, L1), each (2,), NaN where there is none, and why there is none."""
+
+    low: Floats
+    high: Floats
+    reason: str = ""
+
+
+def resampled_interval(
+    x: Floats,
+    y: Floats,
+    line: Floats,
+    *,
+    q: float | None,
+    confidence: float,
+    resamples: int,
+    generator: np.random.Generator,
+) -> Interval:
+    """Return intervals of a trend (`q=None`) or a quantile line, by circular moving blocks over steps.
+
+    Blocks start at any step, and run on from the last step to the first, so that early and late steps count as often
+    as others. Their length is one and a half times the automatic choice of Politis and White (2004) for the line's
+    influence values (how much each point moves L0 and L1), the longer of the two: their choice is the best for a
+    variance, and intervals want longer blocks. Percentiles of the deviations are then widened by two factors for what
+    blocks miss: how much wider a studentized interval of the mean influence is than its percentile interval (blocks
+    are few, and their spread is itself uncertain), and how much larger the standard error is with all autocovariances
+    than with those inside a block.
+
+    Args:
+        x: Gradient norms in the order of steps, (n,).
+        y: Smoothness, (n,).
+        line: L0 and L1 fitted to them, (2,).
+        q: Share of the points below the line, for a quantile line.
+        confidence: Share of the intervals that are to hold the truth.
+        resamples: How many times to draw.
+        generator: Source of randomness.
+    """
+    n = len(x)
+    influence = _influence(x, y, line, q)
+    lengths, variances = block_lengths(influence)
+    length = int(np.clip(round(1.5 * lengths.max()), 1, n // 3))
+    sums = _circular_sums(influence, length)
+    blocks = -(-min(n, MOST_RESAMPLED) // length)
+    starts = generator.integers(0, n, (resamples, blocks))
+    lines = _resampled_trends(x, y, length, starts) if q is None else _resampled_quantiles(x, y, q, length, starts)
+    deviations = (lines - line) * np.sqrt(blocks * length / n)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
+    wider = _widening(variances, sums, starts, length, confidence)
+    return Interval(np.maximum(line + wider * np.minimum(low, 0), 0), line + wider * np.maximum(high, 0))
+
+
+def _influence(x: Floats, y: Floats, line: Floats, q: float | None) -> Floats:
+    """Return how each point moves L0 and L1, but for a common factor, centred, (2, n)."""
+    residual = y - line[0] - line[1] * x
+    pull = residual if q is None else np.where(residual > 0, q, q - 1)
+    centred = x - x.mean()
+    on_slope = pull * centred / np.mean(centred**2)
+    influence = np.array([pull - on_slope * x.mean(), on_slope])
+    return influence - influence.mean(axis=1, keepdims=True)
+
+
+def _circular_sums(values: Floats, length: int) -> Floats:
+    """Return sums over the blocks of `length` that start at each position, running on at the end, (p, n)."""
+    n = values.shape[1]
+    running = np.cumsum(np.concatenate([np.zeros((len(values), 1)), values, values[:, :length]], axis=1), axis=1)
+    return (running[:, length:] - running[:, :-length])[:, :n]
+
+
+def _resampled_trends(x: Floats, y: Floats, length: int, starts: NDArray[np.int64]) -> Floats:
+    """Return the trend of each resample, (resamples, 2), from sums over its blocks alone."""
+    middle = x.mean()
+    offset = x - middle
+    sums = _circular_sums(np.array([offset, y, offset**2, offset * y]), length)
+    count = starts.shape[1] * length
+    first, height, square, product = (values[starts].sum(axis=1) / count for values in sums)
+    spread = np.maximum(square - first**2, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.where(spread > 0, (product - first * height) / spread, 0.0)
+    through_origin = (product + middle * height) / (square + 2 * middle * first + middle**2)
+    return np.column_stack(bounded_trends(slope, middle + first, height, lambda: through_origin))
+
+
+def _resampled_quantiles(x: Floats, y: Floats, q: float, length: int, starts: NDArray[np.int64]) -> Floats:
+    """Return the quantile line of each resample, (resamples, 2)."""
+    resamples, blocks = starts.shape
+    rows = max(1, _CHUNK // (blocks * length))
+    lines = np.empty((resamples, 2))
+    for first in range(0, resamples, rows):
+        chosen = starts[first : first + rows]
+        positions = ((chosen[:, :, None] + np.arange(length)) % len(x)).reshape(len(chosen), -1)
+        lines[first : first + rows] = np.column_stack(quantiles(x[positions], y[positions], q))
+    return lines
+
+
+def _widening(variances: Floats, sums: Floats, starts: NDArray[np.int64], length: int, confidence: float) -> Floats:
+    """Return the factors, at least 1, by which the intervals of L0 and L1 are widened, (2,)."""
+    blocks = starts.shape[1]
+    error = np.sqrt(np.mean(sums**2, axis=1) / (length * blocks * length))
+    drawn = sums[:, starts]
+    means = drawn.mean(axis=2) / length
+    errors = drawn.std(axis=2, ddof=1) / np.sqrt(blocks) / length
+    with np.errstate(invalid="ignore", divide="ignore"):
+        studentized = np.quantile(np.abs(means) / errors, confidence, axis=1) * error
+        plain = np.quantile(np.abs(means), confidence, axis=1)
+        few_blocks = studentized / plain
+        beyond_blocks = np.sqrt(variances / (np.mean(sums**2, axis=1) / length))
+    return np.fmax(few_blocks, 1) * np.fmax(beyond_blocks, 1)
+
+
+def envelope_interval(
+    x: Floats,
+    y: Floats,
+    line: Floats,
+    *,
+    confidence: float,
+    resamples: int,
+    generator: np.random.Generator,
+) -> Interval:
+    """Return intervals of the envelope: of the line that the points' distribution ends at, above all points.
+
+    With U the envelope, the relative distances w = 1 - y / U(x) of the points nearest to it follow a power law near
+    zero, P(w < t) = (t / c)^kappa. kappa and c are estimated from the sqrt(n) nearest points (Hill's estimator), the
+    share of points that do not merely accompany a neighbouring step from the intervals between the nearest (the
+    extremal index: Ferro and Segers, "Inference for clusters of extreme values", JRSS B 2003). Clouds of such points
+    are drawn at the cloud's own gradient norms, the envelope of each is found, and the percentiles of its deviation
+    from the line that it was drawn under give the interval, widened to hold the estimate. As an envelope lies within
+    its cloud, the line to draw under is first moved out by the median deviation, and everything is estimated again.
+    (Extremes of regressions have been simulated so by Chernozhukov and Fernández-Val, Review of Economic Studies
+    2011.) The distances are taken to be distributed alike at all gradient norms.
+
+    Args:
+        x: Gradient norms in the order of steps, (n,).
+        y: Smoothness, (n,).
+        line: L0 and L1 of the envelope, (2,).
+        confidence: Share of the intervals that are to hold the truth.
+        resamples: How many clouds to draw.
+        generator: Source of randomness.
+    """
+    n = len(x)
+    none = np.full(2, np.nan)
+    if n < FEWEST_FOR_ENVELOPE:
+        return Interval(none, none, f"no interval for the envelope below {FEWEST_FOR_ENVELOPE} points")
+    nearest = max(20, int(np.sqrt(n)))
+    assumed = line
+    deviations = np.zeros((resamples, 2))
+    for turn in range(_ROUNDS):
+        bound = assumed[0] + assumed[1] * x
+        with np.errstate(invalid="ignore", divide="ignore"):
+            distance = np.where(bound > 0, 1 - y / bound, np.inf)
+        order = np.argsort(distance)[: nearest + 1]
+        farthest = distance[order[-1]]
+        if not farthest > 1e-9:
+            # So many points on the line itself: it is known.
+            return Interval(line, line)
+        # Against the fitted envelope itself, two distances are zero, and those next to them too small.
+        index = tail_index(distance[order], skipped=4 if turn == 0 else 2)
+        if index > MOST_TAIL_INDEX:
+            return Interval(none, none, "no interval for the envelope: no bound in sight")
+        if turn == 0:
+            share = extremal_index(np.sort(order[: max(15, nearest // 3)]))
+        deviations = _drawn_envelopes(x, assumed, index, farthest, nearest, share, resamples, generator) - assumed
+        if turn < _ROUNDS - 1:
+            assumed = np.maximum(line - np.median(deviations, axis=0), 0)
+            bound = assumed[0] + assumed[1] * x
+            assumed = assumed * max(1.0, (y[bound > 0] / bound[bound > 0]).max())
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
+    return Interval(np.maximum(np.minimum(line - high, line), 0), np.maximum(line - low, line))
+
+
+def tail_index(distances: Floats, skipped: int) -> float:
+    """Return kappa of P(w < t) ~ t^kappa from the nearest distances in rising order: Hill's estimator.
+
+    The first `skipped` count as lying where the next one does.
+    """
+    farthest = distances[-1]
+    inner = np.maximum(distances[skipped:-1], 1e-12 * farthest)
+    logs = np.log(farthest / inner)
+    return float((len(distances) - 1) / (logs.sum() + skipped * logs[0]))
+
+
+def extremal_index(positions: NDArray[np.intp]) -> float:
+    """Return the share of extreme points that come on their own account, from their positions in time.
+
+    The intervals estimator of Ferro and Segers (2003), equation 5: 1 for independent steps, 1 / (mean cluster size)
+    where extremes come in clusters.
+    """
+    times = np.diff(positions).astype(np.float64)
+    if times.max() <= 2:
+        value = 2 * times.sum() ** 2 / (len(times) * (times**2).sum())
+    else:
+        value = 2 * (times - 1).sum() ** 2 / (len(times) * ((times - 1) * (times - 2)).sum())
+    return float(min(1.0, value))
+
+
+def _drawn_envelopes(
+    x: Floats,
+    assumed: Floats,
+    index: float,
+    farthest: float,
+    nearest: int,
+    share: float,
+    resamples: int,
+    generator: np.random.Generator,
+) -> Floats:
+    """Return envelopes of clouds drawn under a line, (resamples, 2); of each only the nearest points are drawn."""
+    n = len(x)
+    # Four times as many as have been used: a farther one does not reach the envelope.
+    expected = min(4 * nearest, n)
+    count = max(2, round(expected * share))
+    at = x[generator.integers(0, n, (resamples, count))]
+    distance = farthest * (generator.random((resamples, count)) * (expected / nearest)) ** (1 / index)
+    height = (assumed[0] + assumed[1] * at) * (1 - np.minimum(distance, 1))
+    return np.column_stack(envelopes(at, height, mean=np.full(resamples, x.mean())))

@@ -1,0 +1,88 @@
+"""Clouds whose constants are known, as like a training run's as needed: for the coverage of intervals.
+
+Gradient norms fall over time and are correlated; smoothness is (L0 + L1 x) times noise, so that its spread grows with
+its level. `python tests/known_clouds.py [TRIALS] [STEPS]` prints how often the intervals hold the truth.
+"""
+
+import sys
+
+import numpy as np
+from scipy.signal import lfilter
+from scipy.stats import norm
+
+from lsmooth import fit
+from lsmooth.trace.cloud import Cloud
+from lsmooth.trace.layout import Status
+
+L0, L1 = 1.0, 2.0
+PARETO = 3.0  # tail exponent: the third moment is infinite
+SHORTEST = 0.25  # of noise that is heavy-tailed up to a bound
+
+# Noise as a function of a uniform number, for averages (with mean 1) and with bound 1.
+UNBOUNDED = {
+    "lognormal": lambda u: np.exp(0.5 * norm.ppf(u) - 0.125),
+    "pareto": lambda u: (1 - u) ** (-1 / PARETO) * (PARETO - 1) / PARETO,
+}
+BOUNDED = {
+    "triangular": np.sqrt,
+    "pareto": lambda u: SHORTEST * (1 - u * (1 - SHORTEST**PARETO)) ** (-1 / PARETO),
+}
+# What a kind of cloud is called: shape of its noise, correlation of neighbouring steps.
+KINDS = {
+    "trend": {"heteroscedastic": ("lognormal", 0), "heavy-tailed": ("pareto", 0), "correlated": ("lognormal", 0.7)},
+    "quantile": {"heteroscedastic": ("lognormal", 0), "heavy-tailed": ("pareto", 0), "correlated": ("lognormal", 0.7)},
+    "envelope": {
+        "heteroscedastic": ("triangular", 0),
+        "heavy-tailed": ("pareto", 0),
+        "correlated": ("triangular", 0.7),
+    },
+}
+
+
+def correlated_normals(generator, steps, groups, correlation):
+    """Return standard normal numbers, each step's correlated with the one before."""
+    fresh = generator.normal(size=(steps + 200, groups)) * np.sqrt(1 - correlation**2)
+    return lfilter([1], [1, -correlation], fresh, axis=0)[200:]
+
+
+def known_cloud(method, kind, trials, steps, seed=0, q=0.95):
+    """Return a cloud with one group a trial, and the constants that `method` is to find in each."""
+    shape, correlation = KINDS[method][kind]
+    generator = np.random.default_rng([seed, steps, list(KINDS[method]).index(kind)])
+    fall = 0.7 * (1 - 2 * np.arange(steps)[:, None] / steps)
+    x = np.exp(fall + 0.5 * correlated_normals(generator, steps, trials, 0.9))
+    uniform = norm.cdf(correlated_normals(generator, steps, trials, correlation))
+    noise = (BOUNDED if method == "envelope" else UNBOUNDED)[shape]
+    factor = noise(q) if method == "quantile" else 1.0
+    cloud = Cloud(
+        by="module",
+        groups=tuple(f"trial {i}" for i in range(trials)),
+        steps=np.arange(steps),
+        smoothness=(L0 + L1 * x) * noise(uniform),
+        grad_norm=x,
+        status=np.full(steps, int(Status.MEASURED), dtype=np.uint8),
+        loss=np.linspace(3, 1, steps),
+        lr=np.full(steps, 0.1),
+    )
+    return cloud, (factor * L0, factor * L1)
+
+
+def coverage(method, kind, trials, steps, confidence=0.9, seed=0):
+    """Return the shares of intervals that hold L0 and L1, and the share of trials with an interval."""
+    cloud, truth = known_cloud(method, kind, trials, steps, seed)
+    frame = fit.estimate(cloud, method=method, confidence=confidence)
+    given = frame[frame.L0_low.notna()]
+    held = [
+        float(((given[f"{name}_low"] <= value) & (value <= given[f"{name}_high"])).mean())
+        for name, value in zip(("L0", "L1"), truth, strict=True)
+    ]
+    return held[0], held[1], len(given) / trials
+
+
+if __name__ == "__main__":
+    trials, steps = (int(value) for value in (*sys.argv[1:], *("200", "2000")[len(sys.argv) - 1 :]))
+    print(f"{trials} trials of {steps} steps, intervals of 90 %")
+    for method, kinds in KINDS.items():
+        for kind in kinds:
+            held_0, held_1, given = coverage(method, kind, trials, steps)
+            print(f"{method:<9} {kind:<16} L0 {held_0:.1%}  L1 {held_1:.1%}  given in {given:.0%}", flush=True)
