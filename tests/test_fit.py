@@ -277,9 +277,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(method, kind):
 
 @pytest.mark.parametrize(("method", "kind"), CLOUDS)
 def test_intervals_hold_the_truth_in_twenty_trials(method, kind):
-    # Of 20 intervals of 90 %, fewer than 15 hold the truth once in 90 times; of 20 intervals of 50 %, 17 as rarely.
+    # Of 20 intervals of 90 %, fewer than 14 hold the truth once in 400 times; of 20 intervals of 50 %, 17 as rarely.
     held_0, held_1, _ = coverage(method, kind, trials=20, steps=1000 if method == "quantile" else 2000)
-    assert min(held_0, held_1) >= 0.75
+    assert min(held_0, held_1) >= 0.7
     if method == "trend":
         # An envelope's interval is widened to hold the estimate; it may hold the truth more often than it says.
         held_0, held_1, _ = coverage(method, kind, trials=20, steps=2000, confidence=0.5)
