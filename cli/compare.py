@@ -50,7 +50,13 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
     Prints a table with the mean over seeds and its 95 % interval, draws training curves, and keeps every run in one
     HDF5 file.
+
+    With lower-bound in the place of TASK, gradient descent runs against its lower bound on two functions, and
+    generalized SignSGD beside it; --output (CSV) and --force go with that.
     """
+    if options["task"] == "lower-bound":
+        _compare_lower_bound(ctx, options)
+        return
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with a file and --force replaces it; give one of them.", ctx)
     from lsmooth.errors import InvalidArgumentError
@@ -87,6 +93,16 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     click.echo(f"\n{wrote}.")
     if any(standing.failed for standing in standings):
         ctx.exit(1)
+
+
+def _compare_lower_bound(ctx: click.Context, options: Mapping[str, Any]) -> None:
+    from lsmooth.cli.lower_bound import compare_lower_bound
+
+    for name in options:
+        given = ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+        if given and name not in ("task", "output", "force"):
+            raise click.UsageError("lower-bound has no runs to set up; it takes --output and --force alone.", ctx)
+    compare_lower_bound(options["output"], options["force"])
 
 
 def _plans(options: Mapping[str, Any]) -> dict[str, Plan]:

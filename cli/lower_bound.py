@@ -1,0 +1,44 @@
+"""`lsmooth compare lower-bound`: gradient descent against its lower bound, and generalized SignSGD beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+def compare_lower_bound(output: str | None, force: bool) -> None:
+    """Run the experiment, print its table, and write it with its figure.
+
+    Args:
+        output: File for the table, CSV; the figure goes next to it. "compare-lower-bound.csv" by default.
+        force: Replace files that exist.
+
+    Raises:
+        InvalidArgumentError: A file exists already.
+    """
+    from lsmooth.errors import InvalidArgumentError
+
+    table = Path(output or "compare-lower-bound.csv")
+    figure = table.with_suffix(".png")
+    for path in (table, figure):
+        if path.exists() and not force:
+            raise InvalidArgumentError(f"{path} exists already; choose another -o, or --force to replace it.")
+    from matplotlib.figure import Figure
+
+    from lsmooth import figures
+    from lsmooth.theory import lower_bound_experiment
+
+    frame = lower_bound_experiment()
+    counts = frame.pivot(index="M_L1", columns="optimizer", values="iterations")
+    bounds = frame.drop_duplicates("M_L1").set_index("M_L1")["bound"]
+    click.echo(f"{'M L1':>8}{'least for gradient descent':>30}{'gradient descent':>20}{'generalized SignSGD':>22}")
+    for size, row in counts.iterrows():
+        descent, signs = row["gradient descent"], row["generalized SignSGD"]
+        click.echo(f"{size:>8g}{bounds[size]:>30,.0f}{descent:>20,.0f}{signs:>22,.0f}")
+    with figures.style():
+        canvas = Figure(figsize=(3.25, 2.6), layout="constrained")
+        figures.lower_bound(frame, ax=canvas.add_subplot())
+        canvas.savefig(figure)
+    frame.to_csv(table, index=False)
+    click.echo(f"\nWrote {table} and {figure}.")
