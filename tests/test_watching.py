@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from loops import LOOPS, Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd
+from test_recorder import CountsWaits
 from torch import nn
 
 import lsmooth
@@ -348,6 +349,23 @@ def test_an_exception_inside_backward_leaves_no_hooks_and_the_next_attempt_is_me
             optimizer.step()
     assert numbers(tmp_path / "run.h5")["status"].tolist() == [1, 1, 1]
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_nothing_in_a_watched_step_waits_for_the_device(tmp_path):
+    seed_all()
+    model = Classifier()
+    optimizer = sgd(model)
+    heard = []
+    recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", log=lambda *scalar: heard.append(scalar))
+    with recorder.watch_forward():
+        with CountsWaits() as counts:
+            for x, y in batches(4):
+                optimizer.zero_grad()
+                model(x, y).loss.backward()
+                optimizer.step()
+        recorder.flush()
+    assert counts.seen == []
+    assert [step for name, _, step in heard if name.endswith("smoothness")] == [0, 1, 2, 3]
 
 
 # --- what it refuses ---
