@@ -59,17 +59,13 @@ def command(ctx: click.Context, /, **options: Any) -> None:
         return
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with a file and --force replaces it; give one of them.", ctx)
-    from lsmooth.errors import InvalidArgumentError
     from lsmooth.tasks.comparison import Comparison, contestants
     from lsmooth.tasks.results import Results
 
     output = Path(options["output"] or f"compare-{options['task']}.h5")
-    figure = output.with_suffix(".png")
-    for path in (output, figure):
-        if path.exists() and not options["resume"] and not options["force"]:
-            raise InvalidArgumentError(
-                f"{path} exists already; choose another -o, or --resume to go on with it, or --force to replace it."
-            )
+    figure = _figure_of(output)
+    if not options["resume"]:
+        _refuse_existing(options["force"], output, figure)
     plans = _plans(options)
     entries = contestants(plans, _grid(options["grid"]), _thresholds(options["clip"]))
     seeds = range(options["seed"], options["seed"] + options["seeds"])
@@ -93,6 +89,26 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     click.echo(f"\n{wrote}.")
     if any(standing.failed for standing in standings):
         ctx.exit(1)
+
+
+def _figure_of(output: Path) -> Path:
+    """Return where the figure goes: beside the results."""
+    from lsmooth.errors import InvalidArgumentError
+
+    figure = output.with_suffix(".png")
+    if figure == output:
+        raise InvalidArgumentError(f"{output} is where the figure goes; give the results another suffix.")
+    return figure
+
+
+def _refuse_existing(force: bool, *paths: Path) -> None:
+    from lsmooth.errors import InvalidArgumentError
+
+    for path in paths:
+        if path.exists() and not force:
+            raise InvalidArgumentError(
+                f"{path} exists already; choose another -o, or --resume to go on with it, or --force to replace it."
+            )
 
 
 def _compare_lower_bound(ctx: click.Context, options: Mapping[str, Any]) -> None:

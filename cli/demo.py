@@ -15,7 +15,7 @@ FILES = ("demo.h5", "figure1.png", "figure3.png")
 
 @click.command("demo", epilog="Example: lsmooth demo -o demo")
 @click.option("-o", "--output", type=click.Path(file_okay=False), default=".", help="Folder for the three files.")
-@click.option("--steps", type=click.IntRange(2), default=240, show_default=True, help="Optimizer steps.")
+@click.option("--steps", type=click.IntRange(2), default=200, show_default=True, help="Optimizer steps.")
 @click.option("--every", type=click.IntRange(1), default=3, show_default=True, help="Measure every so many steps.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For weights, order of batches, dropout.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
@@ -39,6 +39,9 @@ def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: in
     folder.mkdir(parents=True, exist_ok=True)
 
     from lsmooth.cli.progress import Progress, plain_warnings
+    from lsmooth.cli.threads import wait_without_spinning
+
+    wait_without_spinning()
     from lsmooth.tasks.plan import make_plan
     from lsmooth.tasks.session import Session
     from lsmooth.tasks.text import Corpus

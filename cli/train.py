@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--coordinates", type=click.IntRange(0), default=4, show_default=True, help="Followed in each parameter tensor."
 )
+@click.option("--densities", is_flag=True, help="Also count all coordinates by gradient and smoothness.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For weights, order of batches, dropout.")
 @click.option("--data", metavar="DIR|hub", help="Folder with the data set's files, or hub; by default a stand-in.")
 @click.option("--preset", type=click.Choice(["paper", "small"]), help="Default: paper on real data, else small.")
@@ -51,6 +52,9 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     Under torchrun, the processes share each batch, with one GPU each where there are GPUs; there is no checkpoint then.
     """
     from lsmooth.cli.progress import Progress, plain_warnings
+    from lsmooth.cli.threads import wait_without_spinning
+
+    wait_without_spinning()
     from lsmooth.tasks.parallel import ranks_wanted
 
     if ranks_wanted() > 1:
@@ -130,7 +134,7 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     return Session(
         plan,
         trace,
-        {"every": options["every"], "coordinates": options["coordinates"]},
+        {name: options[name] for name in ("every", "coordinates", "densities")},
         data=data,
         mode="w" if options["force"] else "x",
         checkpoint_seconds=options["checkpoint_every"],
@@ -179,6 +183,7 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         "lr": ("--lr", plan.hyperparameters.get("lr")),
         "every": ("--every", recording["every"]),
         "coordinates": ("--coordinates", recording["coordinates"]),
+        "densities": ("--densities", recording.get("densities", False)),
         "seed": ("--seed", plan.seed),
         "preset": ("--preset", plan.preset),
         "amp": ("--amp", "bf16" if plan.amp else None),

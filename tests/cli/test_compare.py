@@ -1,6 +1,10 @@
 """`lsmooth compare`: the table, the files, going on after a stop."""
 
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import h5py
 import pytest
@@ -71,6 +75,7 @@ def test_clipping_is_compared_and_divergence_is_told(compare):
         ([*TINY, "--clip", "much"], 1, "--clip=much"),
         ([*TINY, "--resume", "--force"], 2, "one of them"),
         ([*TINY, "-o", "no/where.h5"], 1, "no folder no"),
+        ([*TINY, "-o", "results.png"], 1, "another suffix"),
     ],
 )
 def test_what_cannot_be_ends_in_a_sentence(compare, tmp_path, arguments, code, sentence):
@@ -87,3 +92,22 @@ def test_existing_files_are_left_alone_without_force(compare, tmp_path):
     assert done.exit_code == 1
     assert "r.png exists already" in done.output
     assert [item.name for item in tmp_path.iterdir()] == ["r.png"]
+
+
+def test_ctrl_c_keeps_what_is_done(compare, tmp_path):
+    # The second run is so long that it is surely under way when the first has ended.
+    arguments = [*TINY, "--optimizers", "sgd,adam", "--seeds", "1", "--jobs", "1", "-o", str(tmp_path / "r.h5")]
+    command = [sys.executable, "-m", "lsmooth.cli", "compare", *arguments]
+    long = [*command, "--grid", "sgd:steps=10", "--grid", "adam:steps=1000000"]
+    with subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "final | sgd" in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(r"Stopped; \S*r\.h5 holds 1 runs: the same command with --resume goes on\.\n", output)
+    done = compare(*arguments, "--resume", "--grid", "sgd:steps=10", "--grid", "adam:steps=12")
+    assert done.exit_code == 0, done.output
+    assert "final | sgd" not in done.stderr

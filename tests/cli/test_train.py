@@ -62,6 +62,17 @@ def test_a_run_writes_trace_and_checkpoint_and_names_them(train, tmp_path):
         assert about["settings"]["embedding"] == 8
 
 
+def test_densities_are_counted_where_they_are_asked_for(train):
+    assert train(*TINY, "--steps", 6, "--densities").exit_code == 0
+    with lsmooth.Trace("transformer-encoder.h5") as trace:
+        assert trace.has_densities
+        assert trace.density("decoder.weight").counts.sum() > 0
+    done = train("--resume", "--trace", "transformer-encoder.h5", "--steps", 11)
+    assert done.exit_code == 0, done.output
+    with lsmooth.Trace("transformer-encoder.h5") as trace:
+        assert trace.has_densities
+
+
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "generalized-signsgd", "adam"])
 def test_any_optimizer_by_name(train, optimizer):
     done = train(*TINY, "--steps", 2, "--optimizer", optimizer, "--lr", 0.01)
