@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsmooth import figures, optim
+    from lsmooth import figures, optim, theory
     from lsmooth.errors import LsmoothError
     from lsmooth.fit import estimate
     from lsmooth.recorder import Recorder
@@ -24,9 +24,9 @@ _HOME = {
     "Trace": "lsmooth.trace.reader",
     "estimate": "lsmooth.fit",
 }
-_SUBMODULES = ("figures", "optim")
+_SUBMODULES = ("figures", "optim", "theory")
 
-__all__ = ["LsmoothError", "Recorder", "Trace", "__version__", "estimate", "figures", "optim"]
+__all__ = ["LsmoothError", "Recorder", "Trace", "__version__", "estimate", "figures", "optim", "theory"]
 
 
 def __getattr__(name: str) -> Any:
