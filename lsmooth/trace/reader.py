@@ -28,7 +28,7 @@ from lsmooth.trace.attributes import from_json, get_attribute, get_attributes
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.density import Counts, Density, read_density, read_edges
 from lsmooth.trace.grouping import By, group_parameters
-from lsmooth.trace.layout import DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
+from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import read_closed, read_recent
 from lsmooth.trace.superblock import Unmarked, has_open_mark, missing_bytes
@@ -172,12 +172,13 @@ class Trace:
 
     # --- the numbers as they stand in the file ---
 
-    def read(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> NDArray[Any]:
         """Return a dataset of the file, or some rows (measured steps) of it.
 
         Args:
             name: Name of the dataset, such as "grad_norm" or "coordinate/grad".
             rows: Which rows, counted in measured steps; all of them by default.
+            columns: Which entries of the last dimension (parameter tensors, coordinates); all of them by default.
 
         Raises:
             TraceError: The trace has no such dataset, or it is damaged.
@@ -188,20 +189,22 @@ class Trace:
             )
         start, stop, _ = (slice(None) if rows is None else rows).indices(self._length)
         with self._reading(name):
-            values = self._read_whole(name, start, min(stop, self._whole))
+            values = self._read_whole(name, start, min(stop, self._whole), columns)
             if stop > self._whole:
-                values = np.concatenate([values, self._recent[name][max(start - self._whole, 0) : stop - self._whole]])
+                newest = self._recent[name][max(start - self._whole, 0) : stop - self._whole]
+                values = np.concatenate([values, newest if columns is None else newest[..., columns]])
             return values
 
-    def _read_whole(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def _read_whole(self, name: str, start: int, stop: int, columns: slice | None) -> NDArray[Any]:
+        part = slice(start, stop) if columns is None else (slice(start, stop), ..., columns)
         for _ in range(_LOOKS - 1):
             try:
-                return np.asarray(self._file[name][start:stop])
+                return np.asarray(self._file[name][part])
             except OSError:
                 if not self._is_being_written():
                     raise
             time.sleep(_PAUSE)
-        return np.asarray(self._file[name][start:stop])
+        return np.asarray(self._file[name][part])
 
     def has(self, name: str) -> bool:
         """Say whether the trace holds a dataset."""
@@ -453,7 +456,8 @@ class Trace:
 
     def _blocks(self, width: int) -> Iterator[slice]:
         """Cut the measured steps into runs of rows that fit in memory together, `width` elements a row."""
-        rows = max(1, _BLOCK_ELEMENTS // max(1, width))
+        # Whole chunks, so that none is read twice.
+        rows = max(1, _BLOCK_ELEMENTS // max(1, width) // CHUNK_STEPS) * CHUNK_STEPS
         for start in range(0, self._length, rows):
             yield slice(start, min(start + rows, self._length))
 
@@ -478,11 +482,17 @@ class Trace:
         grad_norm = np.full((len(self), len(members)), np.nan)
         everything = [list(range(len(self.parameters)))]
         prefix, primal, dual = _GEOMETRIES[norm]
-        for rows in self._blocks(len(self.gammas) * len(self.parameters)):
-            grad_norm[rows] = joined_norms(self.read(f"{prefix}grad_norm", rows), positions, dual)
-            own = positions if displacement == "layer" else everything
-            moved = joined_norms(self.read(f"{prefix}step_norm", rows), own, primal)
-            changed = joined_norms(self.read(f"{prefix}grad_diff", rows), positions, dual)
+        # No more is read than from the first tensor of any group to the last.
+        first = min(min(group) for group in positions)
+        some = slice(first, max(max(group) for group in positions) + 1)
+        positions = [[position - first for position in group] for group in positions]
+        for rows in self._blocks(len(self.gammas) * (some.stop - first)):
+            grad_norm[rows] = joined_norms(self.read(f"{prefix}grad_norm", rows, some), positions, dual)
+            if displacement == "layer":
+                moved = joined_norms(self.read(f"{prefix}step_norm", rows, some), positions, primal)
+            else:
+                moved = joined_norms(self.read(f"{prefix}step_norm", rows), everything, primal)
+            changed = joined_norms(self.read(f"{prefix}grad_diff", rows, some), positions, dual)
             smoothness[rows] = local_lipschitz(changed, moved, self.gammas)
         return tuple(members), smoothness, grad_norm
 

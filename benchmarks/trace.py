@@ -1,0 +1,134 @@
+"""What a trace costs on the disk, and how long reading takes.
+
+`python benchmarks/trace.py` writes a trace of 100,000 steps, 5 gammas and 150 tensors, made up of a walk that norms of
+real runs resemble: each tensor has its scale, and moves by some per cent from step to step.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lsmooth.trace.reader import Trace
+from lsmooth.trace.writer import Header, TraceWriter
+
+GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
+
+
+def made_up_header(tensors, coordinates):
+    followed = tensors * coordinates
+    names = tuple(f"layers.{i // 12}.{i % 12}.weight" for i in range(tensors))
+    return Header(
+        parameters=names,
+        parameter_sizes=(65_536,) * tensors,
+        gammas=GAMMAS,
+        groups=1,
+        real="float32",
+        endpoint=True,
+        noise=False,
+        coordinate_names=tuple(f"{names[i // coordinates]}[{i}]" for i in range(followed)),
+        coordinate_owners=np.arange(followed) // max(coordinates, 1),
+        coordinate_indices=np.arange(followed),
+    )
+
+
+class Walk:
+    """Rows of a run, a block at a time."""
+
+    def __init__(self, header, seed=0):
+        self.header, self.random, self.step = header, np.random.default_rng(seed), 0
+        sizes = header.sizes()
+        self.scales = {
+            field.name: self.random.normal(-4, 2, [sizes[name] for name in field.dims[1:]]) for field in header.fields()
+        }
+
+    def block(self, rows):
+        found = {}
+        for name, scale in self.scales.items():
+            if name.startswith("total_"):
+                continue
+            noise = self.random.normal(0, 0.1, (rows, *scale.shape))
+            found[name] = np.exp(scale + noise)
+            if name in ("coordinate/grad", "coordinate/displacement", "coordinate/grad_along", "coordinate/grad_next"):
+                found[name] *= self.random.choice([-1.0, 1.0], found[name].shape)
+        found["step"] = np.arange(self.step, self.step + rows)
+        found["time"] = found["step"] * 0.1
+        found["status"] = np.ones(rows, np.uint8)
+        found["lr"] = np.full((rows, 1), 0.1)
+        self.step += rows
+        return found
+
+
+def size_a_step(folder, tensors, coordinates, rows_a_flush, steps):
+    header = made_up_header(tensors, coordinates)
+    path = folder / "size.h5"
+    writer = TraceWriter(path, header, "w")
+    before = path.stat().st_size
+    walk = Walk(header)
+    started = time.process_time()
+    for _ in range(0, steps, rows_a_flush):
+        writer.append(walk.block(rows_a_flush))
+    took = time.process_time() - started
+    writer.close()
+    return (path.stat().st_size - before) / steps, before, took / steps
+
+
+def timed(work, repeats):
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return min(found), sorted(found)[len(found) // 2]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--tensors", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print(
+            "followed coordinates, rows a flush: bytes a step, bytes before the first step, ms a step (with making up)"
+        )
+        for coordinates in (0, 4):
+            for rows in (1, 8, 64):
+                a_step, before, took = size_a_step(folder, arguments.tensors, coordinates, rows, 640)
+                print(f"{coordinates:>4} {rows:>4}: {a_step:>8.0f} {before:>8} {1e3 * took:>8.2f}")
+        header = made_up_header(arguments.tensors, 0)
+        path = folder / "run.h5"
+        writer, walk = TraceWriter(path, header), Walk(header)
+        for start in range(0, arguments.steps, 64):
+            writer.append(walk.block(min(64, arguments.steps - start)))
+        writer.close()
+        print(f"{arguments.steps} steps: {path.stat().st_size / 1e6:.0f} MB")
+
+        def read(by):
+            with Trace(path) as trace:
+                trace.smoothness(by) if by != "frame" else trace.to_frame()
+
+        def row():
+            with Trace(path) as trace:
+                trace.read("grad_diff", slice(arguments.steps // 2, arguments.steps // 2 + 1))
+
+        def parameter():
+            with Trace(path) as trace:
+                trace.cloud({header.parameters[7]: "one"})
+
+        for label, work in (
+            ("smoothness(by='global')", lambda: read("global")),
+            ("to_frame()", lambda: read("frame")),
+            ("one step's grad_diff", row),
+            ("one parameter's cloud", parameter),
+            ("smoothness(by='module')", lambda: read("module")),
+        ):
+            best, median = timed(work, arguments.repeats)
+            print(f"{label:<26} {best:6.2f} s best, {median:6.2f} s median of {arguments.repeats}")
+
+
+if __name__ == "__main__":
+    main()
