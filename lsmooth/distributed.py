@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lsmooth.errors import InvalidArgumentError, LsmoothError
+from lsmooth.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from lsmooth.handover import RowLayout
@@ -104,7 +104,7 @@ class Ranks:
 
         Raises:
             InvalidArgumentError: The ranks' `facts` differ.
-            LsmoothError: The error that rank 0 had.
+            Exception: The error that rank 0 had, commonly a TraceError.
         """
         if self.alone:
             return open_file()
@@ -121,7 +121,8 @@ class Ranks:
         if self.rank == 0:
             try:
                 opened = open_file()
-            except LsmoothError as error:
+            except Exception as error:
+                # The others wait to hear of it.
                 outcome = [error]  # type: ignore[list-item]
         torch.distributed.broadcast_object_list(outcome, src=0)
         if outcome[0] is not None:

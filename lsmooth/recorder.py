@@ -882,6 +882,11 @@ class Recorder:
                 "with a trace of its own."
             )
 
+    def _objective(self) -> str:
+        """Return what f is, in words."""
+        what = f"mean of {len(self._probes)} probe losses" if self._probes else "the step's mini-batch loss"
+        return what if self._ranks.alone else f"{what}, mean over {self._ranks.size} ranks"
+
     def _description(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         optimizer = self._optimizer
         groups = [
@@ -902,7 +907,7 @@ class Recorder:
             "every": self._every if isinstance(self._every, int) else "callable",
             "endpoint": int(self._endpoint),
             "norms": list(self._geometries),
-            "objective": f"mean of {len(self._probes)} probe losses" if self._probes else "the step's mini-batch loss",
+            "objective": self._objective(),
             "user_metadata": _plain(dict(metadata)),
         }
 

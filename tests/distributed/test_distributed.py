@@ -14,8 +14,8 @@ import lsmooth
 from lsmooth.trace.layout import FIELDS
 
 WORKER = Path(__file__).with_name("worker.py")
-SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "ddp-probes",
-        "fsdp-probes"]  # fmt: skip
+SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "fsdp-deferred",
+        "ddp-resumed", "ddp-probes", "fsdp-probes"]  # fmt: skip
 OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-communication", "fsdp-communication", "refusals"]
 CASES = {2: [*SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp"]}
 
@@ -82,6 +82,16 @@ def test_the_trace_is_that_of_one_process_with_the_whole_batch(case, size, folde
             values = expected.read(name)
             scale = np.abs(values).max()
             np.testing.assert_allclose(trace.read(name), values, rtol=2e-5, atol=2e-6 * scale, err_msg=name)
+
+
+def test_a_continued_trace_goes_on_on_every_rank(folder):
+    assert [result["began"] for result in results(folder, "ddp-resumed", 2)] == [3, 3]
+
+
+def test_the_trace_says_how_many_took_part(folder, alone):
+    with lsmooth.Trace(folder / "fsdp-watched.4.h5") as trace, lsmooth.Trace(alone("fsdp-watched")) as expected:
+        assert trace.metadata["objective"] == "the step's mini-batch loss, mean over 4 ranks"
+        assert expected.metadata["objective"] == "the step's mini-batch loss"
 
 
 def test_a_mesh_that_holds_copies_of_shards(folder, alone):

@@ -5,6 +5,7 @@
 
 import collections
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -85,13 +86,15 @@ def adam_for(model):
     return torch.optim.AdamW(model.parameters(), lr=0.05)
 
 
-def loop(model, optimizer, recorder=None, how="closure", parts=1):
+def loop(model, optimizer, recorder=None, how="closure", parts=1, *, deferred=False, steps=range(STEPS)):
     """Train, with accumulation in `parts` and gradient clipping."""
     ddp = isinstance(model, nn.parallel.DistributedDataParallel)
-    for step in range(STEPS):
+    for step in steps:
         optimizer.zero_grad()
         for part in range(parts):
             x, y = data(step, part)
+            if deferred and rank_and_size()[1] > 1:
+                model.set_requires_gradient_sync(part == parts - 1)
             with model.no_sync() if ddp and part < parts - 1 else contextlib.nullcontext():
                 if recorder is None or how == "watch":
                     (model(x, y)["loss"] / parts).backward()
@@ -115,21 +118,42 @@ def state(model, optimizer):
     return found | {"rng": torch.get_rng_state()}
 
 
-def run(path, wrap, make=Net, make_optimizer=optimizer_for, *, how="closure", parts=1, **arguments):
+def run(path, wrap, make=Net, make_optimizer=optimizer_for, *, how="closure", parts=1, deferred=False, **arguments):
     """Train once without and once with a recorder; say whether anything differs."""
     model = build(wrap, make)
     optimizer = make_optimizer(model)
-    loop(model, optimizer, parts=parts)
+    loop(model, optimizer, parts=parts, deferred=deferred)
     bare = state(model, optimizer)
     model = build(wrap, make)
     optimizer = make_optimizer(model)
     with lsmooth.Recorder(model, optimizer, path, **arguments) as recorder:
         if how == "watch":
             recorder.watch_forward()
-        loop(model, optimizer, recorder, how, parts)
+        loop(model, optimizer, recorder, how, parts, deferred=deferred)
     watched = state(model, optimizer)
     assert bare.keys() == watched.keys()
     return {"changed": [name for name in bare if not torch.equal(bare[name], watched[name])]}
+
+
+def resumed(path, wrap):
+    """Stop after three steps, and go on one step earlier from a checkpoint of rank 0's."""
+    model = build(wrap)
+    optimizer = optimizer_for(model)
+    recorder = lsmooth.Recorder(model, optimizer, path)
+    loop(model, optimizer, recorder, steps=range(2))
+    kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    box = [recorder.state_dict() if rank_and_size()[0] == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    loop(model, optimizer, recorder, steps=range(2, 3))
+    recorder.close()
+    model.load_state_dict(kept[0])
+    optimizer.load_state_dict(kept[1])
+    with lsmooth.Recorder(model, optimizer, path, mode="a") as recorder:
+        began = recorder.step
+        recorder.load_state_dict(box[0])
+        loop(model, optimizer, recorder, steps=range(2, STEPS))
+    return {"began": began, "changed": []}
 
 
 def probes(path, wrap):
@@ -249,6 +273,8 @@ CASES = {
     "fsdp-watched": lambda path: run(path, "fsdp", how="watch", parts=2),
     "fsdp-noisy": lambda path: run(path, "fsdp", Noisy),
     "hsdp": lambda path: run(path, "hsdp"),
+    "fsdp-deferred": lambda path: run(path, "fsdp", parts=3, deferred=True),
+    "ddp-resumed": lambda path: resumed(path, "ddp"),
     "ddp-probes": lambda path: probes(path, "ddp"),
     "fsdp-probes": lambda path: probes(path, "fsdp"),
     "ddp-communication": lambda path: communication(path, "ddp"),
