@@ -64,7 +64,7 @@ def test_what_draws_the_gallery_draws_every_picture(tmp_path):
 @pytest.mark.slow
 def test_the_command_draws_the_gallery_twice_the_same(tmp_path):
     for name in ("one", "other"):
-        command = [sys.executable, str(GALLERY / "make.py"), "--out", str(tmp_path / name), "--steps", "6"]
+        command = [sys.executable, str(GALLERY / "make.py"), "--out", str(tmp_path / name), "--steps", "24"]
         subprocess.run(command, check=True, capture_output=True)
     one = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     other = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
