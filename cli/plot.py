@@ -41,12 +41,14 @@ class Options:
 
     Attributes:
         by: Groups; None for those of the kind.
+        norm: The geometry, as for `Trace.cloud`.
         linear: Linear axes in place of logarithmic ones.
         size: Width and height in inches; None for what the kind needs.
         title: A title above the figure.
     """
 
     by: str | None = None
+    norm: str = "l2"
     linear: bool = False
     size: tuple[float, float] | None = None
     title: str | None = None
@@ -61,12 +63,14 @@ class _Kind:
         several: Whether it takes several traces.
         by: What `--by` is when it is not given; None where the kind does not group parameters.
         linear: Whether it has logarithmic axes that `--linear` makes linear.
+        norm: Whether it depends on the geometry.
     """
 
     draw: Callable[[Sequence[Trace], Figure, Options], None]
     several: bool = False
     by: str | None = None
     linear: bool = True
+    norm: bool = True
 
 
 @click.command("plot", epilog="Example: lsmooth plot run.h5 -o figure1.png --kind scatter")
@@ -85,6 +89,13 @@ class _Kind:
     help="Groups of scatter (default global), layers and heatmap (module): global, module, parameter, or a regular "
     "expression whose first group names the group; of curves: run or optimizer.",
 )
+@click.option(
+    "--norm",
+    type=click.Choice(["l2", "linf", "spectral"]),
+    default="l2",
+    show_default=True,
+    help="The geometry, of those that the trace was recorded with.",
+)
 @click.option("--dpi", type=click.IntRange(30, 2400), default=None, help="Dots an inch of images (300).")
 @click.option("--size", type=_Size(), default=None, help="Inches, such as 3.25x2.6; by default what the kind needs.")
 @click.option("--title", default=None, help="A title above the figure.")
@@ -97,6 +108,7 @@ def command(
     kind: str | None,
     everything: bool,
     by: str | None,
+    norm: str,
     dpi: int | None,
     size: tuple[float, float] | None,
     title: str | None,
@@ -126,7 +138,7 @@ def command(
             raise click.UsageError("--all needs a folder: -o DIR.")
         paths = _folder(output, force)
     else:
-        _check_options(KINDS[kind], kind, traces, by, linear)
+        _check_options(kind, traces, Options(by, norm, linear))
         if output is not None:
             paths = {kind: _checked_output(output, force)}
     with ExitStack() as stack:
@@ -134,7 +146,7 @@ def command(
         from lsmooth.trace.reader import Trace
 
         opened = [stack.enter_context(Trace(trace)) for trace in traces]
-        options = Options(by, linear, size, title)
+        options = Options(by, norm, linear, size, title)
         if everything:
             _draw_all(opened, paths, options, dpi)
         elif output is None:
@@ -144,15 +156,19 @@ def command(
             click.echo(f"Wrote {paths[kind]}.")
 
 
-def _check_options(kind: _Kind, name: str, traces: Sequence[str], by: str | None, linear: bool) -> None:
+def _check_options(name: str, traces: Sequence[object], options: Options) -> None:
+    """Raise InvalidArgumentError where a kind of figure does not have what is asked of it."""
+    kind = KINDS[name]
     if len(traces) > 1 and not kind.several:
         several = ", ".join(known for known, other in KINDS.items() if other.several)
         raise InvalidArgumentError(f"{name} draws one trace at a time; of several traces there are {several}.")
-    if by is not None and kind.by is None:
+    if options.by is not None and kind.by is None:
         grouped = ", ".join(known for known, other in KINDS.items() if other.by is not None)
         raise InvalidArgumentError(f"{name} does not group parameters; --by goes with {grouped}.")
-    if linear and not kind.linear:
+    if options.linear and not kind.linear:
         raise InvalidArgumentError(f"{name} has no choice between linear and logarithmic axes; leave out --linear.")
+    if options.norm != "l2" and not kind.norm:
+        raise InvalidArgumentError(f"{name} is the same in every geometry; leave out --norm.")
 
 
 def _checked_output(output: str, force: bool) -> Path:
@@ -210,7 +226,7 @@ def _style(name: str | None) -> Iterator[None]:
 
 def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Options) -> Figure:
     """Draw a kind of figure into an empty one, and return it."""
-    _check_options(KINDS[kind], kind, [str(trace.path) for trace in traces], options.by, options.linear)
+    _check_options(kind, traces, options)
     # Sizes count while a figure is drawn: names are shortened to what there is room for.
     figure.set_size_inches(*(options.size or _size(kind, traces, options)))
     KINDS[kind].draw(traces, figure, options)
@@ -265,6 +281,8 @@ def _draw_all(
         # Groups of parameters are none of runs, and the other way round.
         by = options.by if known.by and (kind == "curves") == (options.by in RUNS) else None
         mine = replace(options, by=by, linear=options.linear and known.linear)
+        if not known.norm:
+            mine = replace(mine, norm="l2")
         try:
             figure = draw_kind(kind, traces, _blank(), mine)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,11 +380,17 @@ def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
 
     by = options.by or "global"
     if len(traces) == 1 and (by == "global" or len(points_of(traces[0], by)) == 1):
-        smoothness_scatter(traces[0], by=by, ax=figure.add_subplot(), linear=options.linear)
+        smoothness_scatter(traces[0], by=by, norm=options.norm, ax=figure.add_subplot(), linear=options.linear)
         return
     panels = min(_PANELS, sum(len(points_of(trace, by)) for trace in traces))
     smoothness_panels(
-        list(traces), by=by, figure=figure, linear=options.linear, panels=panels, columns=_columns(panels)
+        list(traces),
+        by=by,
+        norm=options.norm,
+        figure=figure,
+        linear=options.linear,
+        panels=panels,
+        columns=_columns(panels),
     )
 
 
@@ -385,13 +409,15 @@ def _density(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
 def _layers(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.constants import constants_panels
 
-    constants_panels(traces[0], by=options.by or "module", figure=figure, linear=options.linear)
+    constants_panels(traces[0], by=options.by or "module", norm=options.norm, figure=figure, linear=options.linear)
 
 
 def _heatmap(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.heatmap import layer_heatmap
 
-    layer_heatmap(traces[0], by=options.by or "module", ax=figure.add_subplot(), linear=options.linear)
+    layer_heatmap(
+        traces[0], by=options.by or "module", norm=options.norm, ax=figure.add_subplot(), linear=options.linear
+    )
 
 
 def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
@@ -401,7 +427,7 @@ def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> Non
 
     axes = figure.subplots(len(traces), 1, squeeze=False)[:, 0]
     for ax, trace, name in zip(axes, traces, run_names(traces), strict=True):
-        stability(trace, ax=ax, linear=options.linear)
+        stability(trace, norm=options.norm, ax=ax, linear=options.linear)
         if len(traces) > 1:
             title(ax, name, figure.get_size_inches()[0] * 72 - 50)
             ax.set_xlabel("iteration" if ax is axes[-1] else "")
@@ -430,11 +456,11 @@ def _segments(traces: Sequence[Trace], figure: Figure, options: Options) -> None
 
 KINDS = {
     "scatter": _Kind(_scatter, several=True, by="global"),
-    "coordinates": _Kind(_coordinates),
-    "density": _Kind(_density, linear=False),
+    "coordinates": _Kind(_coordinates, norm=False),
+    "density": _Kind(_density, linear=False, norm=False),
     "layers": _Kind(_layers, by="module"),
     "heatmap": _Kind(_heatmap, by="module"),
     "stability": _Kind(_stability, several=True),
-    "curves": _Kind(_curves, several=True, by="run", linear=False),
-    "segments": _Kind(_segments, linear=False),
+    "curves": _Kind(_curves, several=True, by="run", linear=False, norm=False),
+    "segments": _Kind(_segments, linear=False, norm=False),
 }

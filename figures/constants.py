@@ -35,6 +35,7 @@ def layer_constants(
     constant: Constant = "L0",
     by: By = "module",
     displacement: Displacement = "layer",
+    norm: str = "l2",
     ax: Axes | None = None,
     linear: bool = False,
     legend: bool = True,
@@ -49,6 +50,7 @@ def layer_constants(
         constant: "L0" or "L1".
         by: How a trace's parameters are grouped, as for `Trace.cloud`.
         displacement: As for `Trace.cloud`.
+        norm: The geometry, as for `Trace.cloud`.
         ax: Where to draw; a new figure in the house style by default, higher for more layers.
         linear: A linear axis in place of a logarithmic one.
         legend: Whether a legend names the methods, where there are several.
@@ -62,7 +64,7 @@ def layer_constants(
     """
     if constant not in _LABELS:
         raise InvalidArgumentError(f"constant={constant!r} is neither 'L0' nor 'L1'.")
-    frame = _estimates(data, by, displacement)
+    frame = _estimates(data, by, displacement, norm)
     if ax is None:
         with style():
             ax = new_figure(COLUMN, constants_height(frame["group"].nunique())).add_subplot()
@@ -78,6 +80,7 @@ def constants_panels(
     *,
     by: By = "module",
     displacement: Displacement = "layer",
+    norm: str = "l2",
     figure: Figure | SubFigure | None = None,
     linear: bool = False,
     legend: bool = True,
@@ -88,6 +91,7 @@ def constants_panels(
         data: As for `layer_constants`.
         by: As for `layer_constants`.
         displacement: As for `layer_constants`.
+        norm: As for `layer_constants`.
         figure: An empty figure or subfigure to draw in; a new one in the house style by default.
         linear: Linear axes in place of logarithmic ones.
         legend: Whether a legend names the methods, where there are several.
@@ -99,7 +103,7 @@ def constants_panels(
         InvalidArgumentError: A column is missing, or no layer has an estimate.
         TraceError: The trace cannot be read.
     """
-    frame = _estimates(data, by, displacement)
+    frame = _estimates(data, by, displacement, norm)
     if figure is None:
         with style():
             made = new_figure(COLUMN, constants_height(frame["group"].nunique()))
@@ -121,14 +125,16 @@ def constants_height(layers: int) -> float:
     return min(8.0, max(1.8, 0.75 + 0.15 * layers))
 
 
-def _estimates(data: Any, by: By, displacement: Displacement) -> pd.DataFrame:
+def _estimates(data: Any, by: By, displacement: Displacement, norm: str) -> pd.DataFrame:
     if not isinstance(data, pd.DataFrame):
         import lsmooth
 
         if isinstance(data, (str, os.PathLike)):
             with Trace(data) as trace:
-                return _estimates(trace, by, displacement)
-        data = lsmooth.estimate(data, by=by, displacement=displacement)
+                return _estimates(trace, by, displacement, norm)
+        data = lsmooth.estimate(
+            data.cloud(by, displacement=displacement, norm=norm) if isinstance(data, Trace) else data
+        )
     for column in ("group", "L0", "L1"):
         if column not in data.columns:
             raise InvalidArgumentError(

@@ -99,7 +99,7 @@ def coordinate_grid(
         linear=linear,
         legend=legend,
         shared=False,
-        x_label=INTERPOLATED_LABEL if endpoint is False else ENDPOINT_LABEL,
+        x_text=INTERPOLATED_LABEL if endpoint is False else ENDPOINT_LABEL,
     )
 
 

@@ -13,7 +13,7 @@ from lsmooth.figures.house import COLUMN, new_figure, sequential, settle, style
 from lsmooth.figures.labels import label_rows
 from lsmooth.figures.points import Data, Points, points_of
 from lsmooth.figures.scales import LogLabels, LogTicks, make_steps
-from lsmooth.figures.scatter import Y_LABEL
+from lsmooth.figures.scatter import y_label
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement
 
@@ -30,6 +30,7 @@ def layer_heatmap(
     *,
     by: By = "module",
     displacement: Displacement = "layer",
+    norm: str = "l2",
     ax: Axes | None = None,
     linear: bool = False,
     colorbar: bool = True,
@@ -42,6 +43,7 @@ def layer_heatmap(
         data: A trace, its path, a `Cloud`, or a DataFrame of points with a column group.
         by: How parameters are grouped, as for `Trace.cloud`.
         displacement: As for `Trace.cloud`.
+        norm: The geometry, as for `Trace.cloud`.
         ax: Where to draw; a new figure in the house style by default, higher for more layers.
         linear: A linear colour scale in place of a logarithmic one.
         colorbar: Whether the colour scale stands beside the Axes.
@@ -53,7 +55,7 @@ def layer_heatmap(
         InvalidArgumentError: There is no usable point, or the arguments do not go together.
         TraceError: The trace cannot be read.
     """
-    series = points_of(data, by, displacement=displacement)
+    series = points_of(data, by, displacement=displacement, norm=norm)
     edges, table = smoothness_table(series)
     shown = np.isfinite(table) & ((table > 0) | linear)
     if not shown.any():
@@ -64,10 +66,26 @@ def layer_heatmap(
     if ax is None:
         with style():
             ax = new_figure(COLUMN, heatmap_height(len(series))).add_subplot()
-            _draw(ax, edges, np.where(shown, table, np.nan), [points.group for points in series], linear, colorbar)
+            _draw(
+                ax,
+                edges,
+                np.where(shown, table, np.nan),
+                [points.group for points in series],
+                linear,
+                colorbar,
+                y_label(series[0].norm),
+            )
             settle(ax.figure)
         return ax
-    _draw(ax, edges, np.where(shown, table, np.nan), [points.group for points in series], linear, colorbar)
+    _draw(
+        ax,
+        edges,
+        np.where(shown, table, np.nan),
+        [points.group for points in series],
+        linear,
+        colorbar,
+        y_label(series[0].norm),
+    )
     return ax
 
 
@@ -111,6 +129,7 @@ def _draw(
     names: list[str],
     linear: bool,
     colorbar: bool,
+    label: str,
 ) -> None:
     low, high = float(np.nanmin(table)), float(np.nanmax(table))
     if high <= low:
@@ -132,7 +151,7 @@ def _draw(
     make_steps(ax, "x", 4)
     ax.set_xlabel("iteration")
     if colorbar:
-        bar = ax.figure.colorbar(mesh, ax=ax, label=Y_LABEL, aspect=30, pad=0.02, fraction=0.08)
+        bar = ax.figure.colorbar(mesh, ax=ax, label=label, aspect=30, pad=0.02, fraction=0.08)
         bar.outline.set_visible(False)
         if not linear:
             bar.ax.yaxis.set_major_locator(LogTicks())

@@ -38,6 +38,7 @@ class Points:
         smoothness: Local Lipschitz constant, float64 (n,).
         usable: Which points enter fits, bool (n,); the others are flagged.
         lr: Learning rate, float64 (n,), NaN where it is not known.
+        norm: The geometry, as in `Cloud`.
     """
 
     run: str
@@ -47,6 +48,7 @@ class Points:
     smoothness: NDArray[np.float64]
     usable: NDArray[np.bool_]
     lr: NDArray[np.float64]
+    norm: str = "l2"
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -74,7 +76,12 @@ class Points:
 
 
 def points_of(
-    data: Data, by: By = "global", *, displacement: Displacement = "layer", endpoint: bool = False
+    data: Data,
+    by: By = "global",
+    *,
+    displacement: Displacement = "layer",
+    endpoint: bool = False,
+    norm: str = "l2",
 ) -> list[Points]:
     """Return the points of each group, in the network's order.
 
@@ -84,6 +91,7 @@ def points_of(
         by: How a trace's parameters are grouped, as for `Trace.cloud`; clouds and frames have their groups already.
         displacement: As for `Trace.cloud`.
         endpoint: As for `Trace.cloud`.
+        norm: As for `Trace.cloud`.
 
     Raises:
         InvalidArgumentError: `data` is none of these, or a column is missing.
@@ -95,9 +103,9 @@ def points_of(
         return _from_cloud(data, "")
     if isinstance(data, (str, os.PathLike)):
         with Trace(data) as trace:
-            return points_of(trace, by, displacement=displacement, endpoint=endpoint)
+            return points_of(trace, by, displacement=displacement, endpoint=endpoint, norm=norm)
     if isinstance(data, Trace):
-        return _from_cloud(data.cloud(by, displacement=displacement, endpoint=endpoint), data.path.stem)
+        return _from_cloud(data.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm), data.path.stem)
     raise InvalidArgumentError(
         f"A figure is drawn from a Trace, its path, a Cloud or a DataFrame, not from {type(data).__name__}."
     )
@@ -161,6 +169,7 @@ def _from_cloud(cloud: Cloud, run: str) -> list[Points]:
             smoothness=cloud.smoothness[:, column],
             usable=usable[:, column],
             lr=cloud.lr,
+            norm=cloud.norm,
         )
         for column, group in enumerate(cloud.groups)
     ]

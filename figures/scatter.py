@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
 
-X_LABEL = r"gradient norm $\|\nabla f(x_t)\|$"
 Y_LABEL = "local Lipschitz constant"
+# By geometry: how the dual norm of the gradient is written, and what is added to the y axis.
+_DUALS = {
+    "l2": ("", ""),
+    "linf": ("_1", r", $\ell_\infty$ geometry"),
+    "spectral": (r"_{\mathrm{nuc}}", ", spectral geometry"),
+}
 
 # Up to so many points each is a mark of its own, in its exact colour; more are drawn by shades, which is faster.
 _EXACT = 30_000
@@ -47,8 +52,9 @@ def smoothness_scatter(
     by: By = "global",
     group: str | None = None,
     displacement: Displacement = "layer",
+    norm: str = "l2",
     ax: Axes | None = None,
-    norm: Normalize | None = None,
+    colours: Normalize | None = None,
     lines: Sequence[str] = ("trend", "envelope"),
     linear: bool = False,
     colorbar: bool = True,
@@ -66,8 +72,9 @@ def smoothness_scatter(
         by: How parameters are grouped, as for `Trace.cloud`.
         group: Which of the groups is drawn; not needed where there is one.
         displacement: As for `Trace.cloud`.
+        norm: The geometry, as for `Trace.cloud`.
         ax: Where to draw; a new figure in the house style by default.
-        norm: Colour scale over iterations, to share one among several Axes; this run's own by default.
+        colours: Colour scale over iterations, to share one among several Axes; this run's own by default.
         lines: Which lines are fitted and drawn: any of "trend", "quantile" (of 95 %) and "envelope", or none.
         linear: Linear axes in place of logarithmic ones.
         colorbar: Whether the colour scale stands beside the Axes.
@@ -83,18 +90,18 @@ def smoothness_scatter(
     Source: Crawshaw et al. 2022, Figure 1 and Section 5.2.
     """
     check_lines(lines)
-    points = choose_group(points_of(data, by, displacement=displacement), group)
+    points = choose_group(points_of(data, by, displacement=displacement, norm=norm), group)
     if not points.drawable(log=not linear).any():
         raise InvalidArgumentError(points.explain_nothing(log=not linear))
     with drawing(ax) as ax:
-        norm = norm or step_norm([points])
-        draw_points(ax, points, norm, linear=linear)
+        colours = colours or step_colours([points])
+        draw_points(ax, points, colours, linear=linear)
         fitted = draw_lines(ax, points, lines, linear=linear)
         for line in fitted:
             line.handle.set_label(line.label)
-        ax.set(xlabel=X_LABEL, ylabel=Y_LABEL)
+        ax.set(xlabel=x_label(points.norm), ylabel=y_label(points.norm))
         if colorbar:
-            add_colorbar([ax], norm)
+            add_colorbar([ax], colours)
         if legend:
             place_legend(ax, [(points.grad_norm, points.smoothness), *(line.handle.get_data() for line in fitted)])
     return ax
@@ -105,6 +112,7 @@ def smoothness_panels(
     *,
     by: By = "global",
     displacement: Displacement = "layer",
+    norm: str = "l2",
     figure: Figure | SubFigure | None = None,
     panels: int = 6,
     columns: int | None = None,
@@ -118,6 +126,7 @@ def smoothness_panels(
         data: One run, or a sequence of runs, each as for `smoothness_scatter`.
         by: How parameters are grouped; each group of each run has a panel.
         displacement: As for `Trace.cloud`.
+        norm: The geometry, as for `Trace.cloud`.
         figure: An empty figure or subfigure to draw in; a new one in the house style by default.
         panels: How many panels there are at most; of more groups, an even choice from first to last is drawn.
         columns: Panels in a row; 2 by default.
@@ -137,7 +146,7 @@ def smoothness_panels(
     series = [
         replace(points, run=name)
         for run, name in zip(runs, run_names(runs), strict=True)
-        for points in points_of(run, by, displacement=displacement)
+        for points in points_of(run, by, displacement=displacement, norm=norm)
     ]
     with_points = [points for points in series if points.drawable(log=not linear).any()]
     if not with_points:
@@ -161,7 +170,7 @@ def smoothness_panels(
         linear=linear,
         legend=legend,
         shared=True,
-        x_label=X_LABEL,
+        x_text=x_label(chosen[0].norm),
     )
 
 
@@ -175,7 +184,7 @@ def draw_panels(
     linear: bool,
     legend: bool,
     shared: bool,
-    x_label: str,
+    x_text: str,
 ) -> NDArray[np.object_]:
     """Draw each series of points in a panel with its name above it; `shared` gives all panels the same limits."""
     columns = min(columns or 2, len(series))
@@ -192,11 +201,11 @@ def draw_panels(
                 linear=linear,
                 legend=legend,
                 shared=shared,
-                x_label=x_label,
+                x_text=x_text,
             )
             settle(made)
         return axes
-    norm = step_norm(series)
+    colours = step_colours(series)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
     axes = grid.ravel()
     # A title may reach over the tick labels to the left of its panel, not beyond the figure to the right.
@@ -206,7 +215,7 @@ def draw_panels(
     axes = axes[: len(series)]
     drawn: dict[str, Line2D] = {}
     for ax, points, name in zip(axes, series, names, strict=True):
-        draw_points(ax, points, norm, linear=linear, most_ticks=3, size=3.5)
+        draw_points(ax, points, colours, linear=linear, most_ticks=3, size=3.5)
         fitted = draw_lines(ax, points, lines, linear=linear)
         drawn |= {line.method: line.handle for line in fitted}
         title(ax, name, width, lines=3, below=[line.short for line in fitted], loc="right")
@@ -218,9 +227,9 @@ def draw_panels(
         for ax in axes[max(0, len(series) - columns) :]:
             ax.tick_params(labelbottom=True)
     size = matplotlib.rcParams["axes.labelsize"]
-    figure.supxlabel(x_label, size=size)
-    figure.supylabel(Y_LABEL, size=size)
-    bar = add_colorbar(list(axes), norm, above=True)
+    figure.supxlabel(x_text, size=size)
+    figure.supylabel(y_label(series[0].norm), size=size)
+    bar = add_colorbar(list(axes), colours, above=True)
     if legend and drawn:
         # Beside the bar's label, where there is room; below the panels it would meet the label of all x axes.
         bar.set_label("iteration", loc="left")
@@ -243,7 +252,17 @@ def panels_height(rows: int, lines: int = 0) -> float:
     return 0.7 + (1.35 + 0.13 * lines) * rows + (0.2 if lines else 0.0)
 
 
-def step_norm(series: Sequence[Points]) -> Normalize:
+def x_label(norm: str) -> str:
+    """Return what stands below an axis of gradient norms."""
+    return rf"gradient norm $\|\nabla f(x_t)\|{_DUALS.get(norm, ('', ''))[0]}$"
+
+
+def y_label(norm: str) -> str:
+    """Return what stands beside an axis of smoothness."""
+    return Y_LABEL + _DUALS.get(norm, ("", ""))[1]
+
+
+def step_colours(series: Sequence[Points]) -> Normalize:
     """Return the colour scale over the iterations of all series."""
     steps = [points.steps for points in series if len(points)]
     low = min(int(part.min()) for part in steps)
@@ -252,14 +271,14 @@ def step_norm(series: Sequence[Points]) -> Normalize:
 
 
 def draw_points(
-    ax: Axes, points: Points, norm: Normalize, *, linear: bool, most_ticks: int = 5, size: float = 5.0
+    ax: Axes, points: Points, colours: Normalize, *, linear: bool, most_ticks: int = 5, size: float = 5.0
 ) -> None:
     """Draw the usable points in the colours of their iterations, and flagged ones as grey crosses; set up the axes.
 
     Args:
         ax: Where to draw.
         points: What to draw.
-        norm: Colour scale over iterations.
+        colours: Colour scale over iterations.
         linear: Linear axes in place of logarithmic ones.
         most_ticks: How many labelled ticks an axis has at most.
         size: Area of a point in points squared, where there are few.
@@ -281,13 +300,13 @@ def draw_points(
             label=f"flagged ({flagged.sum():,})",
         )
     if good.any():
-        _draw_good(ax, points, good, norm, size)
+        _draw_good(ax, points, good, colours, size)
     if left_out:
         ax.plot([], [], linestyle="none", label=f"not shown ({left_out:,})")
     _set_axes(ax, [points], linear, most_ticks)
 
 
-def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], norm: Normalize, size: float) -> None:
+def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], colours: Normalize, size: float) -> None:
     places = np.flatnonzero(good)
     np.random.default_rng(_ORDER_SEED).shuffle(places)
     total = len(places)
@@ -296,10 +315,10 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], norm: Normaliz
     look: dict[str, Any] = {"zorder": 2.0, "rasterized": total > VECTOR}
     x, y, step = points.grad_norm[places], points.smoothness[places], points.steps[places]
     if total <= _EXACT:
-        ax.scatter(x, y, s=area, c=step, cmap=sequential(), norm=norm, linewidths=0, **look)
+        ax.scatter(x, y, s=area, c=step, cmap=sequential(), norm=colours, linewidths=0, **look)
         return
-    shades = np.minimum((np.asarray(norm(step)) * _SHADES).astype(np.int64), _SHADES - 1)
-    colours = sequential()((np.arange(_SHADES) + 0.5) / _SHADES)
+    shades = np.minimum((np.asarray(colours(step)) * _SHADES).astype(np.int64), _SHADES - 1)
+    palette = sequential()((np.arange(_SHADES) + 0.5) / _SHADES)
     # One artist a shade, a few times over: the shades mix as points in random order would.
     rounds = 4
     for part in np.array_split(np.arange(total), rounds):
@@ -315,7 +334,7 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], norm: Normaliz
                     marker="o",
                     markersize=area**0.5,
                     markeredgewidth=0,
-                    color=colours[shade],
+                    color=palette[shade],
                     **look,
                 )
 
@@ -399,11 +418,11 @@ def _set_axes(ax: Axes, series: Sequence[Points], linear: bool, most_ticks: int)
         make_log(ax, "y", log_limits(*y), most_ticks)
 
 
-def add_colorbar(axes: list[Axes], norm: Normalize, *, above: bool = False) -> Colorbar:
+def add_colorbar(axes: list[Axes], colours: Normalize, *, above: bool = False) -> Colorbar:
     """Put the colour scale over iterations beside the Axes, or above them, and return it."""
     figure = axes[0].figure
     bar = figure.colorbar(
-        ScalarMappable(norm, sequential()),
+        ScalarMappable(colours, sequential()),
         ax=axes,
         label="iteration",
         # Equally thin beside one Axes and above a page of them.

@@ -14,7 +14,7 @@ from lsmooth.figures.house import FLAGGED, LINES, drawing
 from lsmooth.figures.legend import place_legend
 from lsmooth.figures.points import Data, choose_group, points_of
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps, percent
-from lsmooth.figures.scatter import VECTOR, Y_LABEL
+from lsmooth.figures.scatter import VECTOR, y_label
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement, Trace
 
@@ -31,6 +31,7 @@ def stability(
     by: By = "global",
     group: str | None = None,
     displacement: Displacement = "layer",
+    norm: str = "l2",
     ax: Axes | None = None,
     linear: bool = False,
     legend: bool = True,
@@ -47,6 +48,7 @@ def stability(
         by: How parameters are grouped, as for `Trace.cloud`.
         group: Which of the groups is drawn; not needed where there is one.
         displacement: As for `Trace.cloud`.
+        norm: The geometry, as for `Trace.cloud`.
         ax: Where to draw; a new figure in the house style by default.
         linear: A linear smoothness axis in place of a logarithmic one.
         legend: Whether a legend is drawn.
@@ -62,8 +64,10 @@ def stability(
     """
     if isinstance(data, (str, os.PathLike)):
         with Trace(data) as trace:
-            return stability(trace, by=by, group=group, displacement=displacement, ax=ax, linear=linear, legend=legend)
-    points = choose_group(points_of(data, by, displacement=displacement), group)
+            return stability(
+                trace, by=by, group=group, displacement=displacement, norm=norm, ax=ax, linear=linear, legend=legend
+            )
+    points = choose_group(points_of(data, by, displacement=displacement, norm=norm), group)
     several_rates = False
     lr = points.lr
     if isinstance(data, Trace) and data.lr.shape[1] > 1:
@@ -113,7 +117,7 @@ def stability(
         low, high = float(points.steps.min()), float(points.steps.max())
         reach = 0.02 * (high - low) or 0.5
         ax.set_xlim(low - reach, high + reach)
-        ax.set(xlabel="iteration", ylabel=Y_LABEL)
+        ax.set(xlabel="iteration", ylabel=y_label(points.norm))
         if legend:
             place_legend(ax, [(points.steps[known], shown), (points.steps, limit)])
     return ax

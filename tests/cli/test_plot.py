@@ -5,6 +5,8 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from small_trace import write_small_trace
@@ -212,3 +214,39 @@ def test_plot_never_imports_torch(small_trace, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_geometry_is_that_of_the_recording(small_trace, tmp_path, readable):
+    path = tmp_path / "a.svg"
+    trace = write_small_trace(tmp_path / "run.h5", steps=12, norms=("spectral",))
+    done = plot(trace, "-o", path, "--norm", "spectral", "--style", readable)
+    assert done.exit_code == 0, done.output
+    assert "spectral geometry" in words(path)
+    refused(plot(trace, "-o", tmp_path / "b.svg", "--norm", "spectral", "--kind", "segments"), "--norm")
+    refused(plot(small_trace, "-o", tmp_path / "b.svg", "--norm", "linf"), "linf")
+    done = plot(trace, "--all", "--norm", "spectral", "-o", tmp_path / "all")
+    assert sorted(path.stem for path in (tmp_path / "all").iterdir()) == sorted(set(KINDS) - {"density"})
+
+
+def test_many_points_are_an_image_between_vectors(tmp_path, small_trace):
+    """In PDF, text stays text of an embedded font, and points are one compressed image."""
+    from matplotlib.figure import Figure
+
+    from lsmooth.figures import smoothness_scatter, style
+
+    sizes, images = {}, {}
+    for count in (1000, 40_000):
+        generator = np.random.default_rng(0)
+        grad_norm = np.exp(generator.normal(size=count))
+        frame = pd.DataFrame({"step": np.arange(count), "grad_norm": grad_norm, "smoothness": 2 + grad_norm**2})
+        with style():
+            figure = Figure((3.25, 2.6), layout="constrained")
+            smoothness_scatter(frame, ax=figure.add_subplot())
+            figure.savefig(tmp_path / f"{count}.pdf")
+        content = (tmp_path / f"{count}.pdf").read_bytes()
+        sizes[count] = len(content)
+        assert b"/FontFile2" in content
+        images[count] = content.count(b"/Subtype /Image")
+    # The colour scale is one in either.
+    assert images[1000] == 1 < images[40_000]
+    assert sizes[40_000] < 300_000

@@ -6,14 +6,15 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import empty_axes, frame, legend_texts
+from drawing import empty_axes, frame, legend_texts, line
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from small_trace import write_small_trace
 
 import lsmooth
 from lsmooth import fit
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.figures import smoothness_panels, smoothness_scatter, style
+from lsmooth.figures import layer_constants, layer_heatmap, smoothness_panels, smoothness_scatter, stability, style
 from lsmooth.figures.points import run_names
 from lsmooth.figures.scales import short_number
 
@@ -146,10 +147,10 @@ def test_many_points_keep_their_places_and_colours():
     # Each line holds points of one stretch of the run, in that stretch's colour.
     step_of = dict(zip(points["grad_norm"], points["step"], strict=True))
     colours = {}
-    for line in clouds:
-        steps = [step_of[value] for value in line.get_xdata()]
+    for shade in clouds:
+        steps = [step_of[value] for value in shade.get_xdata()]
         assert max(steps) - min(steps) <= 500_000 / 64 + 1
-        colours.setdefault(tuple(line.get_color()), set()).update(np.array([min(steps), max(steps)]) * 64 // 500_000)
+        colours.setdefault(tuple(shade.get_color()), set()).update(np.array([min(steps), max(steps)]) * 64 // 500_000)
     assert len(colours) == 64
     assert all(len(stretch) <= 2 for stretch in colours.values())
 
@@ -236,3 +237,23 @@ def test_constants_stand_above_panels():
     (ax,) = smoothness_panels(frame(group="a.b"), lines=("envelope",), figure=figure)
     assert ax.get_title(loc="right") == "envelope $L_0$ 2, $L_1$ 3"
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["envelope"]
+
+
+def test_another_geometry_is_drawn_and_named(tmp_path):
+    path = write_small_trace(tmp_path / "run.h5", steps=12, norms=("linf", "spectral"))
+    with lsmooth.Trace(path) as trace:
+        seen = set()
+        for norm in ("l2", "linf", "spectral"):
+            cloud = trace.cloud(norm=norm)
+            ax = smoothness_scatter(trace, norm=norm, ax=empty_axes())
+            np.testing.assert_array_equal(drawn(ax)[1], cloud.smoothness[:, 0])
+            # A cloud knows its own geometry.
+            assert smoothness_scatter(cloud, ax=empty_axes()).get_xlabel() == ax.get_xlabel()
+            seen.add((ax.get_xlabel(), ax.get_ylabel()))
+            for draw in (layer_heatmap, stability, layer_constants):
+                draw(trace, norm=norm, ax=empty_axes())
+        assert len(seen) == 3
+        constants = layer_constants(trace, norm="linf", ax=empty_axes())
+        expected = lsmooth.estimate(trace.cloud("module", norm="linf"), method="trend")["L0"]
+        x, _ = line(constants, "trend")
+        np.testing.assert_allclose(np.sort(x), np.sort(expected[expected > 0]))
