@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lsmooth.trace.reader import Displacement
 
 _SHORTEST_NAME = 16
 # A note that concerns more groups than this names some of them.
@@ -31,20 +33,106 @@ _MOST_NAMES = 4
     type=click.Choice(["trend", "quantile", "envelope"]),
     help="Which line; may be given several times.",
 )
+@click.option(
+    "--condition",
+    default="linear",
+    show_default=True,
+    type=click.Choice(["linear", "power", "suboptimality"]),
+    help="Bound by L0 + L1 |g|, L0 + Lrho |g|^rho, or H0 + H1 (f - f_low).",
+)
+@click.option("--compare", "comparing", is_flag=True, help="Say instead which condition describes unseen steps best.")
+@click.option(
+    "--norm",
+    default="l2",
+    show_default=True,
+    type=click.Choice(["l2", "linf", "spectral"]),
+    help="Norm of displacements; gradients are measured in its dual. Others than l2 must have been recorded.",
+)
 @click.option("--displacement", type=click.Choice(["layer", "global"]), default="layer", show_default=True)
-@click.option("--q", "q", default=0.95, show_default=True, help="Share of the points below the line of `quantile`.")
-def command(trace: str, by: str, methods: tuple[str, ...], displacement: str, q: float) -> None:
+@click.option("--endpoint", is_flag=True, help="With --by coordinate: gamma = 1 alone, as in Figure 3.")
+@click.option("--q", default=0.95, show_default=True, help="Share of the points below the line of `quantile`.")
+@click.option(
+    "--f-low", type=float, help="For suboptimality: a lower bound of the loss [default: the lowest measured]."
+)
+@click.option("--confidence", default=0.9, show_default=True, help="Of the intervals; 0 for none, which saves time.")
+@click.option("--seed", default=0, show_default=True, help="Of the intervals' random numbers.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    trace: str,
+    by: str,
+    methods: tuple[str, ...],
+    condition: str,
+    comparing: bool,
+    norm: str,
+    displacement: Displacement,
+    endpoint: bool,
+    q: float,
+    f_low: float | None,
+    confidence: float,
+    seed: int,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
     """Print L0 and L1 of TRACE: the line smoothness = L0 + L1 x gradient norm.
 
-    The trend runs through the middle of the points, a quantile above a share of them, the envelope above all.
+    The trend runs through the middle of the points, a quantile above a share of them, the envelope above all. Intervals
+    stand in brackets; "below" is the share of points not above the line.
     """
-    from lsmooth.fit import estimate
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json exclude each other.")
+    from lsmooth.fit import compare, estimate, verdict
     from lsmooth.trace.reader import Trace
 
+    settings: dict[str, Any] = {"norm": norm, "displacement": displacement, "endpoint": endpoint, "q": q}
     with Trace(trace) as opened:
-        frame = estimate(opened, by, method=methods, displacement=displacement, q=q)  # type: ignore[arg-type]
-    for line in _table(frame):
-        click.echo(line)
+        if comparing:
+            frame = compare(opened, by, f_low=f_low, **settings)
+            kind, lines = "comparison", _comparison
+        else:
+            settings |= {"condition": condition, "confidence": confidence or None, "seed": seed}
+            frame = estimate(opened, by, method=methods, f_low=f_low, **settings)
+            kind, lines = "estimates", _table
+    if as_csv:
+        click.echo(frame.to_csv(index=False), nl=False)
+    elif as_json:
+        import json
+
+        # JSON has no NaN; what is missing is null.
+        rows = [
+            {name: None if value != value else value for name, value in row.items()}
+            for row in frame.to_dict(orient="records")
+        ]
+        said: dict[str, Any] = {"trace": trace, "by": by, **settings, kind: rows}
+        if comparing:
+            said["verdicts"] = {group: verdict(frame, group) for group in frame["group"].unique()}
+        click.echo(json.dumps(said, indent=2, ensure_ascii=False))
+    else:
+        for line in lines(frame):
+            click.echo(line)
+
+
+def _comparison(frame: pd.DataFrame) -> list[str]:
+    """Return a table of held-out losses relative to a constant, one line a group, and what follows from it."""
+    import shutil
+    import textwrap
+
+    from lsmooth.fit import verdict
+
+    width = shutil.get_terminal_size().columns
+    table = frame[frame["pinball"].notna()]
+    conditions = table["condition"].unique().tolist()
+    room = max(width - sum(len(name) + 2 for name in conditions), _SHORTEST_NAME)
+    longest = min(max([len("group"), *(len(group) for group in table["group"])]), room)
+    lines = ["  ".join(["group".ljust(longest), *conditions])] if len(table) else []
+    for group, rows in table.groupby("group", sort=False):
+        shares = [f"{share:.0%}".rjust(len(name)) for name, share in zip(conditions, rows["relative"], strict=True)]
+        lines.append("  ".join([_shortened(str(group), longest).ljust(longest), *shares]))
+    if lines:
+        lines.append("")
+    for group in frame["group"].unique():
+        lines += textwrap.wrap(verdict(frame, group), width, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
 
 
 def _table(frame: pd.DataFrame) -> list[str]:
@@ -53,23 +141,26 @@ def _table(frame: pd.DataFrame) -> list[str]:
     import textwrap
 
     width = shutil.get_terminal_size().columns
-    heads = ["group", "method", "L0", "L1", "rank corr", "below", "points"]
+    level, slope = (name.removesuffix("_low") for name in frame.columns if name.endswith("_low") and name != "f_low")
+    rho = ["rho"] if "rho" in frame.columns else []
+    heads = ["group", "method", level, slope, *rho, "rank corr", "below", "points"]
     cells = [
         [
-            str(row.group),
-            str(row.method),
-            _with_interval(row.L0, row.L0_low, row.L0_high),
-            _with_interval(row.L1, row.L1_low, row.L1_high),
-            f"{row.spearman:.2f}",
-            f"{row.coverage:.0%}",
-            str(row.points),
+            str(row["group"]),
+            str(row["method"]),
+            *(_with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in (level, slope)),
+            *(f"{row[name]:.2f}" for name in rho),
+            f"{row['spearman']:.2f}",
+            f"{row['coverage']:.0%}",
+            str(row["points"]),
         ]
-        for row in frame[frame["L0"].notna()].itertuples()
+        for row in frame[frame[level].notna()].to_dict("records")
     ]
     widths = [max(len(line[column]) for line in [heads, *cells]) for column in range(len(heads))]
     shown = list(range(len(heads)))
     # What a narrow terminal can do without, in this order.
-    for column in (5, 6, 4):
+    last = len(heads) - 1
+    for column in (last - 1, last, last - 2):
         if sum(widths[i] + 2 for i in shown[1:]) + min(widths[0], _SHORTEST_NAME) > width:
             shown.remove(column)
     room = width - sum(widths[i] + 2 for i in shown[1:])

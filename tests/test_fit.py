@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 import lsmooth
 from lsmooth import fit
+from lsmooth.fit.conditions import SIMPLEST_FIRST, best_powers, squares
 from lsmooth.fit.lines import envelopes, quantiles, trends
 from lsmooth.fit.resampling import autocovariances, block_lengths
 from lsmooth.fit.uncertainty import extremal_index, resampled_interval, tail_index
@@ -376,3 +377,140 @@ def test_tail_and_extremal_indices_of_known_distributions():
 def test_confidence_and_seed_are_checked(arguments, words):
     with pytest.raises(lsmooth.LsmoothError, match=words):
         fit.estimate(made_cloud(), **arguments)
+
+
+def cloud_with(smoothness, seed=0, n=400, noise=0.05):
+    """Return a cloud of one group, smoothness a function of its gradient norm and loss; the loss falls, then rises."""
+    generator = np.random.default_rng(seed)
+    x = np.exp(generator.normal(0, 1, n))
+    loss = 2.5 + np.cos(np.linspace(0, 40, n)) + 0.2 * generator.random(n)
+    y = smoothness(x, loss) * np.exp(noise * generator.normal(size=n))
+    return Cloud(
+        by="global",
+        groups=("global",),
+        steps=np.arange(n),
+        smoothness=y[:, None],
+        grad_norm=x[:, None],
+        status=np.full(n, int(Status.MEASURED), dtype=np.uint8),
+        loss=loss,
+        lr=np.full(n, 0.1),
+    )
+
+
+@pytest.mark.parametrize("rho", [0.3, 1.0, 1.37, 2.0])
+@pytest.mark.parametrize("method", ["trend", "quantile", "envelope"])
+def test_the_power_of_exact_points_is_found(rho, method):
+    cloud = cloud_with(lambda x, loss: 1.5 + 3 * x**rho, noise=0)
+    row = fit.estimate(cloud, condition="power", method=method, confidence=None).iloc[0]
+    assert row.rho == pytest.approx(rho, abs=0.01)
+    assert (row.L0, row.Lrho) == pytest.approx((1.5, 3), rel=0.05)
+
+
+def test_the_best_power_is_that_of_a_slow_search():
+    generator = np.random.default_rng(0)
+    x = generator.random((6, 50))
+    y = (0.5 + x ** generator.uniform(0, 2, (6, 1))) * np.exp(0.2 * generator.normal(size=(6, 50)))
+    found = best_powers(x, y, trends, squares)
+    for row in range(6):
+        tried = []
+        for rho in np.arange(0.001, 2.0005, 0.001):
+            line = nnls(np.column_stack([np.ones(50), x[row] ** rho]), y[row])
+            tried.append((line[1], rho))
+        value = nnls(np.column_stack([np.ones(50), x[row] ** found[row]]), y[row])[1]
+        assert value <= min(tried)[0] * (1 + 1e-5)
+
+
+def test_a_falling_cloud_has_power_zero():
+    cloud = cloud_with(lambda x, loss: 1 / (1 + x))
+    for method in ("trend", "quantile", "envelope"):
+        row = fit.estimate(cloud, condition="power", method=method, confidence=None).iloc[0]
+        assert (row.rho, row.Lrho) == (0, 0)
+
+
+def test_suboptimality_is_a_line_against_the_loss():
+    cloud = cloud_with(lambda x, loss: 2 + 5 * (loss - 1), noise=0.1)
+    cloud.status[7] = Status.NON_FINITE
+    cloud.loss[7] = np.nan
+    good = cloud.usable[:, 0]
+    for f_low in (None, 1.0):
+        low = cloud.loss[good].min() if f_low is None else f_low
+        for method in ("trend", "quantile", "envelope"):
+            row = fit.estimate(cloud, condition="suboptimality", f_low=f_low, method=method).iloc[0]
+            expected = getattr(fit, method)(cloud.loss[good] - low, cloud.smoothness[good, 0])
+            assert pytest.approx(expected, rel=1e-9) == (row.H0, row.H1)
+            assert row.f_low == low
+            assert (row.points, row.left_out) == (399, 1)
+            assert row.H1_low <= row.H1 <= row.H1_high or np.isnan(row.H1_low)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"condition": "suboptimality", "f_low": 9.0}, "no lower bound"),
+        ({"condition": "suboptimality", "f_low": float("-inf")}, "not finite"),
+        ({"condition": "suboptimality", "f_low": float("nan")}, "no lower bound"),
+        ({"f_low": 0.0}, "belongs to"),
+        ({"condition": "cubic"}, "no condition named"),
+    ],
+)
+def test_conditions_and_lower_bounds_are_checked(arguments, words):
+    with pytest.raises(lsmooth.LsmoothError, match=words):
+        fit.estimate(cloud_with(lambda x, loss: x), **arguments)
+
+
+def test_a_run_at_one_loss_has_no_suboptimality_constants():
+    cloud = made_cloud(groups=1)
+    cloud.loss[:] = 1.0
+    row = fit.estimate(cloud, condition="suboptimality").iloc[0]
+    assert np.isnan(row.H0)
+    assert row.reason == "all points lie at one loss"
+
+
+def test_held_out_losses_are_those_of_a_slow_reference():
+    cloud = cloud_with(lambda x, loss: 1 + x + loss, n=101, noise=0.3)
+    x, y, gap = cloud.grad_norm[:, 0], cloud.smoothness[:, 0], cloud.loss - cloud.loss.min()
+    table = fit.compare(cloud, q=0.9).set_index("condition")
+    assert list(table.index) == list(SIMPLEST_FIRST)
+    losses = {name: [] for name in ("constant", "linear", "suboptimality")}
+    for hidden in np.array_split(np.arange(101), 5):
+        seen = np.setdiff1d(np.arange(101), hidden)
+        lines = {
+            "constant": (x, (np.quantile(y[seen], 0.9, method="inverted_cdf"), 0.0)),
+            "linear": (x, fit.quantile(x[seen], y[seen], 0.9)),
+            "suboptimality": (gap, fit.quantile(gap[seen], y[seen], 0.9)),
+        }
+        for name, (at, line) in lines.items():
+            losses[name].append(pinball(at[hidden], y[hidden], 0.9, line) / len(hidden))
+    for name, values in losses.items():
+        assert table.loc[name, "pinball"] == pytest.approx(np.mean(values), rel=1e-6)
+        assert table.loc[name, "relative"] == pytest.approx(np.mean(values) / np.mean(losses["constant"]), rel=1e-6)
+    assert table.best.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("best", "smoothness"),
+    [
+        ("constant", lambda x, loss: 3 + 0 * x),
+        ("linear", lambda x, loss: 1 + 2 * x),
+        ("suboptimality", lambda x, loss: 1 + 2 * (loss - 1)),
+        ("power", lambda x, loss: 1 + 0.3 * x**2),
+    ],
+)
+def test_the_condition_that_made_a_cloud_describes_it_best(best, smoothness):
+    table = fit.compare(cloud_with(smoothness, noise=0.1))
+    assert table.condition[table.best].tolist() == [best]
+    said = fit.verdict(table, "global")
+    assert ("plain smoothness" in said) if best == "constant" else said.startswith(f"global: {best}, ")
+
+
+def test_noise_alone_is_rarely_taken_for_a_law():
+    said = [fit.compare(cloud_with(lambda x, loss: 3 + 0 * x, seed, noise=0.1)) for seed in range(20)]
+    assert sum(table.condition[table.best].item() == "constant" for table in said) >= 17
+
+
+def test_no_comparison_without_points():
+    cloud = made_cloud(groups=2, n=9)
+    table = fit.compare(cloud)
+    assert table.pinball.isna().all()
+    assert not table.best.any()
+    assert fit.verdict(table, "group 1") == "group 1: no comparison (9 usable points, 10 are needed)."

@@ -1,10 +1,15 @@
 """`lsmooth estimate`: what it prints is what `lsmooth.estimate` returns."""
 
+import io
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 import lsmooth
+from lsmooth import fit
 from lsmooth.cli import main
 
 
@@ -49,6 +54,12 @@ def test_groups_may_be_named_by_an_expression(run):
         (["--by", "conv"], "No parameter falls into a group"),
         (["--by", "(("], "not a valid regular expression"),
         (["--q", "1.5"], "q=1.5"),
+        (["--confidence", "1"], "confidence=1"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--f-low", "0"], "belongs to"),
+        (["--compare", "--f-low", "100"], "no lower bound"),
+        (["--norm", "linf"], "without the linf norm"),
+        (["--endpoint"], "endpoint"),
     ],
 )
 def test_mistakes_end_in_one_sentence(run, arguments, words):
@@ -56,6 +67,57 @@ def test_mistakes_end_in_one_sentence(run, arguments, words):
     assert done.exit_code == 1
     assert words in done.output
     assert len(done.output.splitlines()) == 1
+
+
+ROW = ["L0_low", "L0_high", "L1_low", "L1_high", "spearman", "coverage", "points", "left_out", "reason"]
+
+
+def test_json_has_the_documented_keys_and_the_frame_s_numbers(run, small_trace):
+    done = json.loads(run("--by", "module", "--json", "--seed", "3", "--confidence", "0.8").output)
+    settings = ["trace", "by", "norm", "displacement", "endpoint", "q", "condition", "confidence", "seed", "estimates"]
+    assert list(done) == settings
+    with lsmooth.Trace(small_trace) as trace:
+        frame = lsmooth.estimate(trace, "module", seed=3, confidence=0.8)
+    assert list(done["estimates"][0]) == ["group", "method", "L0", "L1", *ROW]
+    assert [row["L1"] for row in done["estimates"]] == frame.L1.tolist()
+    expected = [None if np.isnan(value) else value for value in frame.L1_high]
+    assert [row["L1_high"] for row in done["estimates"]] == expected
+
+
+def test_json_of_the_other_conditions(run):
+    row = json.loads(run("--condition", "power", "--json").output)["estimates"][0]
+    assert list(row)[:7] == ["group", "method", "rho", "L0", "Lrho", "L0_low", "L0_high"]
+    row = json.loads(run("--condition", "suboptimality", "--f-low", "0.5", "--json").output)["estimates"][0]
+    assert list(row)[:5] == ["group", "method", "f_low", "H0", "H1"]
+    assert row["f_low"] == 0.5
+    done = json.loads(run("--compare", "--json").output)
+    assert list(done["comparison"][0]) == ["group", "condition", "pinball", "relative", "best", "points", "reason"]
+    assert list(done["verdicts"]) == ["global"]
+
+
+def test_csv_reads_back_as_the_frame(run, small_trace):
+    output = run("--by", "module", "--csv", "--method", "quantile", "--q", "0.8", "--confidence", "0").output
+    with lsmooth.Trace(small_trace) as trace:
+        frame = lsmooth.estimate(trace, "module", method="quantile", q=0.8, confidence=None)
+    read = pd.read_csv(io.StringIO(output), keep_default_na=False, na_values={"L0_low": [""], "L0_high": [""]})
+    assert read.columns.tolist() == frame.columns.tolist()
+    assert read.L1.tolist() == frame.L1.tolist()
+    assert read.L0_low.isna().all()
+
+
+def test_comparison_shows_each_condition_and_a_verdict(run, small_trace):
+    output = run("--compare", "--by", "module").output
+    with lsmooth.Trace(small_trace) as trace:
+        table = fit.compare(trace, "module")
+    head, first, *_ = output.splitlines()
+    assert head.split() == ["group", "constant", "linear", "suboptimality", "power"]
+    assert first.split() == ["embedding", *(f"{share:.0%}" for share in table.relative[:4])]
+    for group in table.group.unique():
+        assert fit.verdict(table, group)[:60] in output
+
+
+def test_csv_and_json_exclude_each_other(run):
+    assert run("--csv", "--json").exit_code == 2
 
 
 def test_a_method_that_does_not_exist_is_a_usage_error(run):
