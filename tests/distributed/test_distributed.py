@@ -16,7 +16,7 @@ from lsmooth.trace.layout import FIELDS
 WORKER = Path(__file__).with_name("worker.py")
 SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "fsdp-deferred",
         "ddp-resumed", "ddp-probes", "fsdp-probes"]  # fmt: skip
-OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-communication", "fsdp-communication", "refusals"]
+OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communication", "fsdp-communication", "refusals"]
 CASES = {2: [*SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp"]}
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")

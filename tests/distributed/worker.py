@@ -70,12 +70,22 @@ def build(wrap, make=Net):
             fully_shard(layer)
         fully_shard(model)
         return model
+    if wrap == "fsdp-mixed":
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        fully_shard(model.inner, mp_policy=policy)
+        # Its parameters stay gathered between forward and backward.
+        fully_shard(model.head, mp_policy=policy, reshard_after_forward=False)
+        return fully_shard(model, mp_policy=policy)
     if wrap == "hsdp":
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         return fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copy", "shard")))
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=wrap == "ddp-view")
+    return nn.parallel.DistributedDataParallel(
+        model, gradient_as_bucket_view=wrap == "ddp-view", static_graph=wrap == "ddp-static"
+    )
 
 
 def optimizer_for(model):
@@ -272,6 +282,8 @@ CASES = {
     "fsdp-adam": lambda path: run(path, "fsdp", make_optimizer=adam_for, gammas=[0.5, 1.0]),
     "fsdp-watched": lambda path: run(path, "fsdp", how="watch", parts=2),
     "fsdp-noisy": lambda path: run(path, "fsdp", Noisy),
+    "ddp-static": lambda path: run(path, "ddp-static", how="watch"),
+    "fsdp-mixed": lambda path: run(path, "fsdp-mixed", how="watch"),
     "hsdp": lambda path: run(path, "hsdp"),
     "fsdp-deferred": lambda path: run(path, "fsdp", parts=3, deferred=True),
     "ddp-resumed": lambda path: resumed(path, "ddp"),
