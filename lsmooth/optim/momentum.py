@@ -110,8 +110,9 @@ def whole_norm(tensors: Sequence[Tensor]) -> Tensor:
     norms: list[Tensor] = []
     for (alike,) in by_device_and_dtype(tensors):
         wide = torch.float32 if alike[0].dtype in (torch.float16, torch.bfloat16) else alike[0].dtype
-        norms += [norm.to(home, non_blocking=True) for norm in torch._foreach_norm(alike, 2, dtype=wide)]
-    return torch.linalg.vector_norm(torch.stack([norm.to(accumulation_dtype(home)) for norm in norms]))
+        found = torch.stack(torch._foreach_norm(alike, 2, dtype=wide))
+        norms.append(found.to(home, accumulation_dtype(home), non_blocking=True))
+    return torch.linalg.vector_norm(torch.cat(norms))
 
 
 def _single_tensor_advance(

@@ -465,6 +465,27 @@ def test_clipping_passes_nan_on():
     assert all(torch.isnan(p).all() for p in params)
 
 
+@EVERY
+def test_a_gradient_scaler_changes_nothing_and_skips_what_overflowed(setting):
+    params, plain = weights(torch.float32), weights(torch.float32)
+    optimizer, other = SETTINGS[setting](params), SETTINGS[setting](plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(3):
+        set_gradients(params, step)
+        for p, q in zip(params, plain, strict=True):
+            q.grad = p.grad.clone()
+            p.grad *= 1024.0
+        scaler.scale(torch.zeros(()))
+        if step == 1:
+            params[0].grad[0, 0] = torch.inf
+        else:
+            other.step()
+        scaler.step(optimizer)
+        scaler.update(1024.0)
+    for p, q in zip(params, plain, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
 # --- differentiable ---
 
 
