@@ -226,7 +226,7 @@ def table(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
         mine = frame[frame["optimizer"] == standing.label] if len(frame) else frame
         good = mine[mine["seed"].isin(list(standing.score))] if len(mine) else mine
         losses = good.groupby("seed")["train_loss"].last().tolist() if len(good) else []
-        clipped = f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if len(mine) else "-"
+        clipped = f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if standing.clips and len(mine) else "-"
         rows.append(
             [
                 standing.label,
@@ -242,6 +242,8 @@ def table(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
         if standing.diverged:
             notes.append(f"{standing.label}: diverged with seed {', '.join(map(str, standing.diverged))}")
         notes += [f"{standing.label}, {what}: failed ({why})" for what, why in standing.failed.items()]
+    if not any(standing.clips for standing in standings):
+        rows = [[*row[:4], *row[5:]] for row in rows]
     if all(not row[1] for row in rows[1:]):
         rows = [[row[0], *row[2:]] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -271,8 +273,10 @@ def _draw(comparison: Comparison, path: Path) -> None:
     with style():
         figure = Figure(figsize=(6.75, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        training_curves(frame, x="epoch", y="train_loss", ax=left)
-        training_curves(frame, x="epoch", y=comparison.metric, ax=right, legend=False)
+        # Of one or two epochs, an axis in epochs has hardly a tick.
+        x = "epoch" if frame["epoch"].max() > 3 else "step"
+        training_curves(frame, x=x, y="train_loss", ax=left)
+        training_curves(frame, x=x, y=comparison.metric, ax=right, legend=False)
         left.set_ylabel("training loss")
         right.set_ylabel(f"test {comparison.metric}")
         figure.savefig(path)

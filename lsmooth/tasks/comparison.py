@@ -106,6 +106,7 @@ class Standing:
         score: Final test metric of each run that did not diverge, by seed.
         diverged: Seeds that diverged.
         failed: Seeds (or settings, where none could be chosen) that failed, with the reason.
+        clips: Whether the training loop clips its gradients (an optimizer that clips on its own does not count).
     """
 
     label: str
@@ -114,6 +115,7 @@ class Standing:
     score: Mapping[int, float]
     diverged: Sequence[int]
     failed: Mapping[str, str]
+    clips: bool = False
 
 
 class Comparison:
@@ -210,7 +212,8 @@ class Comparison:
                 if seed not in diverged
             }
             failed = {f"seed {seed}": self._failed[name] for seed, name in names.items() if name in self._failed}
-            found.append(Standing(entry.label, chosen, there, score, diverged, failed))
+            clips = entry.candidates[chosen].settings["max_norm"] is not None
+            found.append(Standing(entry.label, chosen, there, score, diverged, failed, clips))
         return found
 
     def curves(self) -> pd.DataFrame:

@@ -57,10 +57,19 @@ def test_a_comparison_from_grid_to_table(compare, tmp_path):
     assert "dropout was 0.2 there and is 0.0 here" in other.output
 
 
+def test_without_clipping_nothing_is_said_of_it(compare):
+    done = compare(*TINY, "--set", "max_norm=none", "--seeds", 1, "--optimizers", "sgd-clip-grad")
+    assert done.exit_code == 0, done.output
+    assert "clipped" not in done.stdout
+
+
 def test_clipping_is_compared_and_divergence_is_told(compare):
     done = compare(*TINY, "--clip", "0.25,none", "--seeds", 1, "--set", "optimizer.lr=1e30")
     assert done.exit_code == 0, done.output
-    assert "sgd, max_norm 0.25" in done.output
+    rows = {line[0]: line[1:] for line in (re.split(r"\s{2,}", text) for text in done.stdout.splitlines())}
+    assert "clipped" in rows["optimizer"]
+    assert rows["sgd, max_norm 0.25"][-2].endswith("%")
+    assert rows["sgd, no clipping"][-2] == "-"
     assert "sgd, no clipping: diverged with seed 0" in done.output
 
 
