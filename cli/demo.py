@@ -15,7 +15,7 @@ FILES = ("demo.h5", "figure1.png", "figure3.png")
 
 @click.command("demo", epilog="Example: lsmooth demo -o demo")
 @click.option("-o", "--output", type=click.Path(file_okay=False), default=".", help="Folder for the three files.")
-@click.option("--steps", type=click.IntRange(2), default=200, show_default=True, help="Optimizer steps.")
+@click.option("--steps", type=click.IntRange(2), default=270, show_default=True, help="Optimizer steps.")
 @click.option("--every", type=click.IntRange(1), default=3, show_default=True, help="Measure every so many steps.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For weights, order of batches, dropout.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
