@@ -25,7 +25,7 @@ def command(trace: str, as_json: bool) -> None:
     with Trace(trace) as opened:
         facts = _facts(opened)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        click.echo(json.dumps(_finite(facts), indent=2))
         return
     click.echo(f"{trace}: lsmooth trace {facts['format_version']}, {facts['state']}, {_bytes(facts['bytes'])}")
     for name, text in _lines(facts):
@@ -34,6 +34,8 @@ def command(trace: str, as_json: bool) -> None:
 
 def _facts(trace: Trace) -> dict[str, Any]:
     import numpy as np
+
+    from lsmooth.trace.layout import NORMS
 
     metadata = trace.metadata
     cloud = trace.cloud()
@@ -67,6 +69,8 @@ def _facts(trace: Trace) -> dict[str, Any]:
         "gammas": trace.gammas.tolist(),
         "endpoint": trace.has("loss_next"),
         "coordinates": len(trace.coordinate_names),
+        "norms": [norm for norm in NORMS if norm == "l2" or trace.has(f"{norm}/grad_diff")],
+        "densities": trace.has_densities,
         "measured_steps": len(trace),
         "first_step": int(trace.steps[0]) if len(trace) else None,
         "last_step": int(trace.steps[-1]) if len(trace) else None,
@@ -77,6 +81,17 @@ def _facts(trace: Trace) -> dict[str, Any]:
         **summary,
         "user_metadata": metadata.get("user_metadata"),
     }
+
+
+def _finite(value: Any) -> Any:
+    """Return facts as JSON can hold them: it knows no NaN, and no infinity."""
+    import math
+
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -92,7 +107,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("optimizer", f"{facts['optimizer']}, lr {rates} at the start"),
         ("objective", str(facts["objective"])),
         ("points", f"gamma = {gammas}{' and the endpoint' if facts['endpoint'] else ''}"),
-        ("followed", f"{facts['coordinates']} coordinates"),
+        (
+            "followed",
+            f"{facts['coordinates']} coordinates{' and densities of all' if facts['densities'] else ''}, "
+            f"norms {', '.join(facts['norms'])}",
+        ),
         ("written", f"{facts['created']} by lsmooth {facts['lsmooth_version']}, torch {facts['torch_version']}"),
     ]
     if not facts["measured_steps"]:
@@ -109,7 +128,12 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             + (f"; left out of fits: {flagged}" if flagged else ""),
         )
     )
-    lines.append(("loss", f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last"))
+    lines.append(
+        (
+            "loss",
+            f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last, {_duration(facts['seconds'])} on",
+        )
+    )
     for name, label in (("smoothness", "smoothness"), ("grad_norm", "grad norm")):
         if facts[name]:
             spread = facts[name]
@@ -117,6 +141,12 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for name, value in (facts["user_metadata"] or {}).items():
         lines.append((name, str(value)))
     return lines
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.3g} s"
 
 
 def _bytes(count: int) -> str:

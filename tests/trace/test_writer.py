@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -132,6 +133,25 @@ def test_second_writer_in_the_same_process_is_refused(path, mode):
     writer.close()
     assert_rows(Trace(path), made, 5)
     TraceWriter(path, made, mode).close()
+
+
+def test_second_process_is_refused_in_one_sentence(path):
+    made = header()
+    writer = TraceWriter(path, made)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from rows import header; "
+        "from lsmooth.trace.writer import TraceWriter\n"
+        "try: TraceWriter(sys.argv[2], header(), 'a')\n"
+        "except Exception as error: print(error)"
+    )
+    tests = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", code, tests, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} is being written by another recorder; wait for it to end, or choose another name.\n"
+    writer.append(rows(made, 0, 3))
+    writer.close()
+    assert_rows(Trace(path), made, 3)
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_reading_does_not_stand_in_a_writers_way(path):
