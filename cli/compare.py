@@ -276,7 +276,8 @@ def _draw(comparison: Comparison, path: Path) -> None:
         # Of one or two epochs, an axis in epochs has hardly a tick.
         x = "epoch" if frame["epoch"].max() > 3 else "step"
         training_curves(frame, x=x, y="train_loss", ax=left)
-        training_curves(frame, x=x, y=comparison.metric, ax=right, legend=False)
+        # Perplexities of the first steps are orders of magnitude above the later ones.
+        training_curves(frame, x=x, y=comparison.metric, ax=right, legend=False, log=comparison.metric == "perplexity")
         left.set_ylabel("training loss")
         right.set_ylabel(f"test {comparison.metric}")
         figure.savefig(path)
