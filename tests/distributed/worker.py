@@ -84,7 +84,10 @@ def build(wrap, make=Net):
 
         return fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copy", "shard")))
     return nn.parallel.DistributedDataParallel(
-        model, gradient_as_bucket_view=wrap == "ddp-view", static_graph=wrap == "ddp-static"
+        model,
+        gradient_as_bucket_view=wrap == "ddp-view",
+        static_graph=wrap == "ddp-static",
+        find_unused_parameters=wrap == "ddp-unused",
     )
 
 
@@ -277,7 +280,7 @@ CASES = {
     "ddp-view-adam": lambda path: run(path, "ddp-view", make_optimizer=adam_for),
     "ddp-accumulated": lambda path: run(path, "ddp", parts=3),
     "ddp-watched": lambda path: run(path, "ddp-view", how="watch", parts=2),
-    "ddp-noisy": lambda path: run(path, "ddp", Noisy, how="watch"),
+    "ddp-noisy": lambda path: run(path, "ddp-unused", Noisy, how="watch"),
     "fsdp": lambda path: run(path, "fsdp"),
     "fsdp-adam": lambda path: run(path, "fsdp", make_optimizer=adam_for, gammas=[0.5, 1.0]),
     "fsdp-watched": lambda path: run(path, "fsdp", how="watch", parts=2),
