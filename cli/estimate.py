@@ -22,7 +22,8 @@ _MOST_NAMES = 4
     "--by",
     default="global",
     show_default=True,
-    help="global, module, parameter, coordinate, or a regular expression whose first group names the group.",
+    help="global, module, parameter, coordinate, density (all coordinates of each tensor), or a regular expression "
+    "whose first group names the group.",
 )
 @click.option(
     "--method",

@@ -10,10 +10,12 @@ from scipy.stats import spearmanr
 import lsmooth
 from lsmooth import fit
 from lsmooth.fit.conditions import SIMPLEST_FIRST, best_powers, squares
+from lsmooth.fit.densities import bin_points, rank_correlation, weighted_line
 from lsmooth.fit.lines import envelopes, quantiles, trends
 from lsmooth.fit.resampling import autocovariances, block_lengths
 from lsmooth.fit.uncertainty import extremal_index, resampled_interval, tail_index
 from lsmooth.trace.cloud import Cloud
+from lsmooth.trace.density import GRAD_DECADES, SMOOTHNESS_DECADES, Density, edges
 from lsmooth.trace.layout import Status
 
 # Clouds of all shapes: how smoothness follows from gradient norms and noise.
@@ -514,3 +516,57 @@ def test_no_comparison_without_points():
     assert table.pinball.isna().all()
     assert not table.best.any()
     assert fit.verdict(table, "group 1") == "group 1: no comparison (9 usable points, 10 are needed)."
+
+
+def density_of(x, y):
+    counts, _, _ = np.histogram2d(x, y, bins=[edges(GRAD_DECADES), edges(SMOOTHNESS_DECADES)])
+    return Density("weight", edges(GRAD_DECADES), edges(SMOOTHNESS_DECADES), counts.astype(np.int64), 1, 0)
+
+
+@pytest.mark.parametrize("shape", ["both", "flat", "falling", "through origin"])
+def test_lines_of_a_density_are_those_of_its_bins_points(shape):
+    x, y = cloud_of(shape, 2000, 0)
+    density = density_of(1e-3 * x, y)
+    middles, heights, counts = bin_points(density)
+    points = np.repeat(middles, counts.astype(int)), np.repeat(heights, counts.astype(int))
+    assert weighted_line(density, "trend", 0.9) == pytest.approx(fit.trend(*points), rel=1e-6, abs=1e-9)
+    found = weighted_line(density, "quantile", 0.9)
+    expected = pinball(*points, 0.9, fit.quantile(*points, 0.9))
+    assert pinball(*points, 0.9, found) == pytest.approx(expected, rel=1e-7)
+    level, slope = weighted_line(density, "envelope", 0.9)
+    assert (y <= (level + slope * 1e-3 * x) * (1 + 1e-12)).all()
+    lower, higher = fit.envelope(1e-3 * x, y), (level, slope)
+    assert lower[0] + lower[1] * 1e-3 * x.mean() <= higher[0] + higher[1] * 1e-3 * x.mean()
+    assert rank_correlation(density) == pytest.approx(spearmanr(*points).statistic)
+
+
+def test_estimates_of_densities_near_those_of_the_points(tmp_path):
+    from small_trace import write_small_trace
+
+    path = write_small_trace(tmp_path / "run.h5", steps=30, densities=True, coordinates=10_000)
+    with lsmooth.Trace(path) as trace:
+        frame = fit.estimate(trace, "density")
+        assert frame.group.drop_duplicates().tolist() == list(trace.parameters)
+        cloud = trace.cloud("coordinate")
+        for row in frame.itertuples():
+            members = [i for i, name in enumerate(cloud.groups) if name.startswith(f"{row.group}[")]
+            x, y = cloud.grad_norm[:, members], cloud.smoothness[:, members]
+            # Points that have a bin.
+            chosen = cloud.usable[:, members] & (x >= 1e-12) & (y >= 1e-8) & (y < 1e8)
+            assert row.points == pytest.approx(chosen.sum(), rel=0.01)
+            x, y = x[chosen], y[chosen]
+            if row.method == "envelope":
+                assert (y <= (row.L0 + row.L1 * x) * (1 + 1e-3)).mean() >= 0.999
+                continue
+            level, slope = fit.trend(x, y)
+            assert row.L0 + row.L1 * x.mean() == pytest.approx(level + slope * x.mean(), rel=0.15)
+            assert row.spearman == pytest.approx(spearmanr(x, y).statistic, abs=0.03)
+        with pytest.raises(lsmooth.LsmoothError, match="defaults"):
+            fit.estimate(trace, "density", condition="power")
+
+
+def test_densities_must_have_been_recorded(small_trace):
+    with lsmooth.Trace(small_trace) as trace, pytest.raises(lsmooth.LsmoothError, match="densities=True"):
+        fit.estimate(trace, "density")
+    with pytest.raises(lsmooth.LsmoothError, match="needs the trace"):
+        fit.estimate(made_cloud(), "density")

@@ -26,6 +26,7 @@ from lsmooth.fit.conditions import (
     squares,
     verdicts,
 )
+from lsmooth.fit.densities import estimate_densities
 from lsmooth.fit.lines import Floats, Lines, at_one_norm, check_quantile, envelopes, quantiles, trends
 from lsmooth.fit.uncertainty import Interval, envelope_interval, resampled_interval
 from lsmooth.trace.cloud import Cloud
@@ -62,7 +63,8 @@ def estimate(
     Args:
         trace: An open trace, or a `Cloud` (what `Trace.cloud` takes has then been chosen already).
         by: "global", "module", "parameter", "coordinate", a mapping from parameter name to group name, or a regular
-            expression whose first group names the group.
+            expression whose first group names the group; or "density": all coordinates of each parameter tensor, from
+            a trace recorded with `densities=True` (to the width of its bins, and without intervals).
         method: Which lines: "trend", "quantile", "envelope", or several of them.
         condition: "linear", "power" (smoothness <= L0 + Lrho grad_norm^rho, rho in [0, 2]) or "suboptimality"
             (smoothness <= H0 + H1 (loss - f_low)).
@@ -108,6 +110,15 @@ def estimate(
         raise InvalidArgumentError(f"confidence={confidence!r} is no share; give a number between 0 and 1, or None.")
     if seed < 0:
         raise InvalidArgumentError(f"seed={seed!r} is negative; give 0 or a positive integer.")
+    if isinstance(by, str) and by == "density":
+        if isinstance(trace, Cloud):
+            raise InvalidArgumentError("by='density' needs the trace, not a cloud of it; give lsmooth.Trace(path).")
+        if condition != "linear" or norm != "l2" or displacement != "layer" or endpoint:
+            raise InvalidArgumentError(
+                "by='density' knows each coordinate's gradient and own displacement alone; leave condition, norm, "
+                "displacement and endpoint at their defaults."
+            )
+        return estimate_densities(trace, methods, q, FEWEST)
     cloud = _cloud(trace, by, norm, displacement, endpoint)
     if condition == "suboptimality":
         cloud, f_low = against_loss(cloud, f_low)
