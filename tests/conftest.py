@@ -1,5 +1,11 @@
 """Fixtures that several areas share."""
 
+import os
+
+# Tests run side by side, one a core: threads of their own would wait for one another. Before torch is imported, and for
+# the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# These need frameworks and process groups; tests/integrations/test_pages.py runs them.
-RUN_ELSEWHERE = {"integrations.md", "distributed.md"}
+# What these need and must give stands in tests/integrations/test_pages.py and tests/trace/test_format_page.py.
+RUN_ELSEWHERE = {"integrations.md", "distributed.md", "trace-format.md"}
 # A comment with code that a reader need not see, a block that says why it is not run, or a block to run.
 BLOCK = re.compile(
     r"<!-- python\n(?P<hidden>.*?)-->"
