@@ -7,12 +7,11 @@ import contextlib
 import io
 import os
 import random
-import signal
-import traceback
 
 import h5py
 import numpy as np
 import pytest
+from forked import forked, without_rights
 from rows import header, rows
 
 from lsmooth.cli import main
@@ -21,7 +20,6 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
 CASES = 500
-SECONDS = 20
 
 
 def facts(path):
@@ -100,27 +98,6 @@ def judge(path, good, whole):
     if not read_well:
         wrong += f" info: exit code {code}, {err.getvalue()!r}"
     return wrong, read
-
-
-def forked(work):
-    """Run `work` in a process of its own; return what it returned, or how it ended."""
-    out, into = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(out)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
-        try:
-            answer = work()
-        except BaseException:
-            answer = traceback.format_exc()
-        os.write(into, answer.encode()[-60_000:])
-        os._exit(0)
-    os.close(into)
-    with open(out, "rb") as pipe:
-        answer = pipe.read().decode()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return answer if code == 0 else f"ended by {signal.Signals(-code).name}"
 
 
 @pytest.mark.parametrize("end", ["complete", "cut off"])
@@ -204,12 +181,7 @@ def test_file_without_permission_ends_in_one_sentence(tmp_path):
     path.chmod(0)
 
     def work():
-        # Root may read anything.
-        if os.geteuid() == 0:
-            tmp_path.chmod(0o755)
-            for folder in tmp_path.parents[:2]:
-                folder.chmod(0o755)
-            os.setuid(65534)
+        without_rights(tmp_path)
         try:
             Trace(path)
         except TraceError as error:

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from forked import forked, without_rights
 from rows import assert_rows, header, rows
 from torch import nn
 
@@ -168,24 +169,16 @@ def test_disk_that_turns_read_only_ends_the_recording_and_not_the_training(tmp_p
 def test_folder_without_permission_is_refused_before_training_starts(tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
-    folder.chmod(0o555)
-    out, into = os.pipe()
-    child = os.fork()
-    if child == 0:
-        # Root may write anywhere.
-        for above in (tmp_path, *tmp_path.parents[:2]):
-            above.chmod(0o755)
-        if os.geteuid() == 0:
-            os.setuid(65534)
+
+    def work():
+        without_rights(tmp_path)
         try:
             TraceWriter(folder / "run.h5", header())
-            os.write(into, b"written")
         except TraceError as error:
-            os.write(into, str(error).encode())
-        os._exit(0)
-    os.close(into)
-    os.waitpid(child, 0)
-    answer = os.read(out, 4000).decode()
+            return str(error)
+        return "written"
+
+    answer = forked(work)
     assert answer == f"{folder / 'run.h5'} cannot be written: Permission denied; choose a folder that you may write to."
     assert list(folder.iterdir()) == []
 
