@@ -196,7 +196,8 @@ def of_size(size, repeats):
             measured,
             "copies",
             3.15 if large else None,
-            note="x_t, x_{t+1} and grad f(x_t), and of gradients that arrive, those of one bucket.",
+            note="x_t, x_{t+1}, grad f(x_t), and training's own `.grad`, which a bare step has dropped when its next "
+            "forward pass ends.",
         ),
         Row(
             f"recorder.memory_textbook_{size}",
