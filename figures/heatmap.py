@@ -63,29 +63,15 @@ def layer_heatmap(
         if any(points.drawable(log=not linear).any() for points in series):
             why = "All steps are flagged; there is no usable point to draw (see `lsmooth info`)."
         raise InvalidArgumentError(why)
+    names = [points.group for points in series]
+    content = (edges, np.where(shown, table, np.nan), names, linear, colorbar, y_label(series[0].norm))
     if ax is None:
         with style():
             ax = new_figure(COLUMN, heatmap_height(len(series))).add_subplot()
-            _draw(
-                ax,
-                edges,
-                np.where(shown, table, np.nan),
-                [points.group for points in series],
-                linear,
-                colorbar,
-                y_label(series[0].norm),
-            )
+            _draw(ax, *content)
             settle(ax.figure)
-        return ax
-    _draw(
-        ax,
-        edges,
-        np.where(shown, table, np.nan),
-        [points.group for points in series],
-        linear,
-        colorbar,
-        y_label(series[0].norm),
-    )
+    else:
+        _draw(ax, *content)
     return ax
 
 
