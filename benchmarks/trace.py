@@ -11,38 +11,20 @@ from pathlib import Path
 
 import numpy as np
 from row import Row
+from synthetic import header
 
 from lsmooth.trace.reader import Trace
-from lsmooth.trace.writer import Header, TraceWriter
-
-GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
-
-
-def made_up_header(tensors, coordinates):
-    followed = tensors * coordinates
-    names = tuple(f"layers.{i // 12}.{i % 12}.weight" for i in range(tensors))
-    return Header(
-        parameters=names,
-        parameter_sizes=(65_536,) * tensors,
-        gammas=GAMMAS,
-        groups=1,
-        real="float32",
-        endpoint=True,
-        noise=False,
-        coordinate_names=tuple(f"{names[i // coordinates]}[{i}]" for i in range(followed)),
-        coordinate_owners=np.arange(followed) // max(coordinates, 1),
-        coordinate_indices=np.arange(followed),
-    )
+from lsmooth.trace.writer import TraceWriter
 
 
 class Walk:
     """Rows of a run, a block at a time."""
 
-    def __init__(self, header, seed=0):
-        self.header, self.random, self.step = header, np.random.default_rng(seed), 0
-        sizes = header.sizes()
+    def __init__(self, head, seed=0):
+        self.random, self.step = np.random.default_rng(seed), 0
+        sizes = head.sizes()
         self.scales = {
-            field.name: self.random.normal(-4, 2, [sizes[name] for name in field.dims[1:]]) for field in header.fields()
+            field.name: self.random.normal(-4, 2, [sizes[name] for name in field.dims[1:]]) for field in head.fields()
         }
 
     def block(self, rows):
@@ -63,11 +45,11 @@ class Walk:
 
 
 def size_a_step(folder, tensors, coordinates, rows_a_flush, steps):
-    header = made_up_header(tensors, coordinates)
+    head = header(tensors, coordinates)
     path = folder / "size.h5"
-    writer = TraceWriter(path, header, "w")
+    writer = TraceWriter(path, head, "w")
     before = path.stat().st_size
-    walk = Walk(header)
+    walk = Walk(head)
     started = time.process_time()
     for _ in range(0, steps, rows_a_flush):
         writer.append(walk.block(rows_a_flush))
@@ -92,7 +74,7 @@ def rows(short):
         bare, _, _ = size_a_step(folder, 150, 0, 1, 640)
         followed, _, _ = size_a_step(folder, 150, 4, 1, 640)
         path = folder / "run.h5"
-        writer, walk = TraceWriter(path, made_up_header(150, 0)), Walk(made_up_header(150, 0))
+        writer, walk = TraceWriter(path, header(150)), Walk(header(150))
         for start in range(0, steps, 64):
             writer.append(walk.block(min(64, steps - start)))
         writer.close()
@@ -145,9 +127,9 @@ def main():
             for rows in (1, 8, 64):
                 a_step, before, took = size_a_step(folder, arguments.tensors, coordinates, rows, 640)
                 print(f"{coordinates:>4} {rows:>4}: {a_step:>8.0f} {before:>8} {1e3 * took:>8.2f}")
-        header = made_up_header(arguments.tensors, 0)
+        head = header(arguments.tensors)
         path = folder / "run.h5"
-        writer, walk = TraceWriter(path, header), Walk(header)
+        writer, walk = TraceWriter(path, head), Walk(head)
         for start in range(0, arguments.steps, 64):
             writer.append(walk.block(min(64, arguments.steps - start)))
         writer.close()
@@ -163,7 +145,7 @@ def main():
 
         def parameter():
             with Trace(path) as trace:
-                trace.cloud({header.parameters[7]: "one"})
+                trace.cloud({head.parameters[7]: "one"})
 
         for label, work in (
             ("smoothness(by='global')", lambda: read("global")),
