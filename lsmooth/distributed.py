@@ -3,7 +3,8 @@
 Each rank evaluates its own batch; gradients are averaged over ranks by the model's wrapper, so that the function
 measured is the mean of the ranks' losses. Under DistributedDataParallel every rank then holds the whole gradient, and
 only losses need to be averaged. Under `fully_shard` each rank holds a shard of every tensor, and norms are joined
-through their squares. Either way it takes one all-reduce a measured step, and rank 0 writes.
+through their squares. Either way it takes one all-reduce a measured step (a second one for largest entries, where
+"linf" is measured on shards), and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 # How the ranks' shares of each quantity of a row make the whole, where tensors are sharded.
 _MEANS = ("loss", "loss_next", "loss_along")
 _SAME = ("lr", "status")
-_SUMS = ("foreign_grad", "coordinate/grad", "coordinate/displacement", "coordinate/grad_along", "coordinate/grad_next")
+_SUMS = (
+    *("foreign_grad", "coordinate/grad", "coordinate/displacement", "coordinate/grad_along", "coordinate/grad_next"),
+    *("linf/grad_norm", "linf/grad_diff"),
+)
 _NORMS = ("grad_norm", "grad_noise", "step_norm", "grad_diff", "rounding", "replay_error")
+_MAXIMA = ("linf/step_norm",)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -81,7 +86,7 @@ class Ranks:
         self.sharded = any(_is_sharded(p) for p in parameters)
         self._copies = 1
         if self.sharded:
-            self._copies = self._check_shards(names, parameters)
+            self._copies = self._check_shards(model, names, parameters)
         elif self.size > 1 and self._ddp is None:
             raise InvalidArgumentError(
                 f"torch.distributed runs {self.size} ranks, but the model is neither wrapped in "
@@ -93,6 +98,7 @@ class Ranks:
         self._indices: Tensor | None = None
         self._squared: Tensor | None = None
         self._factors: Tensor | None = None
+        self._maxima: Tensor | None = None
 
     @property
     def alone(self) -> bool:
@@ -146,6 +152,7 @@ class Ranks:
         if self.alone:
             return
         indices: list[int] = []
+        maxima: list[int] = []
         squared: list[bool] = []
         factors: list[float] = []
         for name, place in layout.places.items():
@@ -153,6 +160,9 @@ class Ranks:
             if name in _MEANS:
                 share = 1.0 / self.size
             elif not self.sharded or name in _SAME:
+                continue
+            elif name in _MAXIMA:
+                maxima += range(place.start, place.stop)
                 continue
             elif name not in (*_SUMS, *_NORMS):
                 raise InvalidArgumentError(
@@ -166,9 +176,11 @@ class Ranks:
         self._indices = torch.tensor(indices, device=device)
         self._squared = torch.tensor(squared, device=device)
         self._factors = torch.tensor(factors, dtype=torch.float64, device=device)
+        if maxima:
+            self._maxima = torch.tensor(maxima, device=device)
 
     def join(self, row: Tensor) -> Tensor:
-        """Return the row of the whole, given each rank's, (width,): one all-reduce."""
+        """Return the row of the whole, given each rank's, (width,): one all-reduce, and one more for maxima."""
         if self.alone:
             return row
         assert self._indices is not None
@@ -178,6 +190,10 @@ class Ranks:
         part = torch.where(self._squared, part.square(), part) * self._factors
         torch.distributed.all_reduce(part)
         row[self._indices] = torch.where(self._squared, part.sqrt(), part)
+        if self._maxima is not None:
+            largest = row[self._maxima]
+            torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+            row[self._maxima] = largest
         return row
 
     def held(self, parameter: Tensor, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -224,9 +240,11 @@ class Ranks:
 
     @staticmethod
     def _refuse_unknown(model: nn.Module) -> None:
-        if isinstance(model, nn.DataParallel):
-            raise InvalidArgumentError("DataParallel is not measured; use DistributedDataParallel, one process a GPU.")
         for module in model.modules():
+            if isinstance(module, nn.DataParallel):
+                raise InvalidArgumentError(
+                    "DataParallel is not measured; use DistributedDataParallel, one process a GPU."
+                )
             kind = type(module).__name__
             if kind == "FullyShardedDataParallel":
                 raise InvalidArgumentError(
@@ -253,10 +271,11 @@ class Ranks:
                     "default_hooks."
                 )
 
-    def _check_shards(self, names: Sequence[str], parameters: Sequence[Tensor]) -> int:
+    def _check_shards(self, model: nn.Module, names: Sequence[str], parameters: Sequence[Tensor]) -> int:
         """Return how many ranks hold a copy of each shard."""
         from torch.distributed.tensor import Replicate, Shard
 
+        fully = any(kind.__name__ == "FSDPModule" for module in model.modules() for kind in type(module).__mro__)
         copies: set[int] = set()
         for name, parameter in zip(names, parameters, strict=True):
             if not _is_sharded(parameter):
@@ -265,10 +284,12 @@ class Ranks:
                     "ranks; call fully_shard on the whole model too."
                 )
             mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-            if any(type(placement) not in (Shard, Replicate) for placement in placements):
+            # What fully_shard makes: shards, or copies of shards. Under tensor parallelism a layout does not say
+            # whether the ranks' gradients are to be joined.
+            if not fully or [type(item) for item in placements] not in ([Shard], [Replicate, Shard]):
                 raise InvalidArgumentError(
-                    f"{name} is laid out as {placements}; a recorder measures tensors that are sharded or replicated "
-                    "along whole dimensions (fully_shard, without tensor parallelism on the same dimension)."
+                    f"{name} is laid out as {placements}, which fully_shard alone does not do; tensor parallelism is "
+                    "not measured."
                 )
             if mesh.size() != self.size:
                 raise InvalidArgumentError(

@@ -145,7 +145,7 @@ class Recorder:
     ) -> None:
         self._called = model
         self._model = unwrapped(model)
-        self._optimizer = optimizer
+        self._optimizer = optimizer = _optimizer_inside(optimizer)
         self._every = _checked_every(every)
         self._gammas = _checked_gammas(gammas)
         self._endpoint = bool(endpoint)
@@ -1116,6 +1116,19 @@ def _checked_norms(norms: Any, device: torch.device) -> dict[str, tuple[Kind, Ki
             "leave out 'spectral', or train on another device."
         )
     return {norm: GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked}
+
+
+def _optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer that takes the steps: some (Accelerate's) hand them on to one that they hold."""
+    inner = optimizer
+    while not hasattr(inner, "_optimizer_step_pre_hooks") or hasattr(inner, "optimizer"):
+        if not hasattr(inner, "optimizer"):
+            raise InvalidArgumentError(
+                f"{type(optimizer).__name__} is no torch.optim.Optimizer, which tells a recorder of its steps; give "
+                "the recorder the one that takes the steps."
+            )
+        inner = inner.optimizer
+    return inner  # type: ignore[no-any-return]
 
 
 def _measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[Tensor]]:

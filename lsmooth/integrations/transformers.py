@@ -70,9 +70,6 @@ class SmoothnessCallback(TrainerCallback):
                 "DistributedDataParallel or FSDP2 (fsdp_version 2)."
             )
         optimizer = kwargs["optimizer"]
-        # Accelerate hands the steps on to an optimizer inside of its own.
-        while not hasattr(optimizer, "_optimizer_step_pre_hooks") or hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
         resumed = state.global_step > 0
         mode: Mode = "a" if resumed and self._mode == "x" else self._mode
         self.recorder = Recorder(trainer.model_wrapped, optimizer, self._path, mode=mode, **self._arguments)

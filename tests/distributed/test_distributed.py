@@ -15,9 +15,10 @@ from lsmooth.trace.layout import FIELDS
 
 WORKER = Path(__file__).with_name("worker.py")
 SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "fsdp-deferred",
-        "ddp-resumed", "ddp-probes", "fsdp-probes"]  # fmt: skip
-OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communication", "fsdp-communication", "refusals"]
-CASES = {2: [*SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp"]}
+        "ddp-resumed", "ddp-probes", "fsdp-probes", "fsdp-linf", "ddp-norms"]  # fmt: skip
+OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communication", "fsdp-communication",
+          "linf-communication", "refusals"]  # fmt: skip
+CASES = {2: [*SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp", "hsdp-linf", "mesh-refusals"]}
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
@@ -94,9 +95,12 @@ def test_the_trace_says_how_many_took_part(folder, alone):
         assert expected.metadata["objective"] == "the step's mini-batch loss"
 
 
-def test_a_mesh_that_holds_copies_of_shards(folder, alone):
-    with lsmooth.Trace(folder / "hsdp.4.h5") as trace, lsmooth.Trace(alone("hsdp")) as expected:
-        for name in ("loss", "grad_norm", "grad_diff", "step_norm", "coordinate/grad_along"):
+@pytest.mark.parametrize("case", ["hsdp", "hsdp-linf"])
+def test_a_mesh_that_holds_copies_of_shards(case, folder, alone):
+    with lsmooth.Trace(folder / f"{case}.4.h5") as trace, lsmooth.Trace(alone(case)) as expected:
+        names = {field.name for field in FIELDS if trace.has(field.name)} - {"time", "step", "status"}
+        assert ("linf/step_norm" in names) == case.endswith("linf")
+        for name in names:
             values = expected.read(name)
             np.testing.assert_allclose(trace.read(name), values, rtol=2e-5, atol=2e-6 * np.abs(values).max())
 
@@ -136,22 +140,50 @@ def test_shards_join_norms_in_one_all_reduce(folder):
         assert measured["reduced"] == [7 + 7 * 6 + 8 * 6 + 3]
 
 
+def test_largest_entries_of_shards_are_joined_in_a_second_all_reduce(folder):
+    for result in results(folder, "linf-communication", 2):
+        # In the first, 1-norms of the gradient and of 5 changes of 6 tensors more; in the second, 6 steps.
+        assert result["steps"][2]["reduced"] == [7 + 13 * 6 + 8 * 6 + 3, 6]
+
+
 def test_what_cannot_be_measured_is_refused_on_every_rank(folder):
     sentences = {
         "unwrapped": "neither wrapped in DistributedDataParallel nor sharded",
         "exists": "exists already; choose another name",
         "disagree": "their every differ",
         "densities": "counts the coordinates that one process holds",
-        "linf": "cannot be joined from the shards",
+        "spectral": "spectral/grad_norm cannot be joined from the shards of fully_shard; leave it out",
         "hooked": "communication hook powerSGD_hook",
         "partly": "inner.0.weight is not sharded while other parameters are",
+        "tensor-parallel": "inner.0.weight is laid out as (Shard(dim=0),), which fully_shard alone does not do",
+        "pipeline": "neither wrapped in DistributedDataParallel nor sharded",
+        "other-parameters": "their parameters differ",
+        "uneven": "weight is sharded unevenly",
     }
-    for result in results(folder, "refusals", 2):
+    check_refusals(results(folder, "refusals", 2), sentences)
+    assert (folder / "refusals.2.h5.exists").read_bytes() == b""
+    assert {path.name for path in folder.glob("refusals*")} == {
+        "refusals.2.h5.exists", "refusals.2.rank0.json", "refusals.2.rank1.json"
+    }  # fmt: skip
+
+
+def test_meshes_that_cannot_be_measured_are_refused_on_every_rank(folder):
+    sentences = {
+        "column": "Shard(dim=0)), which fully_shard alone does not do; tensor parallelism is not measured.",
+        "row": "0.weight is laid out as (Shard(dim=0), Shard(dim=1)), which fully_shard alone does not do",
+        "submesh": "inner.0.weight is sharded over 2 of 4 ranks; a recorder measures one model over all of them.",
+        "two-meshes": "Some parameters are replicated on more ranks than others",
+        "subgroup": "DistributedDataParallel averages over some of the ranks only",
+    }
+    check_refusals(results(folder, "mesh-refusals", 4), sentences)
+
+
+def check_refusals(told, sentences):
+    for result in told:
         assert result["said"].keys() == sentences.keys()
         for name, sentence in sentences.items():
             assert sentence in result["said"][name]
             assert "\n" not in result["said"][name]
-    assert (folder / "refusals.2.h5.exists").read_bytes() == b""
 
 
 def test_a_rank_that_dies_leaves_a_readable_trace_and_no_hang(tmp_path):

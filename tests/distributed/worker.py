@@ -194,12 +194,12 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def communication(path, wrap):
+def communication(path, wrap, **arguments):
     """Count the collectives of a step without and of a step with measurement."""
     model = build(wrap)
     optimizer = optimizer_for(model)
     seen = []
-    with lsmooth.Recorder(model, optimizer, path, every=2, coordinates=1) as recorder:
+    with lsmooth.Recorder(model, optimizer, path, every=2, coordinates=1, **arguments) as recorder:
         for step in range(4):
             x, y = data(step)
             optimizer.zero_grad()
@@ -210,25 +210,31 @@ def communication(path, wrap):
     return {"steps": seen}
 
 
-def refusals(path, wrap):
-    """What cannot be measured, and what is said about it, on every rank."""
+def attempts(path):
+    """Return a function that tries to make a recorder, and what it was told, by name."""
     said = {}
 
-    def attempt(name, make, **arguments):
+    def attempt(name, make, trained=lambda model: model, **arguments):
         try:
             model = make()
-            lsmooth.Recorder(model, optimizer_for(model), f"{path}.{name}", **arguments).close()
+            lsmooth.Recorder(model, optimizer_for(trained(model)), f"{path}.{name}", **arguments).close()
             said[name] = None
         except lsmooth.LsmoothError as error:
             said[name] = str(error)
 
+    return attempt, said
+
+
+def refusals(path, wrap):
+    """What cannot be measured, and what is said about it, on every rank."""
+    attempt, said = attempts(path)
     attempt("unwrapped", Net)
     Path(f"{path}.exists").touch()
     dist.barrier()
     attempt("exists", lambda: build("ddp"))
     attempt("disagree", lambda: build("ddp"), every=1 + rank_and_size()[0])
     attempt("densities", lambda: build("fsdp"), densities=True)
-    attempt("linf", lambda: build("fsdp"), norms=("l2", "linf"))
+    attempt("spectral", lambda: build("fsdp"), norms=("l2", "linf", "spectral"))
 
     def hooked():
         from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
@@ -248,6 +254,55 @@ def refusals(path, wrap):
         return model
 
     attempt("partly", partly)
+
+    def tensor_parallel(model=Net):
+        from torch.distributed.tensor import parallel
+
+        plan = {"inner.0": parallel.ColwiseParallel(), "inner.2": parallel.RowwiseParallel()}
+        return parallel.parallelize_module(model(), dist.init_device_mesh("cpu", (rank_and_size()[1],)), plan)
+
+    attempt("tensor-parallel", tensor_parallel)
+    attempt("pipeline", lambda: [Net().inner, Net().head][rank_and_size()[0]])
+    attempt("other-parameters", lambda: build("ddp"), lambda model: [model, model.module.head][rank_and_size()[0]])
+
+    def uneven():
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import DTensor, Shard
+
+        model = fully_shard(nn.Linear(3, 5))
+        mesh, rows = model.weight.device_mesh, [1, 4][rank_and_size()[0]]
+        odd = DTensor.from_local(torch.zeros(rows, 3), mesh, [Shard(0)], shape=(5, 3), stride=(3, 1))
+        model.weight = nn.Parameter(odd)
+        return model
+
+    attempt("uneven", uneven)
+    return {"said": said}
+
+
+def mesh_refusals(path, wrap):
+    """The same of four ranks in a mesh of two by two."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import parallel
+
+    attempt, said = attempts(path)
+    mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def tensor_parallel(style):
+        model = nn.Sequential(nn.Linear(6, 8, bias=False))
+        return fully_shard(parallel.parallelize_module(model, mesh["tensor"], {"0": style}), mesh=mesh["data"])
+
+    attempt("column", lambda: tensor_parallel(parallel.ColwiseParallel()))
+    attempt("row", lambda: tensor_parallel(parallel.RowwiseParallel()))
+    attempt("submesh", lambda: fully_shard(Net(), mesh=mesh["data"]))
+
+    def two_meshes():
+        model = Net()
+        fully_shard(model.head, mesh=mesh)
+        return fully_shard(model)
+
+    attempt("two-meshes", two_meshes)
+    group = mesh["data"].get_group()
+    attempt("subgroup", lambda: nn.parallel.DistributedDataParallel(Net(), process_group=group))
     return {"said": said}
 
 
@@ -294,7 +349,12 @@ CASES = {
     "fsdp-probes": lambda path: probes(path, "fsdp"),
     "ddp-communication": lambda path: communication(path, "ddp"),
     "fsdp-communication": lambda path: communication(path, "fsdp"),
+    "linf-communication": lambda path: communication(path, "fsdp", norms=("l2", "linf")),
+    "fsdp-linf": lambda path: run(path, "fsdp", norms=("l2", "linf")),
+    "hsdp-linf": lambda path: run(path, "hsdp", norms=("l2", "linf")),
+    "ddp-norms": lambda path: run(path, "ddp", norms=("l2", "linf", "spectral"), densities=True),
     "refusals": lambda path: refusals(path, "ddp"),
+    "mesh-refusals": lambda path: mesh_refusals(path, "fsdp"),
     "ddp-dies": lambda path: dies(path, "ddp"),
 }
 
