@@ -71,22 +71,22 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     seeds = range(options["seed"], options["seed"] + options["seeds"])
     engine = _engine(options, next(iter(plans.values())).device)
     mode = "a" if options["resume"] else "w" if options["force"] else "x"
-    results = Results(output, {"task": options["task"]}, mode)
-    comparison = Comparison(entries, list(seeds), results)
-    try:
-        _make(comparison, comparison.search_jobs(), engine, "choosing settings")
-        _make(comparison, comparison.final_jobs(), engine, "training")
-    except KeyboardInterrupt:
-        click.echo(f"Stopped; {output} holds {len(list(results))} runs: the same command with --resume goes on.")
-        ctx.exit(130)
-    standings = comparison.standings()
-    for line in table(standings, comparison):
-        click.echo(line)
-    wrote = f"Wrote {output} (every run)"
-    if any(standing.score for standing in standings):
-        _draw(comparison, figure)
-        wrote += f" and {figure} (training curves)"
-    click.echo(f"\n{wrote}.")
+    with Results(output, {"task": options["task"]}, mode) as results:
+        comparison = Comparison(entries, list(seeds), results)
+        try:
+            _make(comparison, comparison.search_jobs(), engine, "choosing settings")
+            _make(comparison, comparison.final_jobs(), engine, "training")
+        except KeyboardInterrupt:
+            click.echo(f"Stopped; {output} holds {len(list(results))} runs: the same command with --resume goes on.")
+            ctx.exit(130)
+        standings = comparison.standings()
+        for line in table(standings, comparison):
+            click.echo(line)
+        wrote = f"Wrote {output} (every run)"
+        if any(standing.score for standing in standings):
+            _draw(comparison, figure)
+            wrote += f" and {figure} (training curves)"
+        click.echo(f"\n{wrote}.")
     if any(standing.failed for standing in standings):
         ctx.exit(1)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from lsmooth.errors import LsmoothError
 from lsmooth.tasks.engines import RunResult
+from lsmooth.trace.lock import lock_as_writer, unlock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ class ResultsError(LsmoothError):
 
 
 class Results:
-    """Results by the name of the run, in memory and in a file.
+    """Results by the name of the run, in memory and in a file, which is this object's alone until it is closed.
 
     The file has one group a run under `runs`, with its plan (JSON) and outcome as attributes and one dataset for each
     number of its reports: step, epoch, train_loss, clipped, steps, seconds, and metrics/NAME.
@@ -41,7 +42,7 @@ class Results:
         mode: "x" refuses an existing file, "w" begins anew, "a" continues one.
 
     Raises:
-        ResultsError: The file exists, is damaged, or belongs to another comparison.
+        ResultsError: The file exists, is damaged, belongs to another comparison, or is being written by one.
 
     Attributes:
         path: The file.
@@ -55,17 +56,51 @@ class Results:
         self._runs: dict[str, tuple[dict[str, Any], RunResult]] = {}
         if not path.parent.is_dir():
             raise ResultsError(f"There is no folder {path.parent} to write {path.name} into; create it first.")
-        if path.exists() and mode == "x":
-            raise ResultsError(f"{path} exists already; choose another -o, or --resume it, or --force to replace it.")
-        if path.exists() and mode == "a":
-            theirs, self._runs = _read(path)
-            for key, value in self.description.items():
-                if theirs.get(key) != value:
-                    raise ResultsError(
-                        f"{path} is another comparison: its {key} is {theirs.get(key)}, not {value}; choose another "
-                        "-o, or --force to replace it."
-                    )
-        self._write()
+        # Who holds the lock on the file at this path writes it: each new version is locked before it gets the name.
+        self._lock: int | None = None
+        begun = self._begin(mode)
+        try:
+            self._lock = lock_as_writer(path, _busy)
+            if mode == "a" and not begun:
+                theirs, self._runs = _read(path)
+                for key, value in self.description.items():
+                    if theirs.get(key) != value:
+                        raise ResultsError(
+                            f"{path} is another comparison: its {key} is {theirs.get(key)}, not {value}; choose "
+                            "another -o, or --force to replace it."
+                        )
+            self._write()
+        except BaseException:
+            if begun:
+                path.unlink(missing_ok=True)
+            self.close()
+            raise
+
+    def _begin(self, mode: str) -> bool:
+        """Say whether the file is begun here; of several that begin it at once, one does."""
+        if self.path.exists() and mode != "x":
+            return False
+        try:
+            self.path.touch(exist_ok=False)
+        except FileExistsError:
+            raise ResultsError(
+                f"{self.path} exists already; choose another -o, or --resume it, or --force to replace it."
+            ) from None
+        except OSError as error:
+            raise ResultsError(f"{self.path} cannot be written: {error.strerror}; choose another -o.") from error
+        return True
+
+    def close(self) -> None:
+        """Let others write the file."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            unlock(lock)
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __contains__(self, name: str) -> bool:
         return name in self._runs
@@ -108,6 +143,7 @@ class Results:
 
     def _write(self) -> None:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        lock: int | None = None
         try:
             with h5py.File(temporary, "w", track_order=True) as file:
                 file.attrs["format"] = FORMAT
@@ -116,11 +152,23 @@ class Results:
                 runs = file.create_group("runs", track_order=True)
                 for name, (plan, result) in self._runs.items():
                     _put(runs.create_group(name, track_order=True), plan, result)
+            lock = lock_as_writer(temporary, _busy)
             temporary.replace(self.path)
         except BaseException:
+            if lock is not None:
+                unlock(lock)
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        before, self._lock = self._lock, lock
+        if before is not None:
+            unlock(before)
+
+
+def _busy(path: Path) -> ResultsError:
+    return ResultsError(
+        f"{path} is being written by another `lsmooth compare`; wait for it to end, or choose another -o."
+    )
 
 
 def _difference(theirs: Any, ours: Any) -> str:

@@ -1,4 +1,4 @@
-"""One writer a trace: a lock that ends with the process that holds it."""
+"""One writer a file: a lock that ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
-from lsmooth.errors import TraceError
+from lsmooth.errors import LsmoothError, TraceError
 
 # A byte far beyond any file's end: HDF5 puts its own locks elsewhere, and readers are not kept out.
 _LOCK_BYTE = 1 << 60
@@ -16,11 +17,20 @@ _LOCK_BYTE = 1 << 60
 _FLOCK = "hhqqi4x"
 
 
-def lock_as_writer(path: Path) -> int:
+def being_written(path: Path) -> TraceError:
+    """Return the error for a trace that has a writer already."""
+    return TraceError(f"{path} is being written by another recorder; wait for it to end, or choose another name.")
+
+
+def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = being_written) -> int:
     """Lock a file against other writers until the returned descriptor is given to `unlock`, or the process ends.
 
+    Args:
+        path: The file.
+        busy_error: Makes the error for a file that has a writer already.
+
     Raises:
-        TraceError: Another writer holds the lock, or the file may not be written.
+        LsmoothError: Another writer holds the lock, or the file may not be written.
     """
     try:
         descriptor = os.open(path, os.O_RDWR)
@@ -39,13 +49,8 @@ def lock_as_writer(path: Path) -> int:
         busy = False
     if busy:
         os.close(descriptor)
-        raise being_written(path)
+        raise busy_error(path)
     return descriptor
-
-
-def being_written(path: Path) -> TraceError:
-    """Return the error for a file that has a writer already."""
-    return TraceError(f"{path} is being written by another recorder; wait for it to end, or choose another name.")
 
 
 def unlock(descriptor: int) -> None:

@@ -112,6 +112,11 @@ def test_ctrl_c_keeps_what_is_done(compare, tmp_path):
         for line in process.stderr:
             if "final | sgd" in line:
                 break
+        # Meanwhile, another comparison keeps its hands off the file.
+        for option in ("--resume", "--force"):
+            other = compare(*arguments, option)
+            assert other.exit_code == 1
+            assert "r.h5 is being written by another `lsmooth compare`; wait for it to end" in other.stderr
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)

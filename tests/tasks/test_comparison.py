@@ -155,6 +155,7 @@ def test_diverged_and_failed_runs_are_told_and_the_rest_goes_on(plans, tmp_path)
     sgd, sign = comparison.standings()
     assert (list(sgd.score), sgd.diverged, sgd.failed) == ([0], [2], {"seed 1": "no memory"})
     assert (list(sign.score), sign.diverged, sign.failed) == ([0, 1, 2], [], {})
+    results.close()
     # Continued, only what failed is made again.
     again, engine = compare(
         contestants(plans), [0, 1, 2], Results(results.path, {}, "a"), lambda name, plan: result(5.0)
@@ -177,6 +178,7 @@ def test_results_come_back_as_they_were(plans, tmp_path):
     results = Results(path, {"task": TASK})
     results.add("one", {"lr": 0.1, "betas": (0.9, 0.99)}, result(1.5))
     results.add("two", {"lr": 0.2}, RunResult("diverged", []))
+    results.close()
     back = Results(path, {"task": TASK}, "a")
     assert list(back) == ["one", "two"]
     assert back["one"] == result(1.5)
@@ -204,9 +206,31 @@ def test_files_that_are_no_results(content, mode, sentence, tmp_path):
 
 
 def test_results_of_another_comparison_are_not_continued(tmp_path):
-    Results(tmp_path / "r.h5", {"task": "gpt2"})
+    Results(tmp_path / "r.h5", {"task": "gpt2"}).close()
     with pytest.raises(ResultsError, match="its task is gpt2, not resnet20"):
         Results(tmp_path / "r.h5", {"task": "resnet20"}, "a")
+
+
+def test_a_file_of_results_has_one_writer(tmp_path):
+    path = tmp_path / "r.h5"
+    sentence = r"r\.h5 is being written by another `lsmooth compare`; wait for it to end, or choose another -o\.$"
+    with Results(path, {}) as results:
+        for mode in ("a", "w"):
+            with pytest.raises(ResultsError, match=sentence):
+                Results(path, {}, mode)
+        # Each run that ends puts another file in the place of the one before.
+        results.add("one", {}, result(1.0))
+        for mode in ("a", "w"):
+            with pytest.raises(ResultsError, match=sentence):
+                Results(path, {}, mode)
+    with Results(path, {}, "a") as back:
+        assert list(back) == ["one"]
+    # What could not be continued is not locked.
+    with pytest.raises(ResultsError, match="its task is"):
+        Results(path, {"task": TASK}, "a")
+    with Results(path, {}, "w") as anew:
+        assert list(anew) == []
+    assert [item.name for item in tmp_path.iterdir()] == ["r.h5"]
 
 
 def test_the_interval_is_students():
