@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,13 @@ from lsmooth.trace.layout import FIELDS
 
 WORKER = Path(__file__).with_name("worker.py")
 SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "fsdp-deferred",
-        "ddp-resumed", "ddp-probes", "fsdp-probes", "fsdp-linf", "ddp-norms"]  # fmt: skip
+        "ddp-resumed", "ddp-probes", "fsdp-probes", "fsdp-linf", "ddp-norms",
+        "ddp-compiled", "fsdp-compiled"]  # fmt: skip
 OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communication", "fsdp-communication",
           "linf-communication", "refusals"]  # fmt: skip
-CASES = {2: [*SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp", "hsdp-linf", "mesh-refusals"]}
+# First, while there is nothing else that may be freed on the way.
+MEMORY = ["ddp-memory", "ddp-accumulated-memory", "fsdp-memory"]
+CASES = {2: [*MEMORY, *SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp", "hsdp-linf", "mesh-refusals"]}
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
@@ -27,7 +31,8 @@ def torchrun(size, folder, *cases, check=True):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     done = subprocess.run(
         [*command, str(WORKER), str(folder), *cases],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # What is freed goes back to the system at once: the peak of memory is counted there.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         timeout=200,
@@ -107,13 +112,40 @@ def test_a_mesh_that_holds_copies_of_shards(case, folder, alone):
 
 @pytest.mark.parametrize(
     ("case", "size"),
-    [(case, size) for size in CASES for case in CASES[size] if not case.endswith(("communication", "probes", "usals"))],
+    [
+        (case, size)
+        for size in CASES
+        for case in CASES[size]
+        if not case.endswith(("communication", "memory", "probes", "usals"))
+    ],
 )
 def test_no_rank_is_changed(case, size, folder):
     for result in results(folder, case, size):
         assert result["changed"] == []
     with lsmooth.Trace(folder / f"{case}.{size}.h5") as trace:
         assert trace.status_counts() == {"measured": 6}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of memory")
+@pytest.mark.parametrize("case", MEMORY)
+def test_a_measured_step_holds_three_copies_and_a_gradient_more(case, folder):
+    # x_t, x_{t+1}, grad f(x_t), and the gradient of the point being evaluated, whole.
+    for result in results(folder, case, 2):
+        assert 3.9 < result["copies"] <= 4.3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+@pytest.mark.parametrize("case", ["ddp-inductor", "fsdp-inductor"])
+def test_models_compiled_to_machine_code(case, tmp_path, alone):
+    torchrun(2, tmp_path, case)
+    for result in results(tmp_path, case, 2):
+        assert result["changed"] == []
+    with lsmooth.Trace(tmp_path / f"{case}.2.h5") as trace, lsmooth.Trace(alone("ddp")) as expected:
+        assert trace.parameters == expected.parameters
+        for name in ("loss", "loss_along", "grad_norm", "grad_diff", "step_norm", "coordinate/grad_along"):
+            values = expected.read(name)
+            np.testing.assert_allclose(trace.read(name), values, rtol=2e-5, atol=2e-6 * np.abs(values).max())
 
 
 def test_replicas_join_losses_in_one_small_all_reduce(folder):

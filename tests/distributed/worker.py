@@ -6,6 +6,7 @@
 import collections
 import contextlib
 import copy
+import gc
 import json
 import os
 import signal
@@ -83,12 +84,17 @@ def build(wrap, make=Net):
         from torch.distributed.fsdp import fully_shard
 
         return fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copy", "shard")))
-    return nn.parallel.DistributedDataParallel(
+    if wrap.startswith("fsdp-compiled"):
+        model = build("fsdp", make)
+        model.compile(backend=wrap.split(":")[1])
+        return model
+    ddp = nn.parallel.DistributedDataParallel(
         model,
         gradient_as_bucket_view=wrap == "ddp-view",
         static_graph=wrap == "ddp-static",
         find_unused_parameters=wrap == "ddp-unused",
     )
+    return torch.compile(ddp, backend=wrap.split(":")[1]) if wrap.startswith("ddp-compiled") else ddp
 
 
 def optimizer_for(model):
@@ -177,6 +183,65 @@ def probes(path, wrap):
     with lsmooth.Recorder(model, optimizer, path, probe=probe):
         loop(model, optimizer)
     return {}
+
+
+def deep():
+    """Twenty layers, so that no tensor is a large part of the whole, and a batch that is small against them."""
+    return nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(512, 512), nn.Tanh())])
+
+
+def peak_bytes(function):
+    """Return by how much a call raises the process's memory at its peak, as Linux counts it.
+
+    Torch's profiler does not see what gloo's threads free.
+    """
+
+    def status(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+    function()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before
+
+
+def memory(path, wrap, parts=1):
+    """Return the peak of a measured step above that of a step without recorder, in copies of this rank's parameters."""
+    model = build("none", deep)
+    if wrap == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model:
+            fully_shard(layer)
+        fully_shard(model)
+    else:
+        model = nn.parallel.DistributedDataParallel(model)
+    optimizer = optimizer_for(model)
+    x = torch.randn(2, 512)
+    mine = [p.to_local() if wrap == "fsdp" else p for p in model.parameters()]
+    size = sum(p.numel() * p.element_size() for p in mine)
+
+    def compute_loss():
+        return model(x).square().mean()
+
+    def step(recorder=None):
+        optimizer.zero_grad()
+        for part in range(parts):
+            with model.no_sync() if part < parts - 1 else contextlib.nullcontext():
+                if recorder is None:
+                    compute_loss().backward()
+                else:
+                    recorder.backward(compute_loss)
+        optimizer.step()
+
+    with lsmooth.Recorder(model, optimizer, path) as recorder:
+        step(recorder)
+        measured = peak_bytes(lambda: step(recorder))
+    bare = peak_bytes(step)
+    return {"copies": (measured - bare) / size, "bare": bare / size}
 
 
 class Collectives(TorchDispatchMode):
@@ -347,6 +412,13 @@ CASES = {
     "ddp-resumed": lambda path: resumed(path, "ddp"),
     "ddp-probes": lambda path: probes(path, "ddp"),
     "fsdp-probes": lambda path: probes(path, "fsdp"),
+    "ddp-compiled": lambda path: run(path, "ddp-compiled:aot_eager"),
+    "fsdp-compiled": lambda path: run(path, "fsdp-compiled:aot_eager"),
+    "ddp-inductor": lambda path: run(path, "ddp-compiled:inductor", how="watch"),
+    "fsdp-inductor": lambda path: run(path, "fsdp-compiled:inductor"),
+    "ddp-memory": lambda path: memory(path, "ddp"),
+    "ddp-accumulated-memory": lambda path: memory(path, "ddp", parts=3),
+    "fsdp-memory": lambda path: memory(path, "fsdp"),
     "ddp-communication": lambda path: communication(path, "ddp"),
     "fsdp-communication": lambda path: communication(path, "fsdp"),
     "linf-communication": lambda path: communication(path, "fsdp", norms=("l2", "linf")),
