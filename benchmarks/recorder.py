@@ -214,12 +214,14 @@ def passes(model):
     """Return a function that makes the passes over the parameters that a measured step makes, and nothing else."""
     parameters = [p.detach() for p in model.parameters()]
     norms = TensorNorms([p.numel() for p in parameters], torch.device("cpu"))
+    segment = Segment(parameters)
     everything, nothing = range(len(parameters)), [None] * len(parameters)
 
     def run():
-        segment = Segment(parameters)
+        segment.begin(parameters)
         segment.end()
-        for minus in (nothing, nothing, segment.start, *[segment.stop] * POINTS):
+        # The gradient as it is computed and once more, x_t, d, and the gradient's changes.
+        for minus in (nothing, nothing, nothing, segment.start, *[segment.stop] * len(GAMMAS)):
             norms.add(everything, parameters, minus)
             norms.result()
         for gamma in (*GAMMAS, 1.0):

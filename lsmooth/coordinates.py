@@ -81,12 +81,25 @@ class CoordinateReader:
                 else:
                     self._places[position] = torch.from_numpy(mine[here]).to(device)
 
-    def read(self, position: int, tensor: Tensor, into: Tensor) -> None:
-        """Copy the followed coordinates of the tensor at `position` into their places in `into`, (c,)."""
-        if position in self._indices:
+    def read(self, positions: Sequence[int], tensors: Sequence[Tensor], into: Tensor) -> None:
+        """Copy the followed coordinates of the tensors at `positions` into their places in `into`, (c,)."""
+        run: list[Tensor] = []
+        begin = end = 0
+        for position, tensor in zip(positions, tensors, strict=True):
+            if position not in self._indices:
+                continue
             values = torch.take(tensor.detach(), self._indices[position])
             place = self._places[position]
-            if isinstance(place, slice):
-                into[place].copy_(values, non_blocking=True)
-            else:
+            if not isinstance(place, slice):
                 into.index_copy_(0, place, values.to(into.device, into.dtype, non_blocking=True))
+                continue
+            # Neighbours go together.
+            if run and (place.start != end or values.device != run[-1].device):
+                into[begin:end].copy_(torch.cat(run), non_blocking=True)
+                run = []
+            if not run:
+                begin = place.start
+            run.append(values)
+            end = place.stop
+        if run:
+            into[begin:end].copy_(torch.cat(run) if len(run) > 1 else run[0], non_blocking=True)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _MEANS = ("loss", "loss_next", "loss_along")
 _SAME = ("lr", "status")
 _SUMS = (
-    *("foreign_grad", "coordinate/grad", "coordinate/displacement", "coordinate/grad_along", "coordinate/grad_next"),
+    *("foreign_grad", "edited_grad", "coordinate/grad", "coordinate/displacement"),
+    *("coordinate/grad_along", "coordinate/grad_next"),
     *("linf/grad_norm", "linf/grad_diff"),
 )
 _NORMS = ("grad_norm", "grad_noise", "step_norm", "grad_diff", "rounding", "replay_error")
@@ -219,10 +220,11 @@ class Ranks:
         flat = np.ravel_multi_index(inside, tuple(length for _, length in ranges))
         return np.flatnonzero(here), np.asarray(flat, dtype=np.int64)
 
-    def consumes_early(self) -> bool:
-        """Say whether gradients may be taken away while a backward pass is still running.
+    def plain_gradients(self) -> bool:
+        """Say whether `.grad` is autograd's alone, so that it may be taken away during backward, and read later.
 
-        The wrappers average gradients on their own schedule: only at the end of backward is `.grad` what it says.
+        The wrappers average gradients on their own schedule: only at the end of backward is `.grad` what it says, and
+        the next backward may write to the same memory.
         """
         return self.alone and not self.sharded and self._ddp is None
 

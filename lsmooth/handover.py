@@ -38,8 +38,9 @@ class RowLayout:
     """
 
     # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
-    # gradients that were there before the first backward; what a replay at x_t differs by (0 where none was made).
-    EXTRA = ("rounding", "foreign_grad", "replay_error")
+    # gradients that were there before the first backward; whether the step's own was changed unseen before it was
+    # measured; what a replay at x_t differs by (0 where none was made).
+    EXTRA = ("rounding", "foreign_grad", "edited_grad", "replay_error")
     HOST_FIELDS = ("time", "step")
     _LAST = ("lr", "status")
 
@@ -132,6 +133,8 @@ class Handover:
         self._last = time.monotonic()
         self._told: str | None = None
         self.latest: Measurement | None = None
+        # Whether a gradient was found to have been changed unseen; set on the writer's thread.
+        self.gradient_edited = False
 
     def new_row(self) -> Tensor:
         """Return an empty row to be filled, float64 (width,) on the device."""
@@ -150,7 +153,8 @@ class Handover:
         finite = (row[: self.layout.measured].abs() <= self._most).all()
         status = flags | still * int(Status.NO_DISPLACEMENT) | coarse * int(Status.BELOW_RESOLUTION)
         status = status | ~finite * int(Status.NON_FINITE)
-        status = status | (view(row, "foreign_grad") != 0) * int(Status.OTHER_GRADIENT)
+        other = (view(row, "foreign_grad") != 0) | (view(row, "edited_grad") != 0)
+        status = status | other * int(Status.OTHER_GRADIENT)
         well = status == 0
         view(row, "status").copy_(status + well * int(Status.MEASURED))
         return well
@@ -208,6 +212,7 @@ class Handover:
         rows["step"] = np.asarray(block.steps, dtype=np.int64)
         rows["time"] = np.asarray(block.times)
         rows["status"] = rows["status"].astype(np.uint8)
+        self.gradient_edited |= bool(extra["edited_grad"].any())
         self._check_replay(rows, extra)
         self._note_latest(rows)
         return rows

@@ -1,8 +1,9 @@
 """The recorder: what a training loop wears, which steps are measured, and in what order things happen.
 
-At a measured step, the step's gradient is copied when `Recorder.backward` has computed it, x_t is copied just before
-`optimizer.step()` changes it, and just after it the loss is evaluated again along the segment to x_{t+1}. Gradients of
-those evaluations are consumed as they arrive in the backward pass, so that no further full copy of them is held.
+At a measured step, the step's gradient is noted where training left it when `Recorder.backward` has computed it, x_t is
+copied just before `optimizer.step()` changes it, and just after it the loss is evaluated again along the segment to
+x_{t+1}. In loops that change the gradient before they use it, it is copied, and gradients of those evaluations are
+consumed as they arrive in the backward pass, so that no further full copy of them is held.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKeyDictionary()
 
 # Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
-_BUCKET_SHARE = 1 / 64
+_BUCKET_SHARE = 1 / 16
 _BUCKET_LEAST_BYTES = 1 << 16
 # Below this, a copy of all gradients costs less than taking them one by one.
 _TAKEN_WHOLE_BYTES = 1 << 20
@@ -64,11 +65,17 @@ _TAKEN_WHOLE_BYTES = 1 << 20
 
 @dataclass
 class _Step:
-    """What is known of the step in progress."""
+    """What is known of the step in progress.
+
+    `lent` holds by position what of `gradient` is training's own `.grad` and no copy, with an imprint of it, and
+    `lent_norms` the 2-norms of all that at the time.
+    """
 
     microbatches: list[Microbatch] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     gradient: list[Tensor | None] = field(default_factory=list)
+    lent: dict[int, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
+    lent_norms: Tensor | None = None
     arrivals: dict[Tensor, int] = field(default_factory=dict)
     leaves: list[Tensor] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -222,6 +229,10 @@ class Recorder:
         self._current: _Step | None = None
         self._mark: tuple[Tensor, int, int] | None = None
         self._replay_checked = False
+        # The gradient of a step is read where training left it, in `.grad`, until a loop is seen to change it before
+        # or in its optimizer's step; from then on, it is copied.
+        self._borrows = self._ranks.plain_gradients()
+        self._segment: Segment | None = None
         self._started = time.monotonic()
         self._open = True
         self._watch = Watch(self)
@@ -230,6 +241,8 @@ class Recorder:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        if self._device.type == "cpu":
+            _keep_freed_memory()
         # A script may end without closing its recorder.
         atexit.register(self.close)
 
@@ -390,7 +403,7 @@ class Recorder:
         recorders = _ATTACHED.get(self._model, [])
         if self in recorders:
             recorders.remove(self)
-        self._current = None
+        self._current = self._segment = None
         self._handover.flush()
         self._writer.close(self._step)
         self._handover.tell()
@@ -523,7 +536,7 @@ class Recorder:
         arrivals: Mapping[Tensor, int],
         leaves: list[Tensor],
     ) -> None:
-        """Keep what a backward left: the gradient as it is now, before anything clips it."""
+        """Keep what a backward left, the gradient as it is now, or where it is: something may clip it yet."""
         current = self._current
         assert current is not None
         current.microbatches += microbatches
@@ -531,6 +544,9 @@ class Recorder:
         current.leaves += leaves
         targets: list[Tensor] = []
         sources: list[Tensor] = []
+        # A gradient that carries a scaler's factor is unscaled in place before it is used.
+        borrows = self._borrows and not self._handover.gradient_edited and _common_scale(microbatches) is None
+        lent: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         for position, parameter in enumerate(self._parameters):
             current.arrivals[parameter] = current.arrivals.get(parameter, 0) + arrivals.get(parameter, 0)
             gradient = parameter.grad
@@ -542,14 +558,28 @@ class Recorder:
                     f"{self._names[position]} has a sparse gradient, whose norms are not measured; "
                     "use sparse=False in its embedding."
                 )
+            if borrows:
+                lent[position] = (gradient, _imprint(gradient))
+                current.gradient[position] = gradient.detach()
+                continue
             gradient = local(gradient).detach()
             kept = current.gradient[position]
-            if kept is None:
+            if kept is None or position in current.lent:
                 kept = current.gradient[position] = torch.empty_like(gradient)
             targets.append(kept)
             sources.append(gradient)
         if targets:
             torch._foreach_copy_(targets, sources)
+        current.lent = lent
+        current.lent_norms = self._fingerprint(lent) if lent else None
+
+    def _fingerprint(self, lent: Mapping[int, tuple[Tensor, tuple[int, int]]]) -> Tensor:
+        """Return numbers that change when the gradients that are lent are written to: their 2-norms, (k,)."""
+        gradients = [gradient.detach() for gradient, _ in lent.values()]
+        # In bfloat16, norms would hide changes of less than 1 %.
+        dtype = None if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
+        norms = torch._foreach_norm(gradients, 2, dtype=dtype)
+        return torch.stack([norm.to(self._device, self._norms.dtype, non_blocking=True) for norm in norms])
 
     # --- around optimizer.step() ---
 
@@ -618,7 +648,12 @@ class Recorder:
             for lr in (group["lr"] for group in optimizer.param_groups)
         ]
         current.active = [i for i, p in enumerate(self._parameters) if p.requires_grad or p.grad is not None]
-        current.segment = Segment([local(self._parameters[i]).detach() for i in current.active])
+        moving = [local(self._parameters[i]).detach() for i in current.active]
+        if self._segment is None or not self._segment.fits(moving):
+            self._segment = None
+            self._segment = Segment(moving)
+        self._segment.begin(moving)
+        current.segment = self._segment
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         current, self._current, self._mark = self._current, None, None
@@ -631,6 +666,7 @@ class Recorder:
         try:
             row = self._measure(current)
         except BaseException:
+            self._norms.clear()
             self._dual_norms.clear()
             if self._densities is not None:
                 self._densities.clear()
@@ -650,53 +686,66 @@ class Recorder:
         row = self._handover.new_row()
         view = self._layout.view
         self._put_lr(row, current.lr)
-        self._measure_ends(row, current, segment, current.active)
+        edited = self._edited(current, row)
         along = view(row, "loss_along")
         scale = _common_scale(current.microbatches)
         if self._densities is not None:
             self._densities.begin(current.active, segment.start, segment.stop)
-        # The wrappers of parallel training average gradients on their own schedule: those are taken at the end.
-        early = self._takes_early and self._ranks.consumes_early()
+        # Where nothing is copied, there is room for a replay's gradients; the wrappers of parallel training average
+        # gradients on their own schedule.
+        early = self._takes_early and self._ranks.plain_gradients() and (edited or not current.lent)
         with (
             _DeferredInterrupt() as interrupt,
             self._set_aside(current, segment),
             _Arrivals(self._parameters, current.arrivals if early else None, self._bucket_bytes) as arrivals,
         ):
+            if edited:
+                self._recover_gradient(current, segment, arrivals, interrupt)
+            self._measure_ends(row, current, segment, current.active)
 
-            def gradient_at(gamma: float, into: Tensor | None, counted: bool) -> tuple[Tensor, dict[Kind, Tensor]]:
-                """Return loss and ‖grad f(x_t + gamma d) - grad f(x_t)‖ by tensor; coordinates go to `into`."""
+            def gradient_at(
+                gamma: float,
+                into: Tensor | None,
+                norms: TensorNorms | None = None,
+                densities: DensityCounter | None = None,
+            ) -> Tensor:
+                """Return the loss; hand grad f(x_t + gamma d) - grad f(x_t) to `norms`, coordinates to `into`."""
                 segment.move_to(gamma)
-                densities = self._densities if counted else None
 
                 def consume(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
                     if self._probes:
                         torch._foreach_div_(list(gradients), len(current.microbatches))
-                    self._dual_norms.add(where, gradients, [current.gradient[i] for i in where])
-                    for position, gradient in zip(where, gradients, strict=True):
-                        if into is not None:
-                            self._coordinates.read(position, gradient, into)
-                        if densities is not None:
+                    if norms is not None:
+                        norms.add(where, gradients, [current.gradient[i] for i in where])
+                    if into is not None:
+                        self._coordinates.read(where, gradients, into)
+                    if densities is not None:
+                        for position, gradient in zip(where, gradients, strict=True):
                             densities.add(position, gamma, current.gradient[position], gradient)
 
                 with arrivals.taken_by(consume):
                     loss = self._evaluate(current, interrupt)
+                if norms is None:
+                    return loss
                 # A tensor whose gradient did not arrive this time counts as having gradient 0 there.
-                for position in self._dual_norms.missing():
+                for position in norms.missing():
                     first = current.gradient[position]
                     if first is not None:
-                        self._dual_norms.add([position], [first], [None])
+                        norms.add([position], [first], [None])
                         if densities is not None:
                             densities.add(position, gamma, first, None)
-                return loss, _unscaled(self._dual_norms.result(), scale)
+                return loss
 
-            if not self._replay_checked:
+            if not self._replay_checked and not edited:
                 self._replay_checked = True
-                _, error = gradient_at(0.0, None, counted=False)
-                view(row, "replay_error").copy_(torch.linalg.vector_norm(error["l2"]))
+                gradient_at(0.0, None, self._norms)
+                error = _unscaled(self._norms.result(), scale)["l2"]
+                view(row, "replay_error").copy_(torch.linalg.vector_norm(error))
             at_end = None
             for i, gamma in enumerate(self._gammas):
                 into = view(row, "coordinate/grad_along")[i] if self._layout.has("coordinate/grad_along") else None
-                loss, norms = gradient_at(gamma, into, counted=True)
+                loss = gradient_at(gamma, into, self._dual_norms, self._densities)
+                norms = _unscaled(self._dual_norms.result(), scale)
                 along[i].copy_(loss)
                 for name, (_, dual) in self._geometries.items():
                     view(row, _of_geometry(name, "grad_diff"))[i].copy_(norms[dual])
@@ -705,7 +754,7 @@ class Recorder:
             if self._endpoint:
                 into = view(row, "coordinate/grad_next") if self._layout.has("coordinate/grad_next") else None
                 if at_end is None:
-                    at_end = (gradient_at(1.0, into, counted=False)[0], into)
+                    at_end = (gradient_at(1.0, into), into)
                 elif into is not None and at_end[1] is not None:
                     into.copy_(at_end[1])
                 view(row, "loss_next").copy_(at_end[0])
@@ -714,6 +763,41 @@ class Recorder:
                     if self._layout.has(name):
                         view(row, name).div_(scale)
         return self._ranks.join(row)
+
+    def _edited(self, current: _Step, row: Tensor) -> bool:
+        """Say whether the gradient that is lent was changed since (clipping does), so that it has to be found again.
+
+        Writes that go past the version counter (those through `.data` do) show in the norms. On the CPU these can be
+        read at once; elsewhere the step is flagged, and later ones copy their gradients.
+        """
+        if any(_imprint(gradient) != imprint for gradient, imprint in current.lent.values()):
+            return True
+        if current.lent_norms is None:
+            return False
+        norms = self._fingerprint(current.lent)
+        changed = (norms != current.lent_norms) & ~(norms.isnan() & current.lent_norms.isnan())
+        if self._device.type == "cpu":
+            return bool(changed.numpy().any())
+        view = self._layout.view
+        view(row, "edited_grad").copy_(changed.any())
+        return False
+
+    def _recover_gradient(
+        self, current: _Step, segment: Segment, arrivals: _Arrivals, interrupt: _DeferredInterrupt
+    ) -> None:
+        """Evaluate the gradient at x_t again, training having changed its own, and copy gradients from now on."""
+        self._borrows = False
+        for position in current.lent:
+            current.gradient[position] = None
+        current.lent = {}
+
+        def keep(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
+            for position, gradient in zip(where, gradients, strict=True):
+                current.gradient[position] = gradient.detach()
+
+        segment.move_to(0.0)
+        with arrivals.taken_by(keep):
+            self._evaluate(current, interrupt)
 
     def _measure_ends(self, row: Tensor, current: _Step, segment: Segment, positions: list[int]) -> None:
         """Fill in what is known without evaluating anything: the gradient at x_t, the step, their coordinates."""
@@ -736,16 +820,12 @@ class Recorder:
             view(row, "grad_noise").copy_(current.noise)
         if self._layout.has("coordinate/grad"):
             grad, moved = view(row, "coordinate/grad"), view(row, "coordinate/displacement")
-            for position in arrived:
-                gradient = current.gradient[position]
-                assert gradient is not None
-                self._coordinates.read(position, gradient, grad)
+            self._coordinates.read(arrived, [g for g in current.gradient if g is not None], grad)
             if scale is not None:
                 grad.div_(scale)
             start = torch.zeros_like(moved)
-            for position, a, b in zip(positions, segment.start, segment.stop, strict=True):
-                self._coordinates.read(position, a, start)
-                self._coordinates.read(position, b, moved)
+            self._coordinates.read(positions, segment.start, start)
+            self._coordinates.read(positions, segment.stop, moved)
             moved.sub_(start)
 
     def _rounding(self, segment: Segment, positions: list[int]) -> Tensor:
@@ -1054,6 +1134,15 @@ def _imprint(gradient: Tensor) -> tuple[int, int]:
     """Return what changes when a gradient is replaced or written to."""
     part = local(gradient)
     return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep up to 64 MiB of freed memory, rather than give it back and fetch it again at every replay.
+
+    Its limits grow with the largest block freed so far, up to blocks of 32 MiB (M_MMAP_THRESHOLD in mallopt(3)); this
+    one is never touched, and takes no memory. Elsewhere, this does nothing.
+    """
+    torch.empty((1 << 25) - (1 << 13), dtype=torch.uint8)
 
 
 def _constant(closure: Closure) -> Callable[[], Closure]:

@@ -11,8 +11,8 @@ from torch import Tensor
 class Segment:
     """The segment between the parameters before and after an optimizer step.
 
-    It is made before the step, where it copies x_t, and learns x_{t+1} by `end()` after it. It holds two copies of
-    the parameters: the parameters themselves are the point that moves.
+    `begin()` copies x_t before the step, `end()` x_{t+1} after it, into memory that is kept from one step to the next:
+    two copies of the parameters, which themselves are the point that moves.
 
     Args:
         parameters: The tensors that the step may change.
@@ -20,13 +20,30 @@ class Segment:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
-        self.start = _copies(self.parameters)
-        self.stop: list[Tensor] = []
+        self.start = [torch.empty_like(parameter, requires_grad=False) for parameter in self.parameters]
+        self.stop = [torch.empty_like(parameter, requires_grad=False) for parameter in self.parameters]
         self._at_stop = True
 
+    def fits(self, parameters: Sequence[Tensor]) -> bool:
+        """Say whether these tensors, too, can be moved with the memory that there is."""
+        return len(parameters) == len(self.start) and all(
+            copy.shape == p.shape and copy.stride() == p.stride() and copy.dtype == p.dtype and copy.device == p.device
+            for copy, p in zip(self.start, parameters, strict=True)
+        )
+
+    @torch.no_grad()
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """Copy x_t, the step being about to be taken."""
+        self.parameters = list(parameters)
+        self._at_stop = True
+        if self.parameters:
+            torch._foreach_copy_(self.start, self.parameters)
+
+    @torch.no_grad()
     def end(self) -> None:
         """Copy x_{t+1}, now that the step has been taken."""
-        self.stop = _copies(self.parameters)
+        if self.parameters:
+            torch._foreach_copy_(self.stop, self.parameters)
 
     @torch.no_grad()
     def move_to(self, gamma: float) -> None:
@@ -45,11 +62,3 @@ class Segment:
         """Set the parameters to x_{t+1}, bit for bit."""
         if not self._at_stop:
             self.move_to(1.0)
-
-
-@torch.no_grad()
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    copies = [torch.empty_like(tensor, requires_grad=False) for tensor in tensors]
-    if copies:
-        torch._foreach_copy_(copies, list(tensors))
-    return copies

@@ -581,6 +581,52 @@ def test_parameters_changed_between_backward_and_step_are_flagged(tmp_path, mode
     assert trace.status[0] & Status.MOVED
 
 
+@pytest.mark.parametrize("edit", ["in place", "past the version counter"])
+def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on(edit, tmp_path, model):
+    optimizer = sgd(model)
+    evaluations = []
+
+    def step(recorder, x, y):
+        def closure():
+            evaluations.append(1)
+            return classify(model, x, y)
+
+        optimizer.zero_grad()
+        recorder.backward(closure)
+        gradient = [p.grad.clone() for p in model.parameters()]
+        for p in model.parameters():
+            (p.grad if edit == "in place" else p.grad.data).mul_(0.5)
+        optimizer.step()
+        return [g.norm().item() for g in gradient]
+
+    counts, expected = [], []
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", gammas=(0.5,), endpoint=False) as recorder:
+        for x, y in batches(3):
+            evaluations.clear()
+            expected.append(step(recorder, x, y))
+            counts.append(len(evaluations))
+    # The step's own, that at the one point, and in the first step the gradient at x_t again; in the second, the check
+    # that a replay gives the step's own gradient.
+    assert counts == [3, 3, 2]
+    np.testing.assert_allclose(lsmooth.Trace(tmp_path / "run.h5").read("grad_norm"), expected, rtol=1e-6)
+
+
+def test_where_a_changed_gradient_cannot_be_read_at_once_the_step_is_flagged(tmp_path, model):
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        train(recorder, model, optimizer, 1)
+        row = recorder._handover._block.rows[0]
+        recorder._layout.view(row, "edited_grad").fill_(1.0)
+        assert not recorder._handover.judge(row, 0)
+        recorder.flush()
+        copied = []
+        collect = recorder._collect
+        recorder._collect = lambda *arguments: (collect(*arguments), copied.append(not recorder._current.lent))
+        train(recorder, model, optimizer, 1)
+        assert copied == [True]
+    assert list(lsmooth.Trace(tmp_path / "run.h5").status) == [Status.OTHER_GRADIENT, Status.MEASURED]
+
+
 def test_gradients_that_the_recorder_did_not_see_are_flagged(tmp_path, model):
     (x, y), *_ = batches(1)
     optimizer = sgd(model)

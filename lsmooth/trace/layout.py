@@ -33,7 +33,7 @@ class Status(IntFlag):
     BELOW_RESOLUTION = 4  # rounding of x_t + gamma d exceeds 1 % of ‖gamma d‖
     NON_FINITE = 8  # a loss, gradient or estimate is NaN or infinite
     MOVED = 16  # parameters changed between backward and step, so that gradient and x_t do not belong together
-    OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see
+    OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see, or its own were changed unseen
 
 
 @dataclass(frozen=True)
