@@ -49,7 +49,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     Writes a trace and, beside it, a checkpoint. Ctrl-C ends the run after the step that it is in; --resume with the
     same --trace continues it, all other options are then taken from the checkpoint.
 
-    Under torchrun, the processes share each batch, with one GPU each where there are GPUs; there is no checkpoint then.
+    Under torchrun, the processes share each batch, with one GPU each where there are GPUs; the first of them writes.
+    Such a run is resumed with as many processes.
     """
     from lsmooth.cli.progress import Progress, plain_warnings
     from lsmooth.cli.threads import wait_without_spinning
@@ -63,11 +64,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     with plain_warnings():
         session = _resumed(ctx, options) if options["resume"] else _begun(ctx, options)
         with session:
-            run = session.run
-            if run.done:
-                click.echo(
-                    f"{session.trace}: all {run.step} steps were made already; give --steps or --epochs for more."
-                )
+            if session.run.done:
+                click.echo(_nothing_left(session))
                 return
             click.echo(_opening(session), err=True)
             with Progress(session) as progress:
@@ -86,24 +84,35 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
     from lsmooth.cli.progress import Progress, plain_warnings
     from lsmooth.tasks.parallel import join
 
-    if options["resume"]:
-        raise click.UsageError("Runs under torchrun leave no checkpoint to resume from; leave out --resume.", ctx)
     options["device"] = join(options["device"] or default_device())
+    first = not dist.get_rank()
     try:
-        with plain_warnings(), _begun(ctx, options, parallel=True) as session:
-            if dist.get_rank():
-                outcome = session.train()
-            else:
-                click.echo(f"{_opening(session)}, {dist.get_world_size()} processes", err=True)
-                with Progress(session) as progress:
-                    outcome = session.train(progress)
-            session.close()
-            if not dist.get_rank():
-                click.echo(_closing(session, outcome))
+        with plain_warnings():
+            make = _resumed if options["resume"] else _begun
+            with make(ctx, options, parallel=True) as session:
+                if session.run.done:
+                    if first:
+                        click.echo(_nothing_left(session))
+                    return
+                if first:
+                    click.echo(f"{_opening(session)}, {dist.get_world_size()} processes", err=True)
+                    with Progress(session) as progress:
+                        outcome = session.train(progress)
+                else:
+                    outcome = session.train()
+                session.close()
+                if first:
+                    click.echo(_closing(session, outcome))
     finally:
         dist.destroy_process_group()
+    if outcome == "stopped":
+        ctx.exit(130)
     if outcome == "diverged":
         ctx.exit(1)
+
+
+def _nothing_left(session: Session) -> str:
+    return f"{session.trace}: all {session.run.step} steps were made already; give --steps or --epochs for more."
 
 
 def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
@@ -142,7 +151,7 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     )
 
 
-def _resumed(ctx: click.Context, options: dict[str, Any]) -> Session:
+def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
     if options["force"]:
         raise click.UsageError("--resume goes on with a trace and --force replaces it; give one of them.", ctx)
     if options["trace"] is None and options["task"] is None:
@@ -163,7 +172,11 @@ def _resumed(ctx: click.Context, options: dict[str, Any]) -> Session:
         check_device(options["device"])
     extend = {name: options[name] for name in ("steps", "epochs") if options[name] is not None}
     return Session.resume(
-        trace, device=options["device"], extend=extend, checkpoint_seconds=options["checkpoint_every"]
+        trace,
+        device=options["device"],
+        extend=extend,
+        checkpoint_seconds=options["checkpoint_every"],
+        parallel=parallel,
     )
 
 
@@ -251,9 +264,10 @@ def _closing(session: Session, outcome: str) -> str:
     run = session.run
     measured = _measured(session.trace)
     if outcome == "stopped":
+        command = "lsmooth" if run.parallel is None else f"torchrun --nproc-per-node {run.parallel.size} -m lsmooth.cli"
         return (
             f"Stopped after step {run.step} of {run.total_steps}; "
-            f"go on with: lsmooth train --resume --trace {session.trace}"
+            f"go on with: {command} train --resume --trace {session.trace}"
         )
     last = run.reports[-1]
     lines = []
@@ -272,8 +286,7 @@ def _closing(session: Session, outcome: str) -> str:
     if max_norm is not None:
         clipped, steps = (sum(getattr(report, name) for report in run.reports) for name in ("clipped", "steps"))
         lines.append(f"Clipped the gradient to norm {max_norm:g} in {clipped} of {steps} steps.")
-    beside = f" and {session.checkpoint_path}" if session.keeps_checkpoints else ""
-    lines.append(f"Wrote {session.trace} ({measured}){beside}.")
+    lines.append(f"Wrote {session.trace} ({measured}) and {session.checkpoint_path}.")
     lines.append(f"Look at it: lsmooth info {session.trace}; lsmooth plot {session.trace} -o figure.png")
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class Checkpoint:
         run: `TrainingRun.state_dict()`.
         recorder: `Recorder.state_dict()`.
         recording: The recorder's arguments: every, coordinates, ....
+        ranks: Where several processes train together, `TrainingRun.state_of_rank()` of each; else empty.
     """
 
     plan: Plan
     run: Mapping[str, Any]
     recorder: Mapping[str, Any]
     recording: Mapping[str, Any]
+    ranks: Sequence[Mapping[str, Any]] = ()
 
 
 def checkpoint_path(trace: str | os.PathLike[str]) -> Path:
@@ -58,6 +60,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "run": checkpoint.run,
         "recorder": checkpoint.recorder,
         "recording": checkpoint.recording,
+        "ranks": list(checkpoint.ranks),
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -95,4 +98,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of lsmooth.")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path} was written by a newer lsmooth; update lsmooth to resume it.")
-    return Checkpoint(Plan(**content["plan"]), content["run"], content["recorder"], content["recording"])
+    parts = {name: content[name] for name in ("run", "recorder", "recording")}
+    return Checkpoint(Plan(**content["plan"]), **parts, ranks=content.get("ranks", ()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ class Parallel:
         problem: The run, built alike on every rank.
 
     Attributes:
+        rank: This process's rank.
+        size: How many there are.
         model: What the recorder is given: the problem's model in DistributedDataParallel.
     """
 
@@ -83,6 +85,10 @@ class Parallel:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._sums = problem.loss_is_a_sum
         self.model = nn.parallel.DistributedDataParallel(_Loss(problem))
+        # Hosts talk among themselves: no GPU is waited for.
+        self._hosts = dist.new_group(backend="gloo")
+        self._asked: Any = None
+        self._flags = torch.zeros(0, dtype=torch.int32)
         # Weights and the order of batches are the same everywhere; dropout is not.
         if self.rank:
             torch.manual_seed(problem.seed * 1_000_003 + self.rank)
@@ -95,6 +101,25 @@ class Parallel:
         """Return the weighted loss of a part, and what goes on to the next."""
         loss, carried = self.model(batch, carried, weight)
         return loss, carried
+
+    def on_rank_0(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank, on rank 0; an empty list elsewhere."""
+        everyone: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, everyone, group=self._hosts)
+        return everyone or []
+
+    def ask(self, wishes: Sequence[bool]) -> None:
+        """Begin to tell the others of wishes, without waiting for them."""
+        self._flags = torch.tensor(wishes, dtype=torch.int32)
+        self._asked = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._hosts, async_op=True)
+
+    def heard(self) -> list[bool]:
+        """Return which wishes any rank had when all asked last, the same on every rank; none before that."""
+        if self._asked is None:
+            return []
+        self._asked.wait()
+        self._asked = None
+        return [bool(flag) for flag in self._flags.tolist()]
 
     def mean(self, numbers: Tensor) -> Tensor:
         """Return the mean over ranks."""

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from lsmooth.errors import TraceError
 from lsmooth.recorder import Recorder
-from lsmooth.tasks.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from lsmooth.tasks.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
+from lsmooth.tasks.parallel import ranks_wanted
 from lsmooth.tasks.plan import Plan
 from lsmooth.tasks.task import Data
 from lsmooth.tasks.training import TrainingRun
@@ -35,7 +36,7 @@ class Session:
         mode: "x" refuses an existing trace, "w" replaces it.
         checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.
         checkpoint: Continue from this one (see `resume`).
-        parallel: Whether the processes of torch.distributed train together; there are no checkpoints then.
+        parallel: Whether the processes of torch.distributed train together; the first of them writes.
 
     Raises:
         TraceError: The trace cannot be written.
@@ -67,8 +68,7 @@ class Session:
         self.trace = trace
         self.checkpoint_path = checkpoint_path(trace)
         self._recording = dict(recording)
-        self._parallel = parallel
-        self._checkpoint_seconds = None if parallel else checkpoint_seconds
+        self._checkpoint_seconds = checkpoint_seconds
         self._saved = time.monotonic()
         self.run: TrainingRun = plan.start(task_data, parallel=parallel)
         self.recorder = Recorder(
@@ -82,7 +82,8 @@ class Session:
         )
         if checkpoint is not None:
             self.recorder.load_state_dict(checkpoint.recorder)
-            self.run.load_state_dict(checkpoint.run)
+            mine = checkpoint.ranks[self.run.parallel.rank] if self.run.parallel is not None else {}
+            self.run.load_state_dict({**checkpoint.run, **mine})
 
     @classmethod
     def resume(
@@ -92,6 +93,7 @@ class Session:
         device: str | None = None,
         extend: Mapping[str, Any] | None = None,
         checkpoint_seconds: float | None = 120.0,
+        parallel: bool = False,
     ) -> Session:
         """Go on with the run of a trace from its checkpoint, on another device or for more steps if wanted.
 
@@ -100,12 +102,14 @@ class Session:
             device: Where to go on; where it was by default.
             extend: Settings that only say when the run ends: steps, epochs.
             checkpoint_seconds: As in `Session`.
+            parallel: As in `Session`; there must be as many processes as the run was begun with.
 
         Raises:
-            CheckpointError: There is no readable checkpoint.
+            CheckpointError: There is no readable checkpoint, or it is of another number of processes.
             TraceError: There is no such trace, or it is another run's.
         """
         checkpoint = load_checkpoint(checkpoint_path(trace))
+        check_ranks(trace, checkpoint, parallel)
         if not trace.exists():
             raise TraceError(f"There is no trace {trace} to continue, though its checkpoint is there; put it back.")
         plan = checkpoint.plan
@@ -119,6 +123,7 @@ class Session:
             checkpoint.recording,
             checkpoint_seconds=checkpoint_seconds,
             checkpoint=checkpoint,
+            parallel=parallel,
         )
 
     def train(self, watch: Callable[[Session], None] = lambda session: None) -> Outcome:
@@ -127,14 +132,24 @@ class Session:
         Args:
             watch: Called after every step; it must not wait for the device more often than it has to.
         """
-        self._save_if_due(first=True)
-        # One rank cannot stop while the others go on: together, they are ended from outside.
-        with contextlib.nullcontext(threading.Event()) if self._parallel else _stop_requests() as stop:
+        self.save()
+        parallel = self.run.parallel
+        # torchrun passes a Ctrl-C on to processes that have had it, and a SIGTERM to one after the other.
+        with _stop_requests(strikes=parallel is None) as stop:
             for _ in self.run.steps(self.recorder):
                 watch(self)
-                self._save_if_due()
-                if stop.is_set():
+                wishes = [self._due(), stop.is_set()]
+                if parallel is not None:
+                    # All do the same after the same step: what any of them wished for at the one before.
+                    wishes = parallel.heard() or [False, False]
+                if wishes[0]:
+                    self.save()
+                if wishes[1]:
                     break
+                if parallel is not None:
+                    parallel.ask([self._due(), stop.is_set()])
+        if parallel is not None:
+            parallel.heard()
         self.recorder.flush()
         self.save()
         if self.run.reports and self.run.reports[-1].diverged:
@@ -142,15 +157,20 @@ class Session:
         return "finished" if self.run.done else "stopped"
 
     def save(self) -> None:
-        """Write a checkpoint of this moment; a disk that is full or gone ends in a warning."""
+        """Write a checkpoint of this moment, all ranks together; a disk that is full or gone ends in a warning."""
         if self._checkpoint_seconds is None:
+            return
+        self._saved = time.monotonic()
+        parallel = self.run.parallel
+        ranks = [] if parallel is None else parallel.on_rank_0(self.run.state_of_rank())
+        if parallel is not None and parallel.rank:
             return
         # What the trace holds has to reach at least as far as the checkpoint.
         self.recorder.flush()
         try:
             save_checkpoint(
                 self.checkpoint_path,
-                Checkpoint(self.plan, self.run.state_dict(), self.recorder.state_dict(), self._recording),
+                Checkpoint(self.plan, self.run.state_dict(), self.recorder.state_dict(), self._recording, ranks),
             )
         except OSError as error:
             warnings.warn(
@@ -158,12 +178,6 @@ class Session:
                 "resumed from the checkpoint before.",
                 stacklevel=2,
             )
-        self._saved = time.monotonic()
-
-    @property
-    def keeps_checkpoints(self) -> bool:
-        """Whether the run can be resumed."""
-        return self._checkpoint_seconds is not None
 
     def close(self) -> None:
         """Finish the trace."""
@@ -175,10 +189,18 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _save_if_due(self, first: bool = False) -> None:
+    def _due(self) -> bool:
         seconds = self._checkpoint_seconds
-        if seconds is not None and (first or time.monotonic() - self._saved >= seconds):
-            self.save()
+        return seconds is not None and time.monotonic() - self._saved >= seconds
+
+
+def check_ranks(trace: Path, checkpoint: Checkpoint, parallel: bool) -> None:
+    """Raise a CheckpointError if another number of processes than there are now made this checkpoint."""
+    before = max(1, len(checkpoint.ranks))
+    now = ranks_wanted() if parallel else 1
+    if before != now:
+        how = f"resume it under torchrun with {before} processes" if before > 1 else "resume it without torchrun"
+        raise CheckpointError(f"{trace} was begun with {before} process{'es' * (before > 1)}, not {now}; {how}.")
 
 
 def _description(plan: Plan, data: Data) -> dict[str, Any]:
@@ -193,8 +215,12 @@ def _description(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request; the second Ctrl-C strikes as usual."""
+def _stop_requests(strikes: bool) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request; the second Ctrl-C strikes as usual.
+
+    Unless it is not to strike: then a process that was asked, or one that heard of it from another, does not fall to a
+    signal that reaches it later, before it has finished.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -203,12 +229,13 @@ def _stop_requests() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if strikes:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in before:
         signal.signal(number, ask)
     try:
         yield asked
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if strikes else ():
             signal.signal(number, handler)

@@ -63,6 +63,7 @@ class TrainingRun:
         step: Optimizer steps done.
         reports: What was reported so far.
         loss: Loss of the last step as it is shown, on the device; None before the first.
+        parallel: This process's share, where several train together.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class TrainingRun:
         self._max_norm = max_norm
         self._report_every = report_every
         self._amp = amp
-        self._parallel = parallel
+        self.parallel = parallel
         self._base_lr = [float(group["lr"]) for group in optimizer.param_groups]
         # Thresholds of optimizers that clip on their own, scaled by `problem.clip_factor`.
         self._thresholds = [group.get("max_norm") for group in optimizer.param_groups]
@@ -100,7 +101,7 @@ class TrainingRun:
     @property
     def model(self) -> nn.Module:
         """The model as it is called in training, wrapped where several processes train together."""
-        return self.problem.model if self._parallel is None else self._parallel.model
+        return self.problem.model if self.parallel is None else self.parallel.model
 
     @property
     def total_steps(self) -> int:
@@ -152,13 +153,16 @@ class TrainingRun:
         return {
             "model": self.problem.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": _random_state(),
-            "carried": self._carried,
-            "sums": self._sums,
+            **self.state_of_rank(),
             "reports": [asdict(report) for report in self.reports],
             "position": {"step": self.step, "epoch": self._epoch, "batches_done": self._batches_done},
             "seconds": self._seconds,
         }
+
+    def state_of_rank(self) -> dict[str, Any]:
+        """Return the part of `state_dict` that each process has to itself where several train together, on the CPU."""
+        state = {"random": _random_state(), "carried": self._carried, "sums": self._sums}
+        return {name: _to_device(value, torch.device("cpu")) for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken, in a run of the same plan."""
@@ -184,7 +188,7 @@ class TrainingRun:
                 group["max_norm"] = threshold * clip_factor
         self.optimizer.zero_grad()
         carried = self._carried
-        amp, parallel, weight = self._amp, self._parallel, 1.0
+        amp, parallel, weight = self._amp, self.parallel, 1.0
         if parallel is not None:
             batch, weight = parallel.part(batch)
 
@@ -222,7 +226,7 @@ class TrainingRun:
 
     def _report(self, split: Split) -> None:
         steps = self.step - self._reported_step
-        total, clipped = (self._sums if self._parallel is None else self._parallel.mean(self._sums)).tolist()
+        total, clipped = (self._sums if self.parallel is None else self.parallel.mean(self._sums)).tolist()
         self._sums.zero_()
         self.reports.append(
             Report(

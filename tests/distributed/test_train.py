@@ -1,8 +1,11 @@
 """`lsmooth train` under torchrun: the same run as with one process, to rounding."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ import torch
 
 import lsmooth
 from lsmooth import tasks
+from lsmooth.tasks.checkpoint import load_checkpoint
 from lsmooth.tasks.parallel import part_of
+from lsmooth.trace.layout import FIELDS
 
 ARGUMENTS = ["train", "transformer-encoder", "--steps", "4", "--every", "2", "--seed", "3", "--set", "dropout=0",
              "--set", "report_every=2", "--set", "embedding=16", "--set", "feed_forward=16"]  # fmt: skip
@@ -39,8 +44,10 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path):
     assert len(lines) == 2
     assert lines == [line for line in alone.stderr.splitlines() if line.startswith("step")]
     assert "2 processes" in together.stderr
-    assert together.stdout.count("Wrote two.h5 (2 measured steps).") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"one.h5", "one.checkpoint.pt", "two.h5"}
+    assert together.stdout.count("Wrote two.h5 (2 measured steps) and two.checkpoint.pt.") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "one.h5", "one.checkpoint.pt", "two.h5", "two.checkpoint.pt"
+    }  # fmt: skip
     with lsmooth.Trace(tmp_path / "one.h5") as one, lsmooth.Trace(tmp_path / "two.h5") as two:
         assert two.parameters == one.parameters
         assert two.steps.tolist() == [0, 2]
@@ -52,9 +59,73 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path):
     again = run(tmp_path, "two.h5", size=2)
     assert again.returncode != 0
     assert "two.h5 exists already; choose another --trace, or --force" in again.stderr
-    resumed = run(tmp_path, "two.h5", "--resume", size=2)
-    assert resumed.returncode != 0
-    assert "leave no checkpoint to resume from" in resumed.stderr
+    for trace, size, sentence in (
+        ("two.h5", 1, "two.h5 was begun with 2 processes, not 1; resume it under torchrun with 2 processes."),
+        ("one.h5", 2, "one.h5 was begun with 1 process, not 2; resume it without torchrun."),
+    ):
+        resumed = run(tmp_path, trace, "--resume", size=size)
+        assert resumed.returncode != 0
+        assert sentence in resumed.stderr
+
+
+# State is carried from batch to batch, and each rank has dropout masks of its own.
+CARRIED = ["train", "awd-lstm", "--every", "3", "--set", "report_every=7", "--set", "hidden=16",
+           "--set", "embedding=16", "--set", "batch_size=6", "--device", "cpu"]  # fmt: skip
+
+
+def command_of(size, *arguments):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    return [sys.executable, *launcher, "-m", "lsmooth.cli", *arguments]
+
+
+def quiet_run(folder, *arguments, size=2):
+    done = subprocess.run(
+        command_of(size, *arguments), cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def assert_same(one, two):
+    with lsmooth.Trace(one) as a, lsmooth.Trace(two) as b:
+        assert a.steps.tolist() == b.steps.tolist()
+        for field in FIELDS:
+            if b.has(field.name) and field.name != "time":
+                np.testing.assert_array_equal(a.read(field.name), b.read(field.name), err_msg=field.name)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+@pytest.mark.parametrize("ending", ["killed", "asked"])
+def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tmp_path):
+    arguments = [*CARRIED, "--trace", "run.h5", "--steps", "100000", "--checkpoint-every", "0"]
+    with subprocess.Popen(
+        command_of(2, *arguments), cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stderr:
+            if re.match("step +14 ", line):
+                break
+        if ending == "killed":
+            # A worker, as a lack of memory does it.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    reached = load_checkpoint(tmp_path / "run.checkpoint.pt").run["position"]["step"]
+    assert reached >= 12
+    if ending == "asked":
+        again = "torchrun --nproc-per-node 2 -m lsmooth.cli train --resume --trace run.h5"
+        assert output == f"Stopped after step {reached} of 100000; go on with: {again}\n"
+    done = quiet_run(tmp_path, "train", "--resume", "--trace", "run.h5", "--steps", str(reached + 8))
+    assert f"from step {reached}" in done.stderr
+    quiet_run(tmp_path, *CARRIED, "--trace", "whole.h5", "--steps", str(reached + 8))
+    assert_same(tmp_path / "run.h5", tmp_path / "whole.h5")
+    if ending == "asked":
+        done = quiet_run(tmp_path, "train", "--resume", "--trace", "run.h5")
+        assert done.stdout == f"run.h5: all {reached + 8} steps were made already; give --steps or --epochs for more.\n"
 
 
 SMALL = {
