@@ -57,7 +57,7 @@ def over_floor(shape, repeats):
     width, layers, vocabulary = shape
     model = Model(width, layers, vocabulary)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    inputs, targets = torch.randint(vocabulary, (2, 8, 64))
+    inputs, targets = torch.randint(vocabulary, (2, 16, 64))
 
     def closure():
         return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())

@@ -32,8 +32,8 @@ from lsmooth.segment import Segment
 
 GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 POINTS = len(GAMMAS) + 1
-TOKENS = 1024
-TINY_TOKENS = 256  # where Python, not arithmetic, takes the time
+# Tokens in a batch: at 0.1 M parameters, where Python, not arithmetic, takes the time, as few as that takes.
+TOKENS = {"0.1": 256, "1": 1024, "5": 1024, "30": 2048}
 SHAPES = {"0.1": (64, 2, 500), "1": (160, 3, 800), "5": (320, 4, 3000), "30": (640, 6, 3000)}
 
 
@@ -51,11 +51,11 @@ class Model(nn.Module):
         return self.decode(self.encoder(self.embed(tokens)))
 
 
-def setting(size, tokens):
+def setting(size):
     torch.manual_seed(0)
     width, layers, vocabulary = SHAPES[size]
     model = Model(width, layers, vocabulary)
-    batch = max(1, tokens // 64)
+    batch = TOKENS[size] // 64
     inputs, targets = torch.randint(vocabulary, (2, batch, 64))
 
     def closure():
@@ -128,10 +128,9 @@ def rows(short):
 
 def of_size(size, repeats):
     """Return time and memory at one size."""
-    tokens = TINY_TOKENS if size == "0.1" else TOKENS
-    model, optimizer, closure = setting(size, tokens)
-    plain_model, plain_optimizer, plain_closure = setting(size, tokens)
-    other, other_optimizer, other_closure = setting(size, tokens)
+    model, optimizer, closure = setting(size)
+    plain_model, plain_optimizer, plain_closure = setting(size)
+    other, other_optimizer, other_closure = setting(size)
     make = closure_maker(other_closure)
 
     def bare():
@@ -155,9 +154,15 @@ def of_size(size, repeats):
             },
             repeats,
         )
-        copies = sum(p.numel() * p.element_size() for p in model.parameters())
-        base = peak_bytes(bare)
-        measured = (peak_bytes(lambda: step(True)) - base) / copies
+    copies = sum(p.numel() * p.element_size() for p in model.parameters())
+
+    def first_step():
+        # What a recorder keeps from one step to the next counts, too.
+        with attached(model, optimizer, closure) as step:
+            step(True)
+
+    base = peak_bytes(bare)
+    measured = (peak_bytes(first_step) - base) / copies
     by_hand = (peak_bytes(lambda: textbook(other, other_optimizer, make)) - base) / copies
     floor = times["step"] + POINTS * times["gradient"]
     parameters = f"{copies / 4e6:.2g} M"
@@ -166,13 +171,13 @@ def of_size(size, repeats):
     return [
         Row(
             f"recorder.measured_{size}",
-            f"measured step over its floor, {POINTS} points, {parameters} parameters",
+            f"measured step over its floor, {POINTS} points, {parameters} parameters, {TOKENS[size]:,} tokens",
             times["measured"] / floor,
             "x",
             {"5": 1.05, "30": 1.02}.get(size),
             note=f"floor {1e3 * floor:.0f} ms (a step and {POINTS} gradient evaluations); of the {1e3 * rest:.0f} ms "
             f"above it, {1e3 * times['passes']:.0f} ms are passes over the parameters (copies, interpolation, norms) "
-            "timed alone, the rest is Python and cold caches.",
+            "timed alone, the rest is Python and cold caches; none of it grows with the batch.",
         ),
         Row(
             f"recorder.unmeasured_{size}",
@@ -196,8 +201,8 @@ def of_size(size, repeats):
             measured,
             "copies",
             3.15 if large else None,
-            note="x_t, x_{t+1}, grad f(x_t), and training's own `.grad`, which a bare step has dropped when its next "
-            "forward pass ends.",
+            note="x_t, x_{t+1}, and training's `.grad`, which a bare step has dropped when its next forward pass ends; "
+            "none of them can be had from the others bit for bit.",
         ),
         Row(
             f"recorder.memory_textbook_{size}",
@@ -205,7 +210,7 @@ def of_size(size, repeats):
             measured / by_hand,
             "x",
             0.5 if large else None,
-            note=f"the textbook way holds {by_hand:.2f} copies.",
+            note=f"the textbook way holds {by_hand:.2f} copies: one more, of the first gradient.",
         ),
     ]
 
@@ -238,7 +243,7 @@ def of_options(size, repeats):
         ("spectral", 'norms=("l2", "spectral")', {"norms": ("spectral",)}),
         ("densities", "densities=True", {"densities": True}),
     ):
-        with attached(*setting(size, TOKENS)) as plain, attached(*setting(size, TOKENS), **arguments) as step:
+        with attached(*setting(size)) as plain, attached(*setting(size), **arguments) as step:
             times = interleaved({"plain": lambda: plain(True), "with": lambda: step(True)}, repeats)
         added = 1e3 * (times["with"] - times["plain"])
         found.append(
@@ -255,7 +260,7 @@ def of_options(size, repeats):
 
 def points_at_once(repeats):
     """Return how much faster all points of a tiny model are when they are evaluated as one batch of models."""
-    model, _, closure = setting("0.1", TINY_TOKENS)
+    model, _, closure = setting("0.1")
     model.eval()
     make = closure_maker(closure)
 

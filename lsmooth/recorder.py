@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -174,15 +175,16 @@ class Recorder:
         self._coordinates = CoordinateReader(chosen, self._parameters, self._device, self._ranks.held)
         self._geometries = _checked_norms(norms, self._device)
         sizes = [local(p).numel() for p in self._parameters]
-        self._norms = TensorNorms(sizes, self._device)
+        # Gradients and their changes are measured in the dual of the norm that displacements are measured in. These are
+        # used one after another, so that those of the same norms may be one.
+        kinds = (("l2",), *zip(*self._geometries.values(), strict=True))
+        norms_of = {some: TensorNorms(sizes, self._device, some) for some in dict.fromkeys(kinds)}
+        self._norms, self._step_norms, self._dual_norms = (norms_of[some] for some in kinds)
         limits = [torch.finfo(p.dtype) for p in self._parameters]
         least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
         self._resolution = torch.tensor([[limit.eps / 2 for limit in limits], least], dtype=self._norms.dtype).to(
             self._device
         )
-        # Gradients and their changes are measured in the dual of the norm that displacements are measured in.
-        self._step_norms = TensorNorms(sizes, self._device, [primal for primal, _ in self._geometries.values()])
-        self._dual_norms = TensorNorms(sizes, self._device, [dual for _, dual in self._geometries.values()])
         header = Header(
             parameters=tuple(self._names),
             parameter_sizes=tuple(p.numel() for p in self._parameters),
@@ -1142,7 +1144,7 @@ def _keep_freed_memory() -> None:
     Its limits grow with the largest block freed so far, up to blocks of 32 MiB (M_MMAP_THRESHOLD in mallopt(3)); this
     one is never touched, and takes no memory. Elsewhere, this does nothing.
     """
-    torch.empty((1 << 25) - (1 << 13), dtype=torch.uint8)
+    np.empty((1 << 25) - (1 << 13), dtype=np.uint8)
 
 
 def _constant(closure: Closure) -> Callable[[], Closure]:
