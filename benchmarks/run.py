@@ -34,6 +34,17 @@ MODULES = ("recorder", "optimizers", "trace", "fit", "figures", "commands", "gro
 TOLERANCE = 1.25
 ATTEMPTS = 3
 START, END = "<!-- table: made by `make bench` -->", "<!-- end of table -->"
+README = HERE.parent / "README.md"
+# What README quotes of the table.
+QUOTED = (
+    *(
+        f"recorder.{what}_{size}"
+        for size in ("1", "5", "30")
+        for what in ("measured", "unmeasured", "textbook", "memory")
+    ),
+    *("optimizers.signsgd", "trace.bytes", "trace.handing_over", "trace.series", "fit.envelope", "figures.scatter"),
+    *("commands.help", "commands.info", "commands.plot"),
+)
 
 
 def machine() -> str:
@@ -73,8 +84,18 @@ def table(rows: list[Row]) -> str:
         verdict = "" if row.target is None else "met" if row.met() else "**missed**"
         target = "" if row.target is None else f"{row.sense} {row.format(row.target)}"
         lines.append(f"| {row.what} | {row.format(row.value)} | {target} | {verdict} |")
-    notes = [f"- {row.what}: {row.note}" for row in rows if row.note]
-    return "\n".join([*lines, "", "Floors, and what the rest is spent on:", "", *notes])
+    return "\n".join(lines)
+
+
+def notes(rows: list[Row]) -> str:
+    """Return what the rows say of their floors as a Markdown list."""
+    return "\n".join(f"- {row.what}: {row.note}" for row in rows if row.note)
+
+
+def rewrite(path: Path, body: str) -> None:
+    """Put a text between the marks on a page."""
+    page = path.read_text()
+    path.write_text(f"{page[: page.index(START)]}{START}\n\n{body}\n\n{page[page.index(END) :]}")
 
 
 def check(rows: list[Row], committed: dict[str, float]) -> dict[str, str]:
@@ -136,11 +157,12 @@ def main() -> None:
     stored[size] = {name: stored[size][name] for name in ordered}
     COMMITTED.write_text(json.dumps(stored, indent=1) + "\n")
     if not arguments.short:
-        page = PAGE.read_text()
-        body = table([Row(**row) for row in stored[size].values()])
-        text = f"{START}\n\nTaken on {datetime.date.today()}: {machine()}.\n\n{body}\n\n{END}"
-        PAGE.write_text(page[: page.index(START)] + text + page[page.index(END) + len(END) :])
-        print(f"Wrote {PAGE} and {COMMITTED}.")
+        figures = {name: Row(**row) for name, row in stored[size].items()}
+        taken = f"Taken on {datetime.date.today()}: {machine()}."
+        floors = f"Floors, and what the rest is spent on:\n\n{notes(list(figures.values()))}"
+        rewrite(PAGE, f"{taken}\n\n{table(list(figures.values()))}\n\n{floors}")
+        rewrite(README, f"{taken}\n\n{table([figures[name] for name in QUOTED])}")
+        print(f"Wrote {PAGE}, {README} and {COMMITTED}.")
 
 
 if __name__ == "__main__":
