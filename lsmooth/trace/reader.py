@@ -31,7 +31,7 @@ from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import read_closed, read_recent
-from lsmooth.trace.superblock import Unmarked, has_open_mark, missing_bytes
+from lsmooth.trace.superblock import Mended, imprint, missing_bytes, needs_mending
 
 if TYPE_CHECKING:
     import xarray
@@ -45,9 +45,8 @@ _GEOMETRIES: Mapping[str, tuple[str, Join, Join]] = {
 }
 # Elements that one pass over a large dataset holds at a time.
 _BLOCK_ELEMENTS = 1 << 23
-# How often to look at what a writer changes just then, and how many seconds to wait in between.
-_LOOKS = 5
-_PAUSE = 0.05
+# Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
+_PAUSES = (0.0, 0.0, 0.0, 0.01, 0.01, 0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, None)
 
 
 class Trace:
@@ -79,18 +78,23 @@ class Trace:
 
     def _open(self) -> None:
         """Open the file and read all that is not along `step`."""
-        for patience in range(_LOOKS, 0, -1):
-            self._file = _opened(self.path)
+        for pause in _PAUSES:
+            # Both are asked first: a writer may have been at work on the very bytes, and have ended since.
+            writing, before = self._is_being_written(), imprint(self.path)
             try:
+                self._file = _opened(self.path)
                 with self._reading("header"):
                     self._read_header()
-                return
+                # What HDF5 holds of a file that has grown meanwhile is not all of one moment.
+                if pause is None or imprint(self.path) == before:
+                    return
+                self.close()
             except BaseException as error:
                 self.close()
-                # A writer may have been at work on the very bytes.
-                if not (isinstance(error, TraceError) and patience > 1 and self._is_being_written()):
+                moving = writing or imprint(self.path) != before
+                if not isinstance(error, TraceError) or pause is None or not moving:
                     raise
-            time.sleep(_PAUSE)
+            time.sleep(pause)
 
     def _read_header(self) -> None:
         self._check_format()
@@ -137,10 +141,22 @@ class Trace:
 
     @property
     def state(self) -> Literal["complete", "being written", "cut off"]:
-        """Whether the run has closed the file, is at work on it, or ended without closing it."""
+        """Whether the run has closed the file, is at work on it, or ended without closing it.
+
+        A run that has ended since this trace was opened or refreshed, with more than is known here, still counts as at
+        work: `refresh` brings the rest.
+        """
         if self._is_being_written():
             return "being written"
+        if self._closed is None and self._closed_now() is not None:
+            return "being written"
         return "cut off" if self._closed is None else "complete"
+
+    def _closed_now(self) -> tuple[int, int] | None:
+        try:
+            return read_closed(self._file)
+        except (OSError, RuntimeError, KeyError, ValueError):
+            return None
 
     @property
     def next_step(self) -> int:
@@ -166,7 +182,7 @@ class Trace:
 
     def _is_being_written(self) -> bool:
         try:
-            return is_being_written(self.path)
+            return self.path.is_file() and is_being_written(self.path)
         except OSError:
             return False
 
@@ -197,14 +213,15 @@ class Trace:
 
     def _read_whole(self, name: str, start: int, stop: int, columns: slice | None) -> NDArray[Any]:
         part = slice(start, stop) if columns is None else (slice(start, stop), ..., columns)
-        for _ in range(_LOOKS - 1):
+        for pause in _PAUSES:
+            writing = self._is_being_written()
             try:
                 return np.asarray(self._file[name][part])
             except OSError:
-                if not self._is_being_written():
+                if pause is None or not writing:
                     raise
-            time.sleep(_PAUSE)
-        return np.asarray(self._file[name][part])
+            time.sleep(pause)
+        raise AssertionError("the last look returns or raises")
 
     def has(self, name: str) -> bool:
         """Say whether the trace holds a dataset."""
@@ -578,25 +595,51 @@ def _opened(path: Path) -> h5py.File:
     try:
         with path.open("rb") as file:
             head = file.read(48)
-        missing = missing_bytes(path)
+        missing, mend = missing_bytes(path), needs_mending(path)
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror}.") from error
     if not head:
         raise TraceError(f"{path} is empty; give a trace that a Recorder or `lsmooth train` wrote.")
     if head[:8] != b"\x89HDF\r\n\x1a\n":
         raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
-    marked = has_open_mark(head)
-    if missing is not None and not marked:
-        raise TraceError(
-            f"{path} is damaged: only {missing[0]} of its {missing[1]} bytes are there; copy it again from its source."
-        )
     try:
         # Not with swmr=True, which reads damaged structures again and again, for years.
-        return h5py.File(Unmarked(path) if marked else path, "r")
+        file = h5py.File(Mended(path) if mend else path, "r")
+        # Of a file that was copied while it grew, the end may only be said to lie further on.
+        if missing is None or _has_all_chunks(file, missing[0]):
+            return file
+        file.close()
     except (OSError, RuntimeError, ValueError) as error:
+        if missing is not None:
+            raise _cut_short(path, *missing) from error
         raise TraceError(
             f"{path} is damaged and cannot be opened ({str(error).splitlines()[0]}); use a copy of it, or record again."
         ) from error
+
+    raise _cut_short(path, *missing)
+
+
+def _cut_short(path: Path, there: int, stated: int) -> TraceError:
+    return TraceError(
+        f"{path} is damaged: only {there} of its {stated} bytes are there; copy it again from its source."
+    )
+
+
+def _has_all_chunks(file: h5py.File, size: int) -> bool:
+    """Say whether all chunks of a file lie within its first `size` bytes."""
+    found = True
+
+    def look(name: str, item: Any) -> None:
+        nonlocal found
+        if isinstance(item, h5py.Dataset) and item.chunks is not None:
+            item.id.chunk_iter(within)
+
+    def within(chunk: Any) -> None:
+        nonlocal found
+        found = found and chunk.byte_offset + chunk.size <= size
+
+    file.visititems(look)
+    return found
 
 
 def _strings(dataset: h5py.Dataset) -> list[str]:

@@ -1,8 +1,11 @@
-"""The first bytes of an HDF5 file, where a writer marks the file as its own.
+"""The first bytes of an HDF5 file, where a writer marks the file as its own and says where it ends.
 
 A file that is open for writing, or whose writer was killed, carries that mark, and HDF5 refuses to open it for anyone
 who does not ask for single-writer multiple-reader access: xarray, h5dump and HDFView do not. What a trace holds is in
 order after every flush, so the mark is taken off again.
+
+Nor does HDF5 look beyond the end that stands there, and it writes that end last: a writer that was killed just before
+would leave structures that lead beyond it. So the end is moved first, to where the file really ends.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ _MASK = 0xFFFFFFFF
 _WORDS = (0, 4, 8)
 
 
-def end_of_file(descriptor: int) -> int:
-    """Return where an HDF5 file of superblock version 3 ends by its own account, as of its last flush.
+def stated_end(descriptor: int) -> int:
+    """Return where an HDF5 file of superblock version 3 ends by its own account.
 
     Args:
         descriptor: The file, open for reading.
@@ -28,8 +31,8 @@ def end_of_file(descriptor: int) -> int:
     return int.from_bytes(os.pread(descriptor, _SIZE, 0)[_END], "little")
 
 
-class Unmarked(io.RawIOBase):
-    """A file as it would be without the mark, for HDF5 to read: of a writer killed before it took the mark off.
+class Mended(io.RawIOBase):
+    """A file as it would be without the mark and with its real end, for HDF5 to read: of a writer killed at its work.
 
     Args:
         path: The file.
@@ -41,9 +44,8 @@ class Unmarked(io.RawIOBase):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._bytes = open(path, "rb", buffering=0)  # noqa: SIM115
         head = self._bytes.read(_SIZE)
-        self._head = _without_mark(head) or head
-        # Room that was claimed, and not yet written to.
-        self._size = max(os.fstat(self._bytes.fileno()).st_size, int.from_bytes(head[_END], "little"))
+        self._size = os.fstat(self._bytes.fileno()).st_size
+        self._head = _mended(head, self._size) or head
         self._place = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -79,9 +81,25 @@ class Unmarked(io.RawIOBase):
         super().close()
 
 
-def has_open_mark(head: bytes) -> bool:
-    """Say whether a file that begins with these 48 bytes carries the mark."""
-    return _without_mark(head) is not None
+def imprint(path: str | os.PathLike[str]) -> tuple[int, int, int, bytes] | None:
+    """Return what changes with every flush of a file, and with another file in its place; None if there is none."""
+    # Opening a pipe would wait for somebody at its other end.
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            return status.st_dev, status.st_ino, status.st_size, file.read(_SIZE)
+    except OSError:
+        return None
+
+
+def needs_mending(path: str | os.PathLike[str]) -> bool:
+    """Say whether a file carries the mark, or really ends elsewhere than it states."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_SIZE)
+        size = os.fstat(file.fileno()).st_size
+    return _is_ours(head) and (head[_FLAGS_AT] != 0 or int.from_bytes(head[_END], "little") != size)
 
 
 def missing_bytes(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -95,15 +113,17 @@ def missing_bytes(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return (size, end) if _is_ours(head) and size < end else None
 
 
-def clear_open_mark(descriptor: int) -> None:
-    """Take the mark off a file of superblock version 3; leave any other file as it is.
+def state_end(descriptor: int, end: int) -> None:
+    """Take the mark off a file of superblock version 3, and state its end; leave any other file as it is.
 
     Args:
         descriptor: The file, open for reading and writing; nobody else writes to it at this moment.
+        end: Where HDF5 is to look no further.
     """
-    clean = _without_mark(os.pread(descriptor, _SIZE, 0))
-    if clean is not None:
-        os.pwrite(descriptor, clean, 0)
+    head = os.pread(descriptor, _SIZE, 0)
+    mended = _mended(head, end)
+    if mended is not None and mended != head:
+        os.pwrite(descriptor, mended, 0)
 
 
 def _is_ours(head: bytes) -> bool:
@@ -115,10 +135,12 @@ def _is_ours(head: bytes) -> bool:
     )
 
 
-def _without_mark(head: bytes) -> bytes | None:
-    if not _is_ours(head) or not head[_FLAGS_AT]:
+def _mended(head: bytes, end: int) -> bytes | None:
+    """Return the first bytes without the mark, and with that end; None if they are not those of a trace."""
+    if not _is_ours(head):
         return None
-    body = head[:_FLAGS_AT] + b"\0" + head[_FLAGS_AT + 1 : _CHECKSUM_AT]
+    body = head[:_FLAGS_AT] + b"\0" + head[_FLAGS_AT + 1 : _END.start] + end.to_bytes(8, "little")
+    body += head[_END.stop : _CHECKSUM_AT]
     return body + _lookup3(body).to_bytes(4, "little")
 
 

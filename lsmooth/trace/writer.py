@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import queue
+import re
 import tempfile
 import threading
 import weakref
@@ -44,7 +45,7 @@ from lsmooth.trace.layout import (
 )
 from lsmooth.trace.lock import is_file_at, lock_as_writer, unlock
 from lsmooth.trace.recent import RecentWriter, create_recent, dtype_of, record_of
-from lsmooth.trace.superblock import clear_open_mark, end_of_file
+from lsmooth.trace.superblock import state_end, stated_end
 
 if TYPE_CHECKING:
     from lsmooth.trace.reader import Trace
@@ -155,7 +156,11 @@ class TraceWriter:
         self._density: DensityWriter | None = None
         self._lock: int | None = None
         self._file: h5py.File | None = None
+        # Kept open: HDF5 2.0 crashes when a dataset that it could not write to is closed, and the process ends.
+        self._datasets: dict[str, h5py.Dataset] = {}
         self._descriptor = -1
+        # Where HDF5 has the file end.
+        self._end = 0
         # Whether HDF5 is at work on the file, or was when an error occurred.
         self._in_doubt = False
         if not self._place.parent.is_dir():
@@ -260,28 +265,39 @@ class TraceWriter:
                 self._recent.mark_closed(self._whole, next_step)
                 _reserve(self._lock, 0)
                 self._in_doubt = True
+                self._datasets = {}
                 self._file.close()
                 self._file, self._in_doubt = None, False
-                _trim(self._lock)
+                os.ftruncate(self._lock, stated_end(self._lock))
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Leave the file as it is on the disk, and give up the lock: HDF5 may hold changes that are not whole."""
         file, self._file = self._file, None
+        datasets, self._datasets = self._datasets, {}
         if file is not None:
             # What HDF5 still writes, now or when the process ends, goes nowhere.
             _redirect(self._descriptor)
             if self._in_doubt:
                 # HDF5 2.0 crashes when it closes a file that it could not write to.
-                _FORGOTTEN.append(file)
+                _leave_open(file, datasets)
             else:
+                datasets.clear()
                 with contextlib.suppress(Exception):
                     file.close()
         lock, self._lock = self._lock, None
         if lock is not None:
-            with contextlib.suppress(OSError):
-                clear_open_mark(lock)
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    if self._in_doubt:
+                        # HDF5 was stopped at its work, and may have cut the file off: it keeps the end that it states,
+                        # or all that may have been written.
+                        size = max(os.fstat(lock).st_size, stated_end(lock))
+                        os.ftruncate(lock, size)
+                        state_end(lock, size)
+                    else:
+                        self._give_back(lock)
             unlock(lock)
         _WRITERS.discard(self)
 
@@ -290,7 +306,7 @@ class TraceWriter:
         # No call of HDF5 here: another thread may have been inside it when the process was forked.
         if self._file is not None:
             _redirect(self._descriptor)
-            _FORGOTTEN.append(self._file)
+            _leave_open(self._file, self._datasets)
         if self._lock is not None:
             _redirect(self._lock)
         self._file = self._lock = None
@@ -331,19 +347,28 @@ class TraceWriter:
         assert self._file is not None
         assert self._lock is not None
         _reserve(self._lock, sum(values.nbytes for values in rows.values()))
+        # Whenever the run is killed from here on, what has been written lies within the end that the file states.
+        reserved = os.fstat(self._lock).st_size
+        state_end(self._lock, reserved)
         self._in_doubt = True
         for item in self._fields:
-            dataset = self._file[item.name]
+            dataset = self._datasets[item.name]
             # `step` comes last: what it counts is whole, whoever looks in between.
             if item.name == "step":
                 self._file.flush()
+                state_end(self._lock, reserved)
             dataset.resize(self._whole + len(rows[item.name]), axis=0)
             dataset[self._whole :] = rows[item.name]
         self._file.flush()
         self._in_doubt = False
-        clear_open_mark(self._lock)
-        _trim(self._lock)
+        self._end = self._file.id.get_filesize()
+        self._give_back(self._lock)
         self._whole += len(rows["step"])
+
+    def _give_back(self, descriptor: int) -> None:
+        """Let the file end where HDF5 has it end: what was reserved and not used goes back."""
+        state_end(descriptor, self._end)
+        os.ftruncate(descriptor, self._end)
 
     def _begin(self) -> None:
         """Start writing to a continued trace: a fresh file with the rows to keep takes the old one's place."""
@@ -390,7 +415,9 @@ class TraceWriter:
                 file.swmr_mode = True
                 file.flush()
                 lock = lock_as_writer(temporary)
-                clear_open_mark(lock)
+                self._end = file.id.get_filesize()
+                self._give_back(lock)
+                self._datasets = {item.name: file[item.name] for item in self._fields}
                 self._file, self._lock, self._descriptor = file, lock, file.id.get_vfd_handle()
                 self._recent = RecentWriter(file, self._record(), lock)
                 if self._header.densities:
@@ -406,13 +433,13 @@ class TraceWriter:
             except BaseException:
                 self._file = self._lock = None
                 _redirect(file.id.get_vfd_handle())
-                with contextlib.suppress(Exception):
-                    file.close()
+                _leave_open(file, self._datasets)
+                self._datasets = {}
                 if lock is not None:
                     unlock(lock)
                 raise
-        except OSError as error:
-            raise TraceError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+        except (OSError, RuntimeError) as error:
+            raise TraceError(f"{self.path} cannot be written: {_reason(error)}.") from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -555,21 +582,17 @@ def _reserve(descriptor: int, size: int) -> None:
     Raises:
         OSError: There is no room.
     """
-    if not hasattr(os, "posix_fallocate"):
-        return
     end = os.fstat(descriptor).st_size
-    try:
-        os.posix_fallocate(descriptor, end, size + size // 8 + _INDEX_BYTES)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-
-
-def _trim(descriptor: int) -> None:
-    """Give back what was reserved and not used."""
-    end = end_of_file(descriptor)
-    if end < os.fstat(descriptor).st_size:
-        os.ftruncate(descriptor, end)
+    size += size // 8 + _INDEX_BYTES
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, end, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    # A system that promises no space: the file gets its length, at least.
+    os.ftruncate(descriptor, end + size)
 
 
 def _redirect(descriptor: int) -> None:
@@ -579,10 +602,25 @@ def _redirect(descriptor: int) -> None:
     os.close(nowhere)
 
 
+def _leave_open(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) -> None:
+    """Keep h5py from ever closing a file: the parent's in a forked process, or one that HDF5 could not write to."""
+    for item in (file, *datasets.values()):
+        item.id.locked = True
+
+
 def _exists(path: Path) -> TraceError:
     return TraceError(
         f"{path} exists already; choose another name, or mode='w' to replace it, or mode='a' to continue it."
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return why something could not be written, in the system's words where HDF5 passes them on among its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    said = re.search(r"error message = '([^']+)'", text)
+    return said[1] if said else text.split("\n")[0] or type(error).__name__
 
 
 def _umask() -> int:
@@ -621,8 +659,6 @@ def _numbers(values: Any) -> str:
 
 # Those at work in this process: a forked one must not write to their files.
 _WRITERS: weakref.WeakSet[TraceWriter] = weakref.WeakSet()
-# Files that must not be closed: the parent's in a forked process, and those that HDF5 could not write to.
-_FORGOTTEN: list[h5py.File] = []
 
 
 def _forget_all() -> None:
@@ -696,9 +732,8 @@ class BackgroundWriter:
 
     def _fail(self, error: Exception) -> None:
         if not self.failed:
-            reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
             self._problem = (
-                f"{self._writer.path} cannot be written any more ({reason}): measurements from here on are not "
+                f"{self._writer.path} cannot be written any more ({_reason(error)}): measurements from here on are not "
                 "recorded, training goes on, and what was written stays readable."
             )
         self.failed = True

@@ -13,47 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from forked import forked
+from rows import assert_rows, header, rows
 
 from lsmooth.cli import main
+from lsmooth.trace import writer as writing
 from lsmooth.trace.layout import CHUNK_STEPS, FIELDS
 from lsmooth.trace.reader import Trace
+from lsmooth.trace.writer import TraceWriter
 
 KILLS = 20
-
-
-class Trainer:
-    """The parent that forks training runs; one run at a time."""
-
-    def __init__(self):
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(Path(__file__).with_name("trainer.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-
-    def start(self, **arguments):
-        self._process.stdin.write(
-            json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in arguments.items()})
-        )
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def end(self):
-        return int(self._process.stdout.readline())
-
-    def close(self):
-        self._process.stdin.close()
-        assert self._process.wait(60) == 0
-
-
-@pytest.fixture(scope="module")
-def trainer():
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +136,116 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(trainer, tmp_path, every,
                 np.testing.assert_array_equal(trace.density(parameter).counts, other.density(parameter).counts)
                 assert trace.density(parameter).steps == other.density(parameter).steps
     assert {item.name for item in tmp_path.iterdir()} <= {"whole.h5", "run.h5", "run.pt", "run.pt.new", "told"}
+
+
+# --- the writer alone, killed at chosen moments ---
+
+
+def kill_this_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def assert_survived(path, made, least, most):
+    """Everything reads what had been flushed, and nothing else."""
+    with Trace(path) as trace:
+        assert trace.state == "cut off"
+        assert least <= len(trace) <= most
+        assert_rows(trace, made, len(trace))
+    done = CliRunner().invoke(main, ["info", str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["state"] == "cut off"
+
+
+def test_killed_at_any_moment_of_a_flush(tmp_path):
+    """HDF5 writes what a chunk needs in some dozen places, one after the other."""
+    made = header()
+    before, block = rows(made, 0, CHUNK_STEPS - 1), rows(made, CHUNK_STEPS - 1, 2 * CHUNK_STEPS)
+    took = []
+    for moment in range(61):
+        path = tmp_path / f"{moment}.h5"
+
+        def work(path=path, moment=moment):
+            writer = TraceWriter(path, made)
+            writer.append(before)
+            if moment:
+                # The signal's own action, which is to end the process: no Python in between.
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, took[0] * moment / 60))
+            started = time.monotonic()
+            writer.append(block)
+            if moment:
+                kill_this_process()
+            return str(time.monotonic() - started)
+
+        answer = forked(work)
+        if not moment:
+            took.append(float(answer))
+        assert_survived(path, made, CHUNK_STEPS - 1, 2 * CHUNK_STEPS)
+
+
+@pytest.mark.parametrize("place", ["before the mark goes", "after the mark went"])
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_killed_around_the_removal_of_the_mark(tmp_path, place, call):
+    """An append puts the first bytes in order three times: before HDF5 writes, and after each of its two flushes."""
+    made, path = header(), tmp_path / "run.h5"
+    real, calls = writing.state_end, []
+
+    def state_end(descriptor, end):
+        calls.append(end)
+        last = len(calls) == call + 1
+        if last and place == "before the mark goes":
+            kill_this_process()
+        real(descriptor, end)
+        if last:
+            kill_this_process()
+
+    def work():
+        writer = TraceWriter(path, made)
+        writer.append(rows(made, 0, 5))
+        writing.state_end = state_end
+        writer.append(rows(made, 5, CHUNK_STEPS + 3))
+        return "not killed"
+
+    assert forked(work) == "ended by SIGKILL"
+    marked = path.read_bytes()[11] != 0
+    assert marked == (place == "before the mark goes" and call > 0)
+    opens = "import h5py, sys; print(len(h5py.File(sys.argv[1], 'r')['step']))"
+    other = subprocess.run([sys.executable, "-c", opens, str(path)], capture_output=True, text=True, check=False)
+    if marked:
+        # What others refuse, and the page on the format says so, is read here all the same.
+        assert "already open for write" in other.stderr
+    else:
+        assert other.returncode == 0, other.stderr
+    assert_survived(path, made, 5, CHUNK_STEPS + 3)
+    # And it can be continued.
+    count = len(Trace(path))
+    writer = TraceWriter(path, made, "a")
+    writer.append(rows(made, count, 2 * CHUNK_STEPS))
+    writer.close()
+    assert_rows(Trace(path), made, 2 * CHUNK_STEPS)
+
+
+@pytest.mark.parametrize("place", ["mark_closed", "_reserve", "ftruncate"])
+def test_killed_while_the_run_closes_the_file(tmp_path, place):
+    made, path = header(), tmp_path / "run.h5"
+
+    def work():
+        writer = TraceWriter(path, made)
+        writer.append(rows(made, 0, CHUNK_STEPS))
+        owner = {"mark_closed": writing.RecentWriter, "_reserve": writing, "ftruncate": os}[place]
+        real = getattr(owner, place)
+
+        def then_killed(*arguments):
+            real(*arguments)
+            kill_this_process()
+
+        setattr(owner, place, then_killed)
+        writer.close()
+        return "not killed"
+
+    assert forked(work) == "ended by SIGKILL"
+    with Trace(path) as trace:
+        # The note that the run has ended is what counts.
+        assert trace.state == "complete"
+        assert_rows(trace, made, CHUNK_STEPS)
+    assert CliRunner().invoke(main, ["info", str(path)]).exit_code == 0
