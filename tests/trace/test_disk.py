@@ -4,8 +4,11 @@ import errno
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,3 +202,48 @@ def test_slow_disk_holds_up_no_step(tmp_path, monkeypatch):
     with Trace(path) as trace:
         np.testing.assert_array_equal(trace.steps, np.arange(80))
         assert trace.state == "complete"
+
+
+# --- errors that come when HDF5 is at work, past all room that was reserved ---
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_disk_that_fails_while_hdf5_writes_neither_ends_nor_crashes_the_process(tmp_path, share):
+    """As on a file system that promises room and does not have it; HDF5's state is then no longer whole."""
+    path = tmp_path / "run.h5"
+    code = (
+        "import os, resource, signal, sys, warnings\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from rows import header, rows\n"
+        "from lsmooth.trace import writer\n"
+        "made = header(parameters=[f'p{i}' for i in range(40)])\n"
+        "opened = writer.TraceWriter(sys.argv[2], made)\n"
+        "background = writer.BackgroundWriter(opened)\n"
+        "background.put(lambda: (rows(made, 0, 63),))\n"
+        "background.wait()\n"
+        # Room is promised, and the file's end is not where it is.
+        "writer._reserve = lambda descriptor, size: None\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "size = os.stat(sys.argv[2]).st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + int(20_000 * float(sys.argv[3])),) * 2)\n"
+        "background.put(lambda: (rows(made, 63, 64),))\n"
+        "background.put(lambda: (rows(made, 64, 65),))\n"
+        "background.wait()\n"
+        "print(background.problem())\n"
+        "background.close()\n"
+        "print(background.problem())\n"
+    )
+    tests = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code, tests, str(path), str(share)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"{path} cannot be written any more (File too large): measurements from here on are not recorded, training "
+        "goes on, and what was written stays readable.",
+        "None",
+    ]
+    made = header(parameters=[f"p{i}" for i in range(40)])
+    with Trace(path) as trace:
+        assert trace.state == "cut off"
+        assert_rows(trace, made, 63)
