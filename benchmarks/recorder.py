@@ -18,7 +18,9 @@ peak above what a training step alone reaches, in copies of the trainable parame
 import argparse
 import contextlib
 import copy
+import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -27,7 +29,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import lsmooth
+from lsmooth.coordinates import CoordinateReader
+from lsmooth.handover import Handover
 from lsmooth.norms import TensorNorms
+from lsmooth.replay import Microbatch, ModuleState, RandomState
 from lsmooth.segment import Segment
 
 GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
@@ -129,7 +134,7 @@ def rows(short):
 def of_size(size, repeats):
     """Return time and memory at one size."""
     model, optimizer, closure = setting(size)
-    plain_model, plain_optimizer, plain_closure = setting(size)
+    _, plain_optimizer, plain_closure = setting(size)
     other, other_optimizer, other_closure = setting(size)
     make = closure_maker(other_closure)
 
@@ -150,10 +155,10 @@ def of_size(size, repeats):
                 "measured": lambda: step(True),
                 "unmeasured": lambda: step(False),
                 "textbook": lambda: textbook(other, other_optimizer, make),
-                "passes": passes(plain_model),
             },
             repeats,
         )
+        parts = profiled(lambda: step(True), repeats)
     copies = sum(p.numel() * p.element_size() for p in model.parameters())
 
     def first_step():
@@ -168,6 +173,8 @@ def of_size(size, repeats):
     parameters = f"{copies / 4e6:.2g} M"
     large = size in ("5", "30")
     rest = times["measured"] - floor
+    slower = parts.pop("gradients") - POINTS * times["gradient"]
+    own = ", ".join(f"{part} {1e3 * seconds:.1f} ms" for part, seconds in parts.items())
     return [
         Row(
             f"recorder.measured_{size}",
@@ -175,9 +182,9 @@ def of_size(size, repeats):
             times["measured"] / floor,
             "x",
             {"5": 1.05, "30": 1.02}.get(size),
-            note=f"floor {1e3 * floor:.0f} ms (a step and {POINTS} gradient evaluations); of the {1e3 * rest:.0f} ms "
-            f"above it, {1e3 * times['passes']:.0f} ms are passes over the parameters (copies, interpolation, norms) "
-            "timed alone, the rest is Python and cold caches; none of it grows with the batch.",
+            note=f"floor {1e3 * floor:.0f} ms (a step and {POINTS} gradient evaluations). Of the {1e3 * rest:.0f} ms "
+            f"above it: {own}; the rest is the recorder's other Python, and gradients, which took "
+            f"{1e3 * slower:+.0f} ms against the floor's. None of it grows with the batch.",
         ),
         Row(
             f"recorder.unmeasured_{size}",
@@ -215,24 +222,63 @@ def of_size(size, repeats):
     ]
 
 
-def passes(model):
-    """Return a function that makes the passes over the parameters that a measured step makes, and nothing else."""
-    parameters = [p.detach() for p in model.parameters()]
-    norms = TensorNorms([p.numel() for p in parameters], torch.device("cpu"))
-    segment = Segment(parameters)
-    everything, nothing = range(len(parameters)), [None] * len(parameters)
+# What a measured step does besides evaluating gradients, by what it is spent on.
+PARTS = {
+    "norms": ((TensorNorms, "add"), (TensorNorms, "result")),
+    "copies and interpolation": ((Segment, "begin"), (Segment, "end"), (Segment, "move_to")),
+    "followed coordinates": ((CoordinateReader, "read"),),
+    "generators and buffers": (
+        *((RandomState, "capture"), (RandomState, "restore")),
+        *((ModuleState, "capture"), (ModuleState, "restore")),
+    ),
+    "the row": ((Handover, "new_row"), (Handover, "judge"), (Handover, "add")),
+    "gradients": ((Microbatch, "evaluate"),),
+}
 
-    def run():
-        segment.begin(parameters)
-        segment.end()
-        # The gradient as it is computed and once more, x_t, d, and the gradient's changes.
-        for minus in (nothing, nothing, nothing, segment.start, *[segment.stop] * len(GAMMAS)):
-            norms.add(everything, parameters, minus)
-            norms.result()
-        for gamma in (*GAMMAS, 1.0):
-            segment.move_to(gamma)
 
-    return run
+@contextlib.contextmanager
+def clocked(parts):
+    """Yield the seconds that are spent in each part while the block runs; a part within another counts as its own."""
+    spent = dict.fromkeys(parts, 0.0)
+    running = []
+    originals = []
+
+    def wrap(part, method):
+        def call(*arguments, **named):
+            started = time.perf_counter()
+            running.append(0.0)
+            try:
+                return method(*arguments, **named)
+            finally:
+                whole = time.perf_counter() - started
+                spent[part] += whole - running.pop()
+                if running:
+                    running[-1] += whole
+
+        return call
+
+    for part, methods in parts.items():
+        for owner, name in methods:
+            method = owner.__dict__[name]
+            originals.append((owner, name, method))
+            inner = method.__func__ if isinstance(method, classmethod) else method
+            wrapped = wrap(part, inner)
+            setattr(owner, name, classmethod(wrapped) if isinstance(method, classmethod) else wrapped)
+    try:
+        yield spent
+    finally:
+        for owner, name, method in originals:
+            setattr(owner, name, method)
+
+
+def profiled(step, repeats):
+    """Return by part the median seconds that it takes of a step."""
+    found = []
+    for _ in range(repeats):
+        with clocked(PARTS) as spent:
+            step()
+        found.append(spent)
+    return {part: statistics.median(spent[part] for spent in found) for part in PARTS}
 
 
 def of_options(size, repeats):
