@@ -350,12 +350,12 @@ class SilentWriter:
 
     failed = False
 
-    def put(self, block: Any) -> None:
+    def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
         """Do nothing with a block."""
 
-    def problem(self) -> str | None:
-        """Return None: nothing goes wrong here."""
-        return None
+    def problems(self) -> list[str]:
+        """Return none: nothing goes wrong here."""
+        return []
 
     def wait(self) -> None:
         """Return at once."""

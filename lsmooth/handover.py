@@ -185,23 +185,28 @@ class Handover:
         self._last = time.monotonic()
         if block is not None:
             fetch = _fetch(torch.stack(block.rows), torch.float64)
+            size, steps = len(block.steps) * self.layout.width * 8, block.steps
             block.rows.clear()
             densities = self._densities
             if densities is None:
-                self._writer.put(lambda: (self._decode(fetch(), block),))
+                self._writer.put(lambda: (self._decode(fetch(), block),), size, steps)
             else:
-                fetch_counts = _fetch(densities.snapshot(), torch.int64)
-                self._writer.put(lambda: (self._decode(fetch(), block), densities.unpacked(fetch_counts())))
+                counts = densities.snapshot()
+                fetch_counts = _fetch(counts, torch.int64)
+                self._writer.put(
+                    lambda: (self._decode(fetch(), block), densities.unpacked(fetch_counts())),
+                    size + counts.numel() * 8,
+                    steps,
+                )
         self.tell()
 
     def tell(self) -> None:
         """Pass on, from the training thread, what the writer's found: scalars, and what went wrong."""
         if self._scalars is not None:
             self._scalars.send()
-        for message in (self._writer.problem(), self._told):
-            if message is not None:
-                warnings.warn(message, stacklevel=2)
-        self._told = None
+        told, self._told = self._told, None
+        for message in (*self._writer.problems(), *([told] if told is not None else [])):
+            warnings.warn(message, stacklevel=2)
 
     def _decode(self, numbers: NDArray[np.float64], block: _Block) -> dict[str, NDArray[Any]]:
         layout = self.layout

@@ -235,7 +235,8 @@ class Recorder:
         # or in its optimizer's step; from then on, it is copied.
         self._borrows = self._ranks.plain_gradients()
         self._segment: Segment | None = None
-        self._started = time.monotonic()
+        # `time` goes on where a continued trace left off.
+        self._started = time.monotonic() - (self._file.seconds if self._file is not None else 0.0)
         self._open = True
         self._watch = Watch(self)
         _ATTACHED.setdefault(self._model, []).append(self)
@@ -343,12 +344,17 @@ class Recorder:
         """Return what a checkpoint needs to continue the trace from here, all measured so far being in the file.
 
         Returns:
-            The optimizer step that comes next (`step`), how many steps before it are in the trace (`rows`), and with
-            `densities=True` the counts of all coordinates so far (`densities`, int64, on the CPU).
+            The optimizer step that comes next (`step`), how many steps before it are in the trace (`rows`), the run's
+            seconds so far (`seconds`), and with `densities=True` the counts of all coordinates so far (`densities`,
+            int64, on the CPU).
         """
         # A checkpoint newer than the file would leave a gap after a kill.
         self.flush()
-        state: dict[str, Any] = {"step": self._step, "rows": self._file.rows if self._file is not None else 0}
+        state: dict[str, Any] = {
+            "step": self._step,
+            "rows": self._file.rows if self._file is not None else 0,
+            "seconds": time.monotonic() - self._started,
+        }
         if self._densities is not None:
             state["densities"] = self._densities.snapshot().cpu()
         return state
@@ -368,6 +374,9 @@ class Recorder:
             self._file.go_on_from(int(state["step"]), None if rows is None else int(rows))
             if self._densities is not None and self._file.next_step is not None:
                 self._restore_densities(self._file, state.get("densities"), dropped=self._file.rows < before)
+        # A checkpoint that does not know the time goes on from the last row that is kept.
+        seconds = state.get("seconds", self._file.seconds if self._file is not None else 0.0)
+        self._started = time.monotonic() - float(seconds)
         self._step = int(state["step"])
         self._decision = None
 

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -957,3 +958,36 @@ def test_reprs_say_what_there_is(tmp_path, model):
         assert "4 parameter tensors, next step 2" in repr(recorder)
     assert "closed" in repr(recorder)
     assert "2 measured steps, 2 of them well" in repr(lsmooth.Trace(tmp_path / "run.h5"))
+
+
+def test_time_goes_on_when_a_run_is_resumed(tmp_path, monkeypatch):
+    """Seconds of the run, as if there had been no gap; from the last row kept, where the checkpoint knows no time."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lsmooth.recorder.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def run(first, last, mode, state=None):
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", mode=mode) as recorder:
+            if state is not None:
+                recorder.load_state_dict(state)
+            for step in range(first, last):
+                clock.now += 10
+                optimizer.zero_grad()
+                recorder.backward(lambda: model(torch.ones(2, 3)).square().mean())
+                optimizer.step()
+                if step == 4:
+                    clock.now += 2
+                    state = recorder.state_dict()
+        return state
+
+    state = run(0, 8, "x")
+    clock.now += 1000
+    run(5, 7, "a", state)
+    np.testing.assert_array_equal(lsmooth.Trace(tmp_path / "run.h5").time, [10, 20, 30, 40, 50, 62, 72])
+    clock.now += 1000
+    run(5, 6, "a", {"step": 5})
+    np.testing.assert_array_equal(lsmooth.Trace(tmp_path / "run.h5").time, [10, 20, 30, 40, 50, 60])
+    clock.now += 1000
+    run(6, 7, "a")
+    np.testing.assert_array_equal(lsmooth.Trace(tmp_path / "run.h5").time, [10, 20, 30, 40, 50, 60, 70])

@@ -74,7 +74,7 @@ def _geometry(norm: str, *, displacement: str, gradient: str) -> tuple[Field, ..
 
 # In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
 FIELDS = (
-    Field("time", ("step",), "float64", "s", "seconds since the recorder was attached"),
+    Field("time", ("step",), "float64", "s", "seconds since the run began, without the gaps before it was resumed"),
     Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step"),
     Field("loss_next", ("step",), "float64", "1", "f(x_{t+1}) on the same batch with the same randomness"),
     Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group"),

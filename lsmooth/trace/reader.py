@@ -234,7 +234,7 @@ class Trace:
 
     @cached_property
     def time(self) -> NDArray[np.float64]:
-        """Seconds since the recorder was attached, float64 (n,)."""
+        """Seconds since the run began, without the gaps before it was resumed, float64 (n,)."""
         return self.read("time")
 
     @cached_property

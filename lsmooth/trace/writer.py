@@ -15,7 +15,7 @@ import re
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,6 +114,8 @@ class Header:
 
 # Index entries and the like that HDF5 writes beside a block of chunks, more than it ever needs.
 _INDEX_BYTES = 1 << 16
+# What may wait in memory for a disk that takes nothing.
+QUEUE_BYTES = 1 << 28
 # Rows that are copied at a time when a trace is continued.
 _COPY_BYTES = 1 << 26
 
@@ -134,6 +136,7 @@ class TraceWriter:
     Attributes:
         path: Where the trace goes, as it was given.
         next_step: Optimizer step that a continued trace goes on with, None for a new one.
+        seconds: `time` of the last row that a continued trace keeps, 0 where there is none.
         density: What a continued trace has counted of all coordinates, None where it does not, or is new.
     """
 
@@ -148,6 +151,7 @@ class TraceWriter:
         self._dtypes = {item.name: dtype_of(item, header.real) for item in self._fields}
         self._mode = mode
         self.next_step: int | None = None
+        self.seconds = 0.0
         self.density: Counts | None = None
         # Rows in the chunked datasets, and those that wait in their slots until they fill a chunk.
         self._whole = 0
@@ -172,6 +176,9 @@ class TraceWriter:
         held = lock_as_writer(self._place) if exists else None
         try:
             if mode == "a" and exists:
+                if not os.access(self._place.parent, os.W_OK | os.X_OK):
+                    # A continued trace is written anew beside the old one, but only when the first rows come.
+                    raise _not_writable(self.path, errno.EACCES)
                 self._check_same_run()
                 self._lock, held = held, None
             else:
@@ -213,12 +220,13 @@ class TraceWriter:
 
         with Trace(self._place) as old:
             kept = int(np.searchsorted(old.steps, step))
+            seconds = float(old.time[kept - 1]) if kept else 0.0
         if rows is not None and kept != rows:
             raise TraceError(
                 f"{self.path} holds {kept} measured steps before step {step}, and the checkpoint knows of {rows}: "
                 "they do not belong together; continue the trace that the checkpoint was made with."
             )
-        self._whole = kept
+        self._whole, self.seconds = kept, seconds
 
     def append(self, rows: Mapping[str, NDArray[Any]], density: Counts | None = None) -> None:
         """Append measured steps, one array a field (see `Header.fields`), steps along the first axis, and flush.
@@ -397,9 +405,7 @@ class TraceWriter:
         try:
             handle, name = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
         except OSError as error:
-            raise TraceError(
-                f"{self.path} cannot be written: {error.strerror}; choose a folder that you may write to."
-            ) from error
+            raise _not_writable(self.path, error.errno) from error
         temporary = Path(name)
         lock: int | None = None
         try:
@@ -559,6 +565,7 @@ class TraceWriter:
                 )
             self._whole = len(old)
             self.next_step = old.next_step
+            self.seconds = float(old.time[-1]) if len(old) else 0.0
             self.density = old.density_counts() if header.densities else None
 
 
@@ -623,6 +630,12 @@ def _reason(error: Exception) -> str:
     return said[1] if said else text.split("\n")[0] or type(error).__name__
 
 
+def _not_writable(path: Path, number: int | None) -> TraceError:
+    return TraceError(
+        f"{path} cannot be written: {os.strerror(number or errno.EACCES)}; choose a folder that you may write to."
+    )
+
+
 def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
@@ -673,8 +686,9 @@ if hasattr(os, "register_at_fork"):
 class BackgroundWriter:
     """Runs a `TraceWriter` on a thread of its own, so that a slow disk never holds up a training step.
 
-    A block that cannot be written (disk full, folder gone) ends the recording, not the training: `problem` then says
-    what happened, once.
+    A block that cannot be written (disk full, folder gone) ends the recording, not the training. Blocks that a stalled
+    disk does not take wait in memory, up to `QUEUE_BYTES`; further ones are dropped until it takes some again.
+    `problems` then says what happened, once.
 
     Args:
         writer: Whom the blocks are for.
@@ -683,26 +697,48 @@ class BackgroundWriter:
     def __init__(self, writer: TraceWriter) -> None:
         self._writer = writer
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._problem: str | None = None
+        self._problems: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._waiting = 0
+        self._waiting_lock = threading.Lock()
+        self._dropped: list[int] = []
         self._next_step: int | None = None
         self.failed = False
         self._thread = threading.Thread(target=self._run, name="lsmooth-writer", daemon=True)
         self._thread.start()
 
-    def put(self, block: Any) -> None:
-        """Hand over a block: a callable that returns the arguments for `TraceWriter.append`, called on the thread."""
-        if not self.failed:
-            self._queue.put(block)
+    def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
+        """Hand over a block, or drop it where too much waits already.
 
-    def problem(self) -> str | None:
-        """Return the sentence about what went wrong, once; None while all is well."""
-        problem, self._problem = self._problem, None
-        return problem
+        Args:
+            block: A callable that returns the arguments for `TraceWriter.append`, called on the thread.
+            size: Bytes that it keeps in memory until then.
+            steps: Optimizer steps in it.
+        """
+        if self.failed:
+            return
+        with self._waiting_lock:
+            full = self._waiting > 0 and self._waiting + size > QUEUE_BYTES
+            if not full:
+                self._waiting += size
+        if full:
+            if not self._dropped:
+                self._problems.put(
+                    f"{self._writer.path}: the disk has not taken the {QUEUE_BYTES / 1e6:.0f} MB of measurements that "
+                    f"wait for it, and those from step {steps[0]} on are dropped until it does; training goes on."
+                )
+            self._dropped += steps
+            return
+        self._tell_dropped()
+        self._queue.put((block, size))
+
+    def problems(self) -> list[str]:
+        """Return the sentences about what went wrong, each once; none while all is well."""
+        return [self._problems.get() for _ in range(self._problems.qsize())]
 
     def wait(self) -> None:
         """Return when all that was handed over is in the file."""
         done = threading.Event()
-        self._queue.put(done)
+        self._queue.put((done, 0))
         # In a forked process there is no such thread.
         while self._thread.is_alive() and not done.wait(1.0):
             pass
@@ -710,12 +746,21 @@ class BackgroundWriter:
     def close(self, next_step: int | None = None) -> None:
         """Write what is left and close the file; see `TraceWriter.close`."""
         self._next_step = next_step
-        self._queue.put(None)
+        self._queue.put((None, 0))
         self._thread.join()
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        if dropped:
+            self._problems.put(
+                f"{self._writer.path} lacks {len(dropped)} measured steps, {dropped[0]} to {dropped[-1]}, which came "
+                "while the disk took nothing."
+            )
 
     def _run(self) -> None:
         while True:
-            block = self._queue.get()
+            block, size = self._queue.get()
             if isinstance(block, threading.Event):
                 block.set()
                 continue
@@ -729,10 +774,15 @@ class BackgroundWriter:
                 self._fail(error)
                 if block is None:
                     return
+            finally:
+                # No block is kept alive while the next is waited for.
+                block = None
+                with self._waiting_lock:
+                    self._waiting -= size
 
     def _fail(self, error: Exception) -> None:
         if not self.failed:
-            self._problem = (
+            self._problems.put(
                 f"{self._writer.path} cannot be written any more ({_reason(error)}): measurements from here on are not "
                 "recorded, training goes on, and what was written stays readable."
             )

@@ -1,5 +1,6 @@
 """When the disk is full, gone, read-only or slow: training goes on, one warning says so, what is there can be read."""
 
+import ast
 import errno
 import os
 import resource
@@ -229,21 +230,90 @@ def test_disk_that_fails_while_hdf5_writes_neither_ends_nor_crashes_the_process(
         "background.put(lambda: (rows(made, 63, 64),))\n"
         "background.put(lambda: (rows(made, 64, 65),))\n"
         "background.wait()\n"
-        "print(background.problem())\n"
+        "print(background.problems())\n"
         "background.close()\n"
-        "print(background.problem())\n"
+        "print(background.problems())\n"
     )
     tests = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", code, tests, str(path), str(share)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
+    first, last = map(ast.literal_eval, done.stdout.splitlines())
+    assert first == [
         f"{path} cannot be written any more (File too large): measurements from here on are not recorded, training "
-        "goes on, and what was written stays readable.",
-        "None",
+        "goes on, and what was written stays readable."
     ]
+    assert last == []
     made = header(parameters=[f"p{i}" for i in range(40)])
     with Trace(path) as trace:
         assert trace.state == "cut off"
         assert_rows(trace, made, 63)
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize("end", ["comes back", "stays away"])
+def test_disk_that_takes_nothing_for_long_drops_rows_and_says_which(tmp_path, unwatched, monkeypatch, end):
+    """Up to a bound, rows wait in memory; from there on they are dropped, until the disk takes some again."""
+    whole, path = tmp_path / "whole.h5", tmp_path / "run.h5"
+    train(whole, 200)
+    takes = threading.Event()
+    takes.set()
+    append = TraceWriter.append
+
+    def stalled(self, *arguments):
+        assert takes.wait(60)
+        append(self, *arguments)
+
+    def after(step, recorder):
+        if step == 19:
+            recorder.flush()
+            takes.clear()
+        elif step == (99 if end == "comes back" else 199):
+            takes.set()
+            if end == "comes back":
+                recorder.flush()
+
+    monkeypatch.setattr(TraceWriter, "append", stalled)
+    monkeypatch.setattr("lsmooth.trace.writer.QUEUE_BYTES", 50_000)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parameters = train(path, 200, after)
+    for ours, theirs in zip(parameters, unwatched, strict=True):
+        assert torch.equal(ours, theirs)
+
+    with Trace(path) as trace, Trace(whole) as other:
+        assert trace.state == "complete"
+        missing = np.setdiff1d(np.arange(200), trace.steps)
+        first, last = missing[0], 99 if end == "comes back" else 199
+        # What had been handed over before is there, and so is what came after.
+        assert 20 < first < 60
+        np.testing.assert_array_equal(missing, np.arange(first, last + 1))
+        for name in ("grad_diff", "loss", "coordinate/grad_along"):
+            np.testing.assert_array_equal(trace.read(name), other.read(name)[trace.steps])
+    assert [str(warning.message) for warning in caught] == [
+        f"{path}: the disk has not taken the 0 MB of measurements that wait for it, and those from step {first} on are "
+        "dropped until it does; training goes on.",
+        f"{path} lacks {len(missing)} measured steps, {first} to {last}, which came while the disk took nothing.",
+    ]
+
+
+def test_folder_without_permission_is_refused_when_a_trace_is_continued(tmp_path):
+    """And not hours later, when the first rows have come."""
+    made, path = header(), tmp_path / "runs" / "run.h5"
+    path.parent.mkdir()
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, 5))
+    writer.close()
+    path.chmod(0o666)
+
+    def work():
+        without_rights(tmp_path)
+        try:
+            TraceWriter(path, made, "a")
+        except TraceError as error:
+            return str(error)
+        return "written"
+
+    assert forked(work) == f"{path} cannot be written: Permission denied; choose a folder that you may write to."
+    assert_rows(Trace(path), made, 5)

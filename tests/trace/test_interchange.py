@@ -37,7 +37,9 @@ def test_xarray_sees_named_dimensions_and_coordinates(recorded):
         assert dataset["parameter"].values.tolist() == trace.parameters
         chosen = dataset["grad_diff"].sel(parameter="head.weight", step=100, gamma=0.5)
         assert float(chosen) == trace.read("grad_diff")[10, 1, 3]
-        assert dataset["time"].attrs["long_name"] == "seconds since the recorder was attached"
+        assert (
+            dataset["time"].attrs["long_name"] == "seconds since the run began, without the gaps before it was resumed"
+        )
         assert dataset["status"].attrs["flag_meanings"].startswith("measured no_displacement below_resolution")
         assert dataset.attrs["model"] == "Made"
     with xarray.open_dataset(recorded, engine="h5netcdf", group="coordinate") as dataset:
