@@ -216,3 +216,37 @@ def test_newer_minor_version_with_more_datasets_is_read(tmp_path, monkeypatch):
     trace = Trace(path)
     assert trace.metadata["format_version"] == "1.7"
     np.testing.assert_array_equal(trace.read("grad_norm"), rows(made, 0, 40)["grad_norm"].astype("f4"))
+
+
+@pytest.mark.parametrize("densities", [False, True])
+def test_every_chunk_is_under_a_checksum_that_tells_of_one_flipped_bit(tmp_path, densities):
+    made = header(parameters=[f"p{i}" for i in range(70)], norms=("linf",), noise=True, densities=densities)
+    path = tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, 40))
+    writer.close()
+    chunks, whole = {}, set()
+
+    def look(name, item):
+        if isinstance(item, h5py.Dataset):
+            if item.chunks is None:
+                whole.add(name.split("/")[0])
+                return
+            assert item.fletcher32, name
+            chunks[name] = [item.id.get_chunk_info(i) for i in range(item.id.get_num_chunks())]
+
+    with h5py.File(path) as file:
+        file.visititems(look)
+    # What is not in chunks carries checksums of its own, or has no values.
+    assert whole == {"recent", *(["density"] if densities else [])}
+    fields = {field.name for field in made.fields()}
+    assert fields <= set(chunks)
+    data = path.read_bytes()
+    for name, parts in chunks.items():
+        assert parts, name
+        for part in parts:
+            changed = bytearray(data)
+            changed[part.byte_offset + part.size // 2] ^= 16
+            path.write_bytes(changed)
+            with pytest.raises(TraceError, match=name if name in fields else "header"):
+                facts(path)
