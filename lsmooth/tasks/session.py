@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from lsmooth.errors import TraceError
+from lsmooth.errors import LsmoothError, TraceError
 from lsmooth.recorder import Recorder
 from lsmooth.tasks.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
 from lsmooth.tasks.parallel import ranks_wanted
@@ -23,6 +23,10 @@ from lsmooth.tasks.training import TrainingRun
 from lsmooth.trace.writer import Mode
 
 Outcome = Literal["finished", "stopped", "diverged"]
+
+
+class CompileError(LsmoothError):
+    """torch.compile found no way to compile a model."""
 
 
 class Session:
@@ -135,7 +139,7 @@ class Session:
         self.save()
         parallel = self.run.parallel
         # torchrun passes a Ctrl-C on to processes that have had it, and a SIGTERM to one after the other.
-        with _stop_requests(strikes=parallel is None) as stop:
+        with _stop_requests(strikes=parallel is None) as stop, _compiling():
             for _ in self.run.steps(self.recorder):
                 watch(self)
                 wishes = [self._due(), stop.is_set()]
@@ -212,6 +216,20 @@ def _description(plan: Plan, data: Data) -> dict[str, Any]:
         "settings": dict(plan.settings),
         "hyperparameters": dict(plan.hyperparameters),
     }
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Run a block in which a compiler that fails ends in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            # The first line says which backend, the second what it had to say.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = " ".join(lines[:2]) or type(error).__name__
+            raise CompileError(f"The model cannot be compiled here ({reason}); leave out --compile.") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import lsmooth
@@ -123,6 +124,22 @@ def test_an_existing_trace_is_left_alone_without_force(train, tmp_path):
     assert (tmp_path / "run.h5").read_text() == "precious"
     assert train(*TINY, "--steps", 2, "--trace", "run.h5", "--force").exit_code == 0
     assert lsmooth.Trace("run.h5").steps.tolist() == [0]
+
+
+def test_a_compiler_that_fails_ends_in_a_sentence(train, monkeypatch):
+    compile_as_usual = torch.nn.Module.compile
+
+    def no_compiler(graph, inputs):
+        raise RuntimeError("g++ was not found")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compile_as_usual(model, backend=no_compiler))
+    done = train(*TINY, "--steps", 2, "--compile")
+    assert done.exit_code == 1, done.output
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"Error: The model cannot be compiled here \(.*g\+\+ was not found\); leave out --compile\.", last
+    )
+    assert "Traceback" not in done.output
 
 
 def test_a_diverged_run_says_so(train):
