@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MEANS = ("loss", "loss_next", "loss_along")
 _SAME = ("lr", "status")
 _SUMS = (
-    *("foreign_grad", "edited_grad", "coordinate/grad", "coordinate/displacement"),
+    *("slope", "foreign_grad", "edited_grad", "coordinate/grad", "coordinate/displacement"),
     *("coordinate/grad_along", "coordinate/grad_next"),
     *("linf/grad_norm", "linf/grad_diff"),
 )

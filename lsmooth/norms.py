@@ -185,6 +185,50 @@ def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], devi
     return norms.result()["l2"]
 
 
+@torch.no_grad()
+def product_with_difference(
+    tensors: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], device: torch.device
+) -> Tensor:
+    """Return Σ_i ⟨a_i, b_i - c_i⟩ of n tensors, float64 without dimensions, on `device`.
+
+    Differences are formed in float32 or wider, products and sums in float64. Nothing waits for the device, and a piece
+    at a time is held.
+    """
+    dtype = accumulation_dtype(device)
+    totals: list[Tensor] = []
+    together: list[tuple[Tensor, Tensor, Tensor]] = []
+    held = 0
+
+    def take(x: Tensor, y: Tensor, z: Tensor) -> None:
+        difference = _differences([y], [z])[0].to(dtype)
+        totals.append(torch.dot(x.to(dtype), difference).to(device, non_blocking=True))
+
+    def take_together() -> None:
+        if together:
+            take(*(torch.cat(column) for column in zip(*together, strict=True)))
+            together.clear()
+
+    for a, b, c in zip(tensors, left, right, strict=True):
+        piece = piece_size(a.device) // 8
+        size = a.numel()
+        if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):
+            # Tensors that lie alike are read as they lie; others have to be brought into one order.
+            alike = a.stride() == b.stride() == c.stride()
+            a, b, c = (_flat(t) if alike else t.reshape(-1) for t in (a, b, c))
+        a, b, c = a.view(-1), b.view(-1), c.view(-1)
+        if size > piece // 2:
+            for part in zip(a.split(piece), b.split(piece), c.split(piece), strict=True):
+                take(*part)
+            continue
+        # Small tensors of one device and dtype go together.
+        if together and (held + size > piece or (a.device, a.dtype) != (together[0][0].device, together[0][0].dtype)):
+            take_together()
+        held = size + (held if together else 0)
+        together.append((a, b, c))
+    take_together()
+    return torch.stack(totals).sum() if totals else torch.zeros((), dtype=dtype, device=device)
+
+
 def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, piece: int) -> Tensor:
     """Return the singular values of the matrix (tensor - minus).flatten(1), ascending, NaN where it is not finite.
 

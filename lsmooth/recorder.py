@@ -34,7 +34,14 @@ from lsmooth.distributed import Ranks, SilentWriter, local, unwrapped
 from lsmooth.errors import InvalidArgumentError, RecorderError, unknown_name
 from lsmooth.handover import Handover, Measurement, RowLayout
 from lsmooth.integrations.scalars import Scalars
-from lsmooth.norms import GEOMETRIES, Kind, TensorNorms, accumulation_dtype, tensor_norms
+from lsmooth.norms import (
+    GEOMETRIES,
+    Kind,
+    TensorNorms,
+    accumulation_dtype,
+    product_with_difference,
+    tensor_norms,
+)
 from lsmooth.replay import (
     AutocastState,
     Closure,
@@ -824,6 +831,14 @@ class Recorder:
         for name, (primal, dual) in self._geometries.items():
             view(row, _of_geometry(name, "grad_norm")).copy_(of_gradient[dual])
             view(row, _of_geometry(name, "step_norm")).copy_(of_step[primal])
+        moved_along = [
+            (gradient, stop, start)
+            for i, stop, start in zip(positions, segment.stop, segment.start, strict=True)
+            if (gradient := current.gradient[i]) is not None
+        ]
+        if moved_along:
+            slope = product_with_difference(*zip(*moved_along, strict=True), self._device)
+            view(row, "slope").copy_(slope if scale is None else slope / scale)
         view(row, "rounding").copy_(self._rounding(segment, positions))
         if current.foreign is not None:
             view(row, "foreign_grad").copy_(current.foreign)

@@ -208,9 +208,9 @@ def descent_check(
 
         f(x + d) <= f(x) + <grad f(x), d> + (L0 + L1 ‖grad f(x)‖) ‖d‖² / 2      for ‖d‖ <= 1/L1
 
-    (the global form of the paper's Lemma 1). A trace holds no scalar products; the slope <grad f(x), d> is the
-    derivative at 0 of a polynomial of degree 4 fitted to the losses along the segment, and no larger than
-    Σ ‖grad_S f(x)‖ ‖d_S‖ over the parameter tensors S.
+    (the global form of the paper's Lemma 1). The slope <grad f(x), d> is read from the trace. Traces of format 1.0
+    do not hold it: there it is the derivative at 0 of a polynomial of degree 4 fitted to the losses along the segment,
+    and no larger than Σ ‖grad_S f(x)‖ ‖d_S‖ over the parameter tensors S.
 
     Args:
         trace: An open trace with the endpoint.
@@ -236,12 +236,15 @@ def descent_check(
         raise InvalidArgumentError(f"L0={L0} and L1={L1} must be at least 0.")
     grads, moves = (trace.read(name).astype(np.float64) for name in ("grad_norm", "step_norm"))
     seen = trace.read("loss_next") - trace.loss
-    slope = _slopes(trace, (grads * moves).sum(axis=1))
+    fitted = _slopes(trace, (grads * moves).sum(axis=1))
+    recorded = trace.read("slope") if trace.has("slope") else np.full(len(trace), np.nan)
+    known = ~np.isnan(recorded)
+    slope = np.where(known, recorded, fitted)
     moved = np.sqrt((moves**2).sum(axis=1))
     predicted = slope + (L0 + L1 * cloud.grad_norm[:, 0]) * moved**2 / 2
     # Losses are sums in the model's dtype; a fitted slope takes over what rounding does to them, some ten times larger.
     numbers = np.finfo(np.float64 if trace.metadata.get("dtype") == "float64" else np.float32)
-    rounding = 32 * float(numbers.eps) * np.abs(trace.loss)
+    rounding = np.where(known, 4, 32) * float(numbers.eps) * np.abs(trace.loss)
     frame = pd.DataFrame(
         {
             "step": trace.steps,

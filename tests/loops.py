@@ -121,6 +121,7 @@ class Reference(Bare):
             row["grad_norm"] = [first[name].norm().item() for name in self.names]
             moved = {name: end["parameters"][name].double() - self.start["parameters"][name].double() for name in first}
             row["step_norm"] = [moved[name].norm().item() for name in self.names]
+            row["slope"] = sum((first[name] * moved[name]).sum().item() for name in self.names)
             row["first"], row["moved"], row["along"] = first, moved, []
             for gamma in GAMMAS:
                 between = {

@@ -58,7 +58,7 @@ def test_estimates_agree_with_a_slow_reference(loop, tmp_path):
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert len(trace) == len(reference.rows)
         assert trace.parameters == reference.names
-        for name in ("loss", "loss_along", "loss_next", "grad_norm", "step_norm", "grad_diff"):
+        for name in ("loss", "loss_along", "loss_next", "slope", "grad_norm", "step_norm", "grad_diff"):
             expected = np.array([row[name] for row in reference.rows])
             scale = np.abs(expected).max(initial=1e-30)
             np.testing.assert_allclose(trace.read(name), expected, rtol=2e-5, atol=2e-6 * scale, err_msg=name)

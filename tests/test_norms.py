@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.norms import _CPU_PIECE, TensorNorms, singular_values, tensor_norms
+from lsmooth.norms import _CPU_PIECE, TensorNorms, product_with_difference, singular_values, tensor_norms
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,32 @@ def test_norms_of_differences(dtype, scale):
     expected = [scale * np.linalg.norm((a.double().numpy() - b.double().numpy()) / scale) for a, b in given]
     assert got.dtype == torch.float64
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float64, 1.0), (torch.bfloat16, 1.0), *((torch.float32, scale) for scale in (1.0, 1e-30, 1e30))],
+)
+def test_a_product_with_a_difference(dtype, scale):
+    torch.manual_seed(0)
+    shapes = [(size,) for size in SIZES] + [(), (0,), (2, 3, 4, 5), (30, 20), *[(7,)] * 40]
+    given = [[(torch.randn(s, dtype=torch.float64) * scale).to(dtype) for s in shapes] for _ in range(3)]
+    # Alike in memory without being contiguous, and unlike.
+    for column in given:
+        column[7] = column[7].to(memory_format=torch.channels_last)
+    given[1][8] = given[1][8].T.contiguous().T
+    terms = [
+        (a.double() / scale * (b.double() / scale - c.double() / scale)).sum().item()
+        for a, b, c in zip(*given, strict=True)
+    ]
+    got = product_with_difference(*given, CPU)
+    assert got.dtype == torch.float64
+    assert got.dim() == 0
+    size = sum(a.double().norm().item() / scale for a in given[0])
+    assert abs(got.item() / scale / scale - sum(terms)) < 1e-6 * size
+    assert product_with_difference([], [], [], CPU) == 0
+    mixed = [torch.ones(3), torch.full((2,), 2.0, dtype=torch.float64)]
+    assert product_with_difference(mixed, [3 * t for t in mixed], mixed, CPU) == 3 * 2 + 2 * 2 * 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -8,6 +8,7 @@ import torch
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError, TraceError
+from lsmooth.handover import RowLayout
 from lsmooth.optim import GeneralizedSignSGD
 from lsmooth.theory import (
     _Algorithm1,
@@ -18,6 +19,8 @@ from lsmooth.theory import (
     steep,
     theorem1,
 )
+from lsmooth.trace import writer
+from lsmooth.trace.layout import FORMAT_VERSION
 
 # --- Theorem 1 ---
 
@@ -188,6 +191,18 @@ def traced(path, loss, start, lr, steps=12, **arguments):
     return lsmooth.Trace(path)
 
 
+def as_format_1_0(monkeypatch):
+    """Have traces written as they were before slopes were recorded."""
+    monkeypatch.setattr(writer, "FIELDS", [field for field in writer.FIELDS if field.name != "slope"])
+    monkeypatch.setattr(writer, "FORMAT_VERSION", "1.0")
+    view = RowLayout.view
+
+    def without_slope(self, row, name):
+        return torch.empty(()) if name == "slope" else view(self, row, name)
+
+    monkeypatch.setattr(RowLayout, "view", without_slope)
+
+
 def test_on_a_parabola_prediction_and_change_agree(tmp_path):
     trace = traced(tmp_path / "run.h5", lambda x: 1.5 * x.square().sum(), [1.0, -2.0], 0.1)
     check = descent_check(trace, L0=3.0, L1=0.0)
@@ -213,14 +228,46 @@ def test_steps_out_of_reach_do_not_count(tmp_path):
     assert math.isnan(descent_check(trace, L0=0.0, L1=1e9).share)
 
 
-def test_the_slope_of_a_quartic_is_exact(tmp_path):
+@pytest.mark.parametrize(("recorded", "rel"), [(True, 1e-12), (False, 1e-7)])
+def test_the_slope_of_a_quartic_is_exact_recorded_or_fitted(tmp_path, monkeypatch, recorded, rel):
+    if not recorded:
+        as_format_1_0(monkeypatch)
     trace = traced(tmp_path / "run.h5", lambda x: (x**4).sum() - x.sum(), [1.0, -0.5], 0.05, steps=5)
+    assert trace.has("slope") == recorded
     check = descent_check(trace, L0=50.0, L1=0.0)
     x = np.array([1.0, -0.5])
     for slope in check.frame["slope"]:
         g = 4 * x**3 - 1
-        assert slope == pytest.approx(-0.05 * (g**2).sum(), rel=1e-7)
+        assert slope == pytest.approx(-0.05 * (g**2).sum(), rel=rel)
         x = x - 0.05 * g
+
+
+def test_a_recorded_slope_needs_no_smooth_losses_between(tmp_path):
+    trace = traced(tmp_path / "run.h5", lambda x: (40 * x).cos().sum() + x.abs().sum(), [1.0, -0.5], 0.02, steps=5)
+    check = descent_check(trace, L0=1600.0, L1=0.0)
+    x = np.array([1.0, -0.5])
+    for slope in check.frame["slope"]:
+        g = -40 * np.sin(40 * x) + np.sign(x)
+        assert slope == pytest.approx(-0.02 * (g**2).sum(), rel=1e-10)
+        x = x - 0.02 * g
+
+
+def test_a_continued_trace_of_format_1_0_has_slopes_from_then_on(tmp_path, monkeypatch):
+    def run(**arguments):
+        return traced(tmp_path / "run.h5", lambda x: 1.5 * x.square().sum(), [1.0, -2.0], 0.1, steps=40, **arguments)
+
+    with monkeypatch.context() as older:
+        as_format_1_0(older)
+        run().close()
+    with run(mode="a") as trace:
+        assert trace.metadata["format_version"] == FORMAT_VERSION
+        assert np.isnan(trace.read("slope")[:40]).all()
+        x = np.sqrt(5) * 0.7 ** np.arange(40)
+        np.testing.assert_allclose(trace.read("slope")[40:], -0.1 * (3 * x) ** 2, rtol=1e-9)
+        # Rows without a slope have theirs fitted.
+        np.testing.assert_allclose(
+            descent_check(trace, L0=3.0, L1=0.0).frame["slope"][:40], -0.1 * (3 * x) ** 2, rtol=1e-6
+        )
 
 
 def test_fitted_constants_hold_along_a_real_run(small_trace):

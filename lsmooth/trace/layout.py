@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 FORMAT = "lsmooth-trace"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 COORDINATE_GROUP = "coordinate"
 
 RECENT_GROUP = "recent"
@@ -77,6 +77,7 @@ FIELDS = (
     Field("time", ("step",), "float64", "s", "seconds since the run began, without the gaps before it was resumed"),
     Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step"),
     Field("loss_next", ("step",), "float64", "1", "f(x_{t+1}) on the same batch with the same randomness"),
+    Field("slope", ("step",), "float64", "1", "scalar product of grad f(x_t) and d, since format 1.1"),
     Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group"),
     Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t"),
     Field("grad_norm", ("step", "parameter"), "real", "1", "2-norm of grad f(x_t), by parameter tensor"),
@@ -129,6 +130,8 @@ FIELDS = (
 ENDPOINT_FIELDS = frozenset({"loss_next", "coordinate/grad_next"})
 COORDINATE_FIELDS = frozenset(field.name for field in FIELDS if field.name.startswith(f"{COORDINATE_GROUP}/"))
 NOISE_FIELDS = frozenset({"grad_noise"})
+# Fields along `step` alone that traces of format 1.0 do not have.
+LATER_FIELDS = frozenset({"slope"})
 # What the writer joins from norms by parameter tensor, so that the commonest question is answered from a small part of
 # the file.
 TOTAL_FIELDS = {

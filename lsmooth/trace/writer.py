@@ -36,6 +36,7 @@ from lsmooth.trace.layout import (
     FIELDS,
     FORMAT,
     FORMAT_VERSION,
+    LATER_FIELDS,
     NOISE_FIELDS,
     NORM_FIELDS,
     TOTAL_FIELDS,
@@ -456,7 +457,13 @@ class TraceWriter:
         at_once = max(1, _COPY_BYTES // width // CHUNK_STEPS) * CHUNK_STEPS
         for start in range(0, count, at_once):
             part = slice(start, min(start + at_once, count))
-            self._put({item.name: old.read(item.name, part) for item in self._fields})
+            self._put({item.name: self._read_from(old, item, part) for item in self._fields})
+
+    def _read_from(self, old: Trace, item: Field, part: slice) -> NDArray[Any]:
+        """Return rows of a field of an older trace, NaN where its format had no such field yet."""
+        if item.name in LATER_FIELDS and not old.has(item.name):
+            return np.full(len(old.steps[part]), np.nan)
+        return old.read(item.name, part)
 
     def _first_bytes(self) -> int:
         """Return about how many bytes a trace takes before its first step."""
@@ -545,7 +552,7 @@ class TraceWriter:
                 )
             if old.gammas.tolist() != list(header.gammas):
                 differences.append(f"its gammas are {_numbers(old.gammas)}, this run's are {_numbers(header.gammas)}")
-            names = [item.name for item in self._fields]
+            names = [item.name for item in self._fields if item.name not in LATER_FIELDS or old.has(item.name)]
             theirs = [item.name for item in FIELDS if old.has(item.name)]
             if names != theirs:
                 odd = ", ".join(sorted(set(names) ^ set(theirs)))

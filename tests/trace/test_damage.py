@@ -16,6 +16,7 @@ from rows import header, rows
 
 from lsmooth.cli import main
 from lsmooth.errors import TraceError
+from lsmooth.trace.layout import FORMAT_VERSION
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
@@ -198,7 +199,7 @@ def test_newer_major_version_names_who_reads_it(tmp_path, version, monkeypatch):
     TraceWriter(path, header(attributes={"lsmooth_version": "7.1.0"})).close()
     with pytest.raises(TraceError) as caught:
         Trace(path)
-    assert f"has trace format {version}, this lsmooth reads up to 1.0" in str(caught.value)
+    assert f"has trace format {version}, this lsmooth reads up to {FORMAT_VERSION}" in str(caught.value)
     assert "upgrade lsmooth to 7.1.0 or later" in str(caught.value)
 
 
