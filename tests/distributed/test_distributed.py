@@ -167,9 +167,9 @@ def test_shards_join_norms_in_one_all_reduce(folder):
         assert set(measured["calls"]) == {*training["calls"], "allreduce_"}
         for name, count in training["calls"].items():
             assert measured["calls"][name] == 7 * count, name
-        # Losses at 7 points; gradient, step and 5 changes of 6 tensors; 8 numbers of 6 followed coordinates; and what
+        # Losses at 7 points; the slope; gradient, step and 5 changes of 6 tensors; 8 numbers of 6 followed coordinates; and what
         # it takes to judge the step: the norm of gradients that were there before, rounding, replay error.
-        assert measured["reduced"] == [7 + 7 * 6 + 8 * 6 + 3]
+        assert measured["reduced"] == [7 + 1 + 7 * 6 + 8 * 6 + 3]
 
 
 def test_largest_entries_of_shards_are_joined_in_a_second_all_reduce(folder):
