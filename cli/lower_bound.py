@@ -15,12 +15,16 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
         force: Replace files that exist.
 
     Raises:
-        InvalidArgumentError: A file exists already.
+        InvalidArgumentError: A file exists already, or the table would take the figure's name.
     """
     from lsmooth.errors import InvalidArgumentError
 
     table = Path(output or "compare-lower-bound.csv")
     figure = table.with_suffix(".png")
+    if table == figure:
+        raise InvalidArgumentError(
+            f"{table} is to hold the table; end -o in .csv, and the figure goes next to it, into {figure}."
+        )
     for path in (table, figure):
         if path.exists() and not force:
             raise InvalidArgumentError(f"{path} exists already; choose another -o, or --force to replace it.")

@@ -837,7 +837,8 @@ class Recorder:
             if (gradient := current.gradient[i]) is not None
         ]
         if moved_along:
-            slope = product_with_difference(*zip(*moved_along, strict=True), self._device)
+            gradients, stops, starts = zip(*moved_along, strict=True)
+            slope = product_with_difference(gradients, stops, starts, self._device)
             view(row, "slope").copy_(slope if scale is None else slope / scale)
         view(row, "rounding").copy_(self._rounding(segment, positions))
         if current.foreign is not None:

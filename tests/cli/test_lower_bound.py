@@ -41,3 +41,10 @@ def test_what_does_not_go_with_it_is_refused(call):
     done = call("--seeds", "3")
     assert done.exit_code == 2
     assert "takes --output and --force alone" in done.output
+
+
+def test_the_table_does_not_take_the_figures_name(call, tmp_path):
+    done = call("-o", "out.png")
+    assert done.exit_code == 1
+    assert "end -o in .csv" in done.output
+    assert not (tmp_path / "out.png").exists()
