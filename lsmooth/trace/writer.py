@@ -272,7 +272,11 @@ class TraceWriter:
                     next_step = int(self._file["step"][-1]) + 1 if self._whole else 0
                 assert self._recent is not None
                 self._recent.mark_closed(self._whole, next_step)
-                _reserve(self._lock, 0)
+                try:
+                    _reserve(self._lock, 0)
+                except OSError:
+                    # All is in the file; what HDF5 has yet to write is for itself.
+                    return
                 self._in_doubt = True
                 self._datasets = {}
                 self._file.close()

@@ -110,6 +110,17 @@ def test_full_disk_is_noticed_before_training_starts(tmp_path, small_files, room
     assert list(tmp_path.iterdir()) == []
 
 
+def test_full_disk_at_the_very_end_leaves_a_complete_trace(tmp_path, small_files):
+    made, path = header(), tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, 2 * CHUNK_STEPS))
+    small_files(path.stat().st_size)
+    writer.close()
+    with Trace(path) as trace:
+        assert trace.state == "complete"
+        assert_rows(trace, made, 2 * CHUNK_STEPS)
+
+
 @pytest.mark.parametrize("room", [100, 20_000])
 def test_full_disk_while_a_trace_is_continued_leaves_the_old_one(tmp_path, small_files, room):
     made = header(parameters=[f"p{i}" for i in range(60)])

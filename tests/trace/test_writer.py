@@ -1,5 +1,6 @@
 """The trace's writer: rows that arrive in any blocks, one writer a file, and what continues what."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -88,7 +89,15 @@ def test_slow_runs_take_no_more_room_than_fast_ones(tmp_path):
     assert sizes[1] < 1.05 * sizes[2 * CHUNK_STEPS]
 
 
-def test_the_file_is_no_larger_than_it_says_while_it_grows(path):
+@pytest.mark.parametrize("promises", [True, False])
+def test_the_file_is_no_larger_than_it_says_while_it_grows(path, promises, monkeypatch):
+    """Also where the file system promises no space."""
+    if not promises:
+
+        def refuse(*_):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
     made = header()
     writer = TraceWriter(path, made)
     for start in range(0, 6 * CHUNK_STEPS, CHUNK_STEPS):
@@ -96,6 +105,8 @@ def test_the_file_is_no_larger_than_it_says_while_it_grows(path):
         # Room that is reserved before writing is given back; HDF5 has a file end at the address in its superblock.
         assert int.from_bytes(path.read_bytes()[28:36], "little") == path.stat().st_size
     writer.close()
+    assert int.from_bytes(path.read_bytes()[28:36], "little") == path.stat().st_size
+    assert_rows(Trace(path), made, 6 * CHUNK_STEPS)
 
 
 # --- other tools ---
