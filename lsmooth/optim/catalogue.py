@@ -88,6 +88,8 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     for given in hyperparameters:
         if given not in entry.defaults:
             raise InvalidArgumentError(f"{name} has no {given}; it takes {', '.join(entry.defaults)}.")
+        if isinstance(hyperparameters[given], str):
+            raise InvalidArgumentError(f"{name} has {given}={hyperparameters[given]!r}, which is text, not a number.")
     arguments = {**entry.defaults, **hyperparameters, **entry.fixed}
     if name == "signum":
         arguments["betas"] = (arguments.pop("momentum"), 0.0)

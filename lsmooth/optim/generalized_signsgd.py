@@ -96,8 +96,11 @@ class GeneralizedSignSGD(CheckedOptimizer):
     def _check(self, group: dict[str, Any]) -> None:
         check_lr(group["lr"])
         check_at_least_zero("epsilon value", group["eps"])
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise InvalidArgumentError(f"Invalid betas: {betas!r}; they must be two numbers, beta1 and beta2.")
         for index in (0, 1):
-            check_below_one(f"beta parameter at index {index}", group["betas"][index])
+            check_below_one(f"beta parameter at index {index}", betas[index])
         check_at_least_zero("weight_decay value", group["weight_decay"])
         if not group["fused"]:
             if group["differentiable"] and group["foreach"]:

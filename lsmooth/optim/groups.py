@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -99,22 +100,38 @@ class CheckedOptimizer(Optimizer):
         return params, grads
 
 
+def check_above_zero(kind: str, value: float) -> None:
+    """Refuse a hyperparameter that is not above 0."""
+    _check_number(kind, value)
+    if not value > 0:
+        raise InvalidArgumentError(f"Invalid {kind}: {value}; it must be above 0.")
+
+
+def _check_number(kind: str, value: Any) -> None:
+    """Refuse what is no number, such as text from a settings file."""
+    if not isinstance(value, (numbers.Real, Tensor)):
+        raise InvalidArgumentError(f"Invalid {kind}: {value!r}; it must be a number.")
+
+
 def check_lr(lr: float | Tensor) -> None:
     """Refuse a learning rate that is negative, or a tensor of several."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise InvalidArgumentError("Tensor lr must be 1-element.")
+    _check_number("learning rate", lr)
     if not lr >= 0.0:
         raise InvalidArgumentError(f"Invalid learning rate: {lr}; it must be at least 0.")
 
 
 def check_at_least_zero(kind: str, value: float) -> None:
     """Refuse a hyperparameter that is negative or NaN."""
+    _check_number(kind, value)
     if not value >= 0.0:
         raise InvalidArgumentError(f"Invalid {kind}: {value}; it must be at least 0.")
 
 
 def check_below_one(kind: str, value: float) -> None:
     """Refuse a hyperparameter outside of [0, 1)."""
+    _check_number(kind, value)
     if not 0.0 <= value < 1.0:
         raise InvalidArgumentError(f"Invalid {kind}: {value}; it must be at least 0 and below 1.")
 

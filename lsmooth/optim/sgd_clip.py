@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lsmooth.errors import InvalidArgumentError
+from lsmooth.optim.groups import check_above_zero, check_at_least_zero
 from lsmooth.optim.momentum import MomentumOptimizer
 
 
@@ -81,8 +82,8 @@ class SGDClip(MomentumOptimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
-        if not group["max_norm"] > 0:
-            raise InvalidArgumentError(f"Invalid max_norm value: {group['max_norm']}; it must be above 0.")
+        check_above_zero("max_norm value", group["max_norm"])
+        check_at_least_zero("nu value", group["nu"])
         if not 0.0 <= group["nu"] <= 1.0:
             raise InvalidArgumentError(f"Invalid nu value: {group['nu']}; it must lie between 0 and 1.")
 

@@ -521,6 +521,13 @@ P = torch.nn.Parameter
     [
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], lr=-1), "Invalid learning rate: -1"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], lr=float("nan")), "Invalid learning rate: nan"),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1))], lr="0.1"), "Invalid learning rate: '0.1'; it must be a number"),
+        (lambda: SGDNormalized([P(torch.ones(1))], lr=None), "Invalid learning rate: None; it must be a number"),
+        (lambda: SGDClip([P(torch.ones(1))], lr=0.1, max_norm=None), "Invalid max_norm value: None; it must be"),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1))], betas=0.9), "Invalid betas: 0.9; they must be two numbers"),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1))], betas=(0.9, 0.9, 0.9)), "they must be two numbers"),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1))], betas=("a", 0.9)), "index 0: 'a'; it must be a number"),
+        (lambda: optim.build("adam", [P(torch.ones(1))], lr="0.1"), "adam has lr='0.1', which is text, not a number"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], lr=torch.ones(2)), "Tensor lr must be 1-element"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], betas=(1.0, 0.9)), "beta parameter at index 0: 1.0"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], betas=(0.9, -0.1)), "beta parameter at index 1: -0.1"),
