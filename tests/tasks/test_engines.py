@@ -100,10 +100,15 @@ def test_the_run_of_a_killed_process_is_made_again(times, jobs, expected, monkey
 
 
 class FakeRay(ModuleType):
-    """Enough of Ray to see what is asked of it: tasks run when they are waited for."""
+    """Enough of Ray to see what is asked of it: tasks run when they are waited for.
 
-    def __init__(self):
+    The first `deaths` times that one runs, its worker is lost; as Ray does, it is run again `max_retries` times.
+    """
+
+    def __init__(self, deaths=0):
         super().__init__("ray")
+        self.deaths = deaths
+        self.cancelled = 0
         self.asked = None
         self.initialized = False
 
@@ -129,10 +134,14 @@ class FakeRay(ModuleType):
         return references[-1:], references[:-1]
 
     def get(self, reference):
-        return reference[-1]()
+        for _ in range(1 + self.asked["max_retries"]):
+            if not self.deaths:
+                return reference[-1]()
+            self.deaths -= 1
+        raise RuntimeError("worker died")
 
     def cancel(self, reference):
-        pass
+        self.cancelled += 1
 
 
 def test_what_is_asked_of_ray(jobs, expected, monkeypatch):
@@ -142,12 +151,16 @@ def test_what_is_asked_of_ray(jobs, expected, monkeypatch):
     assert run(RayEngine(threads=1, gpus=0.5), jobs) == expected
     assert fake.asked == {"num_cpus": 1, "num_gpus": 0.5, "max_retries": 2}
 
-    def lost(reference):
-        raise RuntimeError("worker died")
 
-    monkeypatch.setattr(fake, "get", lost)
+def test_ray_makes_the_run_of_a_lost_worker_again(jobs, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(deaths=engines.ATTEMPTS - 1))
+    assert run(RayEngine(), jobs) == expected
+    # Lost as often as it is tried: the others are not waited for.
+    fake = FakeRay(deaths=engines.ATTEMPTS)
+    monkeypatch.setitem(sys.modules, "ray", fake)
     with pytest.raises(EngineError, match=r"Ray lost seed 1 \(worker died\)"):
         run(RayEngine(), jobs)
+    assert (fake.deaths, fake.cancelled) == (0, 1)
 
 
 def test_without_ray_the_mend_is_said(monkeypatch):
