@@ -30,6 +30,10 @@ Preset = Literal["paper", "small"]
 Split = Literal["valid", "test"]
 
 
+# How the names of settings begin that are shares of something left out, or smoothed over.
+_PROBABILITIES = ("dropout", "weight_drop", "label_smoothing")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Hyperparameters of a run that are not the optimizer's; a task's own settings add to these.
@@ -49,12 +53,16 @@ class Settings:
     report_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a positive number.")
-        for name in ("steps", "report_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)} is not a positive number.")
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise InvalidArgumentError(f"{name}={value} is not a positive number.")
+            if isinstance(value, float) and name.startswith(_PROBABILITIES) and not 0 <= value < 1:
+                raise InvalidArgumentError(f"{name}={value} is not a probability in [0, 1).")
+        heads = getattr(self, "heads", 1)
+        width = getattr(self, "width", getattr(self, "embedding", heads))
+        if width % heads:
+            raise InvalidArgumentError(f"heads={heads} do not divide a width of {width}; choose a divisor of it.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise InvalidArgumentError(f"max_norm={self.max_norm} is not a positive norm; use none for no clipping.")
 

@@ -97,6 +97,7 @@ def test_a_folder_of_text(train, tmp_path):
         ([*TINY, "--set", "droput=0.1"], 1, "did you mean dropout"),
         ([*TINY, "--set", "dropout"], 2, "KEY=VALUE"),
         ([*TINY, "--set", "dropout=wet"], 1, "cannot be read as float"),
+        ([*TINY, "--set", "heads=3"], 1, "heads=3 do not divide a width of 8"),
         ([*TINY, "--data", "nowhere"], 1, "no folder nowhere"),
         ([*TINY, "--data", "."], 1, "wiki.train.tokens"),
         ([*TINY, "--device", "abacus"], 1, "no device 'abacus'"),

@@ -18,6 +18,8 @@ class Sample(Settings):
     tied: bool = False
     betas: tuple[float, ...] = (0.9, 0.999)
     kind: str = "plain"
+    width: int = 8
+    heads: int = 2
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,11 @@ def test_settings_are_read_by_their_type(name, text, value):
         ("epochs", "0", "epochs=0"),
         ("max_norm", "-1", "max_norm=-1"),
         ("steps", "0", "steps=0"),
+        ("report_every", "-2", "report_every=-2 is not a positive number"),
+        ("width", "-4", "width=-4 is not a positive number"),
+        ("heads", "3", "heads=3 do not divide a width of 8"),
+        ("dropout", "1.5", "dropout=1.5 is not a probability"),
+        ("dropout", "nan", "dropout=nan is not a probability"),
     ],
 )
 def test_a_bad_setting_is_named(name, text, word):
