@@ -148,6 +148,23 @@ def scaled_loop(poisoned=()):
     return loop
 
 
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_the_slope_is_that_of_the_unscaled_gradient(scale, tmp_path):
+    seed_all()
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            recorder.backward(lambda x=x, y=y: classify(model, x, y), scaler)
+            scaler.step(optimizer)
+            scaler.update()
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    # Every step goes straight down: d = -lr grad f.
+    np.testing.assert_allclose(trace.read("slope"), -0.1 * trace.read("total_grad_norm") ** 2, rtol=1e-4)
+
+
 @pytest.mark.parametrize("poisoned", [(), (0,), (2, 3), (6,)])
 def test_gradient_scaler_changes_nothing_and_its_skipped_steps_are_flagged(poisoned, tmp_path):
     results = []
