@@ -94,6 +94,8 @@ def coordinate_lipschitz(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.abs(along - start) / moved
     ratio[~np.broadcast_to(moved > 0, ratio.shape)] = np.nan
+    if len(gammas) == 1:
+        return ratio[:, 0, :], np.minimum(np.abs(start), np.abs(along))[:, 0, :]
     # argmax takes the first NaN for the largest, so that one bad point spoils its coordinate, as it should.
     best = np.argmax(ratio, axis=1)[:, None, :]
     largest = np.take_along_axis(ratio, best, axis=1)[:, 0, :]

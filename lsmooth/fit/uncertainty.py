@@ -98,13 +98,23 @@ def _circular_sums(values: Floats, length: int) -> Floats:
     return (running[:, length:] - running[:, :-length])[:, :n]
 
 
+def drawn_sums(values: Floats, starts: NDArray[np.int64]) -> Floats:
+    """Return the sum of `values` (n,) at each row of positions (resamples, blocks), (resamples,)."""
+    resamples, blocks = starts.shape
+    rows = max(1, _CHUNK // blocks)
+    sums = np.empty(resamples)
+    for first in range(0, resamples, rows):
+        sums[first : first + rows] = values.take(starts[first : first + rows]).sum(axis=1)
+    return sums
+
+
 def _resampled_trends(x: Floats, y: Floats, length: int, starts: NDArray[np.int64]) -> Floats:
     """Return the trend of each resample, (resamples, 2), from sums over its blocks alone."""
     middle = x.mean()
     offset = x - middle
     sums = _circular_sums(np.array([offset, y, offset**2, offset * y]), length)
     count = starts.shape[1] * length
-    first, height, square, product = (values[starts].sum(axis=1) / count for values in sums)
+    first, height, square, product = (drawn_sums(values, starts) / count for values in sums)
     spread = np.maximum(square - first**2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = np.where(spread > 0, (product - first * height) / spread, 0.0)
@@ -128,9 +138,11 @@ def _widening(variances: Floats, sums: Floats, starts: NDArray[np.int64], length
     """Return the factors, at least 1, by which the intervals of L0 and L1 are widened, (2,)."""
     blocks = starts.shape[1]
     error = np.sqrt(np.mean(sums**2, axis=1) / (length * blocks * length))
-    drawn = sums[:, starts]
-    means = drawn.mean(axis=2) / length
-    errors = drawn.std(axis=2, ddof=1) / np.sqrt(blocks) / length
+    # Influences are centred, so that the variance of what is drawn can be had from sums of squares.
+    means = np.array([drawn_sums(row, starts) for row in sums]) / blocks
+    squares = np.array([drawn_sums(row, starts) for row in sums**2]) / blocks
+    errors = np.sqrt(np.maximum(squares - means**2, 0) / (blocks - 1)) / length
+    means /= length
     with np.errstate(invalid="ignore", divide="ignore"):
         studentized = np.quantile(np.abs(means) / errors, confidence, axis=1) * error
         plain = np.quantile(np.abs(means), confidence, axis=1)

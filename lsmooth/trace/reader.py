@@ -524,7 +524,8 @@ class Trace:
         smoothness = np.full((len(self), width), np.nan)
         smaller = np.full((len(self), width), np.nan)
         name, gammas = ("coordinate/grad_next", np.ones(1)) if endpoint else ("coordinate/grad_along", self.gammas)
-        for rows in self._blocks(len(gammas) * width):
+        # A thirty-second of what fits in memory fits in the processor's cache, where the arithmetic takes half as long.
+        for rows in self._blocks(32 * len(gammas) * width):
             along = self.read(name, rows)
             smoothness[rows], smaller[rows] = coordinate_lipschitz(
                 self.read("coordinate/grad", rows),
