@@ -38,7 +38,8 @@ def coordinate_grid(
 
     Each panel has its own axes, since coordinates differ by orders of magnitude; colours are iterations on one scale.
     Without `coordinates`, panels come from different layers, evenly from the first to the last, and of each layer the
-    coordinate with the most points is taken (one that hardly ever moved has little to show).
+    coordinate with the most points is taken. Coordinates with less than half as many points as the best one come last:
+    of an embedding, most rows hardly ever have a gradient.
 
     Args:
         data: A trace, its path, `Trace.cloud("coordinate", …)`, or its DataFrame.
@@ -104,29 +105,34 @@ def coordinate_grid(
 
 
 def _from_different_layers(series: list[Points], panels: int, linear: bool) -> list[Points]:
-    """Choose coordinates: layers in turn, in each those with the most points first."""
-    layers: dict[str, list[tuple[int, int]]] = {}
+    """Choose coordinates: layers in turn, in each those with the most points first.
+
+    Those that have less than half as many points as the best of all fill what panels are left.
+    """
+    shown: dict[int, int] = {}
     for place, points in enumerate(series):
-        shown = int((points.drawable(log=not linear) & points.usable).sum())
-        if shown or points.drawable(log=not linear).any():
-            layers.setdefault(module_of(points.group.partition("[")[0]), []).append((-shown, place))
-    if not layers:
+        drawable = points.drawable(log=not linear)
+        if drawable.any():
+            shown[place] = int((drawable & points.usable).sum())
+    if not shown:
         raise InvalidArgumentError(
             series[0].explain_nothing(log=not linear)
             if series
             else "No coordinate is followed; there is nothing to draw."
         )
-    queues = [sorted(found) for found in layers.values()]
-    queues = [queues[place] for place in spread(len(layers), panels)]
+    enough = max(shown.values()) / 2
     chosen: list[int] = []
-    while len(chosen) < panels and any(queues):
-        for queue in queues:
-            if queue and len(chosen) < panels:
-                chosen.append(queue.pop(0)[1])
+    for places in (
+        [place for place, count in shown.items() if count >= enough],
+        [place for place, count in shown.items() if count < enough],
+    ):
+        layers: dict[str, list[tuple[int, int]]] = {}
+        for place in places:
+            layers.setdefault(module_of(series[place].group.partition("[")[0]), []).append((-shown[place], place))
+        queues = [sorted(found) for found in layers.values()]
+        queues = [queues[layer] for layer in spread(len(queues), panels - len(chosen))] if len(chosen) < panels else []
+        while len(chosen) < panels and any(queues):
+            for queue in queues:
+                if queue and len(chosen) < panels:
+                    chosen.append(queue.pop(0)[1])
     return [series[place] for place in sorted(chosen)]
-
-
-def _why_nothing(series: list[Points], linear: bool) -> str:
-    if not series:
-        return "No coordinate is named or followed; there is nothing to draw."
-    return series[0].explain_nothing(log=not linear)

@@ -1,6 +1,7 @@
 """Figure 3: which coordinates are drawn, by which definition."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -62,3 +63,21 @@ def test_more_panels_than_layers_takes_more_coordinates_of_each(small_trace):
     axes = coordinate_grid(small_trace, panels=20, columns=4, figure=Figure((12, 10), layout="constrained"))
     names = titles(axes)
     assert len(names) == len(set(names)) == 20
+
+
+def test_coordinates_with_few_points_come_last():
+    def frame(panels, **counts):
+        steps = [np.arange(count) for count in counts.values()]
+        data = pd.DataFrame(
+            {
+                "step": np.concatenate(steps),
+                "group": np.repeat([f"{name}.weight[0, 0]" for name in counts], list(counts.values())),
+                "smoothness": 2.0,
+                "grad_norm": 1.0 + np.concatenate(steps),
+            }
+        )
+        return [name.partition(".")[0] for name in titles(coordinate_grid(data, panels=panels, figure=Figure((6, 5))))]
+
+    assert frame(2, embedding=8, first=90, second=80, last=45) == ["first", "last"]
+    assert frame(4, embedding=8, first=90, second=80, last=45) == ["embedding", "first", "second", "last"]
+    assert frame(3, embedding=44, first=90, second=80, last=45) == ["first", "second", "last"]
