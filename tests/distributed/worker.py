@@ -240,6 +240,9 @@ def memory(path, wrap, parts=1):
     with lsmooth.Recorder(model, optimizer, path) as recorder:
         step(recorder)
         measured = peak_bytes(lambda: step(recorder))
+        # The ends of the segment are kept from the first measured step on, and so are no part of a later one's peak.
+        ends = (*recorder._segment.start, *recorder._segment.stop)
+        measured += sum(end.numel() * end.element_size() for end in ends)
     bare = peak_bytes(step)
     return {"copies": (measured - bare) / size, "bare": bare / size}
 
