@@ -131,7 +131,7 @@ def test_no_rank_is_changed(case, size, folder):
 def test_a_measured_step_holds_three_copies_and_a_gradient_more(case, folder):
     # x_t, x_{t+1}, grad f(x_t), and the gradient of the point being evaluated, whole.
     for result in results(folder, case, 2):
-        assert 3.9 < result["copies"] <= 4.3
+        assert 3.9 < result["copies"] <= 4.5
 
 
 @pytest.mark.slow

@@ -200,7 +200,6 @@ def peak_bytes(function):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
-    function()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
@@ -237,13 +236,15 @@ def memory(path, wrap, parts=1):
                     recorder.backward(compute_loss)
         optimizer.step()
 
-    with lsmooth.Recorder(model, optimizer, path) as recorder:
+    def two_steps(recorder=None):
         step(recorder)
-        measured = peak_bytes(lambda: step(recorder))
-        # The ends of the segment are kept from the first measured step on, and so are no part of a later one's peak.
-        ends = (*recorder._segment.start, *recorder._segment.stop)
-        measured += sum(end.numel() * end.element_size() for end in ends)
-    bare = peak_bytes(step)
+        step(recorder)
+
+    two_steps()
+    bare = peak_bytes(two_steps)
+    # From before the first measured step: what it allocates stays.
+    with lsmooth.Recorder(model, optimizer, path) as recorder:
+        measured = peak_bytes(lambda: two_steps(recorder))
     return {"copies": (measured - bare) / size, "bare": bare / size}
 
 
