@@ -8,11 +8,15 @@ from pathlib import Path
 from row import Row, interleaved
 from synthetic import write_trace
 
+# What a trace without densities can give.
+WIDE_KINDS = ("scatter", "coordinates", "layers", "heatmap", "stability", "curves", "segments")
+
 
 def rows(short):
     steps = 1_000 if short else 10_000
     with tempfile.TemporaryDirectory() as folder:
         trace = write_trace(Path(folder) / "run.h5", steps=steps, tensors=40)
+        wide = write_trace(Path(folder) / "wide.h5", steps=steps, tensors=150, coordinates=4)
         figure = str(Path(folder) / "figure.png")
 
         def call(*arguments):
@@ -33,6 +37,10 @@ def rows(short):
                 "plot": call("plot", str(trace), "-o", figure, "--force"),
             },
             repeats=3 if short else 7,
+        )
+        drawn = interleaved(
+            {kind: call("plot", str(wide), "--kind", kind, "-o", figure, "--force") for kind in WIDE_KINDS},
+            repeats=1 if short else 3,
         )
     return [
         Row(
@@ -58,6 +66,17 @@ def rows(short):
             "s",
             4.0,
             note=f"importing matplotlib and what reads a trace takes {times['draw']:.2f} s.",
+        ),
+        *(
+            Row(
+                f"commands.plot_{kind}",
+                f"`lsmooth plot --kind {kind}`, {steps:,} steps x 150 tensors x 600 followed coordinates",
+                seconds,
+                "s",
+                4.0,
+                note=f"importing matplotlib and what reads a trace takes {times['draw']:.2f} s.",
+            )
+            for kind, seconds in drawn.items()
         ),
         Row("commands.help_over_click", "`lsmooth --help` over importing click", times["help"] / times["click"], "x"),
         Row("commands.info_over_imports", "`lsmooth info` over its imports", times["info"] / times["read"], "x"),
