@@ -4,6 +4,7 @@
 # make docs    build docs/ into build/site, strictly
 # make gallery draw figures/gallery/ anew
 # make bench   measure everything that docs/performance.md says, and rewrite its table
+# make bench-check  measure small sizes, and fail where a ratio is 25 % worse than the committed one
 # Each makes .venv when missing and installs what it needs.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint types docs gallery bench clean
+.PHONY: demo test test-slow lint types docs gallery bench bench-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +61,9 @@ gallery: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
+
+bench-check: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py --short --check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
