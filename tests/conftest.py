@@ -15,3 +15,11 @@ def small_trace(tmp_path_factory):
     from small_trace import write_small_trace
 
     return write_small_trace(tmp_path_factory.mktemp("small") / "small.h5")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--renew-images",
+        action="store_true",
+        help="draw the pictures that tests/figures/test_images.py compares with anew, in place of comparing",
+    )

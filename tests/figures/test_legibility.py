@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from made_up import LONG_NAME, made_up
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -16,41 +17,6 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures import style
 from lsmooth.figures.house import DASHES, FLAGGED, LINES, sequential
 from lsmooth.trace.layout import Status
-from lsmooth.trace.writer import Header, TraceWriter
-
-LONG = "model.transformer.decoder.layers.{}.encoder_attention.query_key_value_projection.weight"
-
-
-def made_up(path, *, tensors=6, steps=12, name="layers.{}.weight", scale=1.0, status=Status.MEASURED, spoil=None):
-    """Write a trace of a run that never was."""
-    generator = np.random.default_rng(0)
-    names = tuple(name.format(k) for k in range(tensors))
-    head = Header(
-        parameters=names,
-        parameter_sizes=(100,) * tensors,
-        gammas=(0.25, 0.5, 0.75),
-        groups=1,
-        real="float64",
-        endpoint=True,
-        noise=False,
-        coordinate_names=tuple(f"{name}[{1000 + k}, 17]" for k, name in enumerate(names)),
-        coordinate_owners=np.arange(tensors),
-        coordinate_indices=np.arange(tensors),
-        attributes={"model": "Made", "optimizer": "SGD", "optimizer_groups": [{"lr": 0.1}], "every": 1},
-    )
-    sizes = head.sizes()
-    rows = {
-        item.name: scale * np.exp(generator.normal(-2, 1, (steps, *(sizes[dim] for dim in item.dims[1:]))))
-        for item in head.fields()
-    }
-    rows["step"] = np.arange(steps)
-    rows["status"] = np.full(steps, int(status), dtype=np.uint8)
-    if spoil is not None:
-        spoil(rows)
-    with_writer = TraceWriter(path, head)
-    with_writer.append(rows)
-    with_writer.close()
-    return path
 
 
 def zeros_and_holes(rows):
@@ -71,8 +37,8 @@ def one_norm(rows):
 
 HOSTILE = {
     "ordinary": {},
-    "many layers with long names": {"tensors": 150, "name": LONG},
-    "few layers with long names": {"tensors": 3, "name": LONG},
+    "many layers with long names": {"tensors": 150, "name": LONG_NAME},
+    "few layers with long names": {"tensors": 3, "name": LONG_NAME},
     "one layer": {"tensors": 1},
     "one step": {"steps": 1},
     "two steps": {"steps": 2},
