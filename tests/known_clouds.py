@@ -15,6 +15,7 @@ from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.layout import Status
 
 L0, L1 = 1.0, 2.0
+SEEDS = (0, 1, 2)  # whose trials are pooled
 PARETO = 3.0  # tail exponent: the third moment is infinite
 SHORTEST = 0.25  # of noise that is heavy-tailed up to a bound
 
@@ -67,22 +68,23 @@ def known_cloud(method, kind, trials, steps, seed=0, q=0.95):
     return cloud, (factor * L0, factor * L1)
 
 
-def coverage(method, kind, trials, steps, confidence=0.9, seed=0):
-    """Return the shares of intervals that hold L0 and L1, and the share of trials with an interval."""
-    cloud, truth = known_cloud(method, kind, trials, steps, seed)
-    frame = fit.estimate(cloud, method=method, confidence=confidence)
-    given = frame[frame.L0_low.notna()]
-    held = [
-        float(((given[f"{name}_low"] <= value) & (value <= given[f"{name}_high"])).mean())
-        for name, value in zip(("L0", "L1"), truth, strict=True)
-    ]
-    return held[0], held[1], len(given) / trials
+def coverage(method, kind, trials, steps, confidence=0.9, seeds=(0,)):
+    """Return the shares of intervals that hold L0 and L1, and the share of trials with an interval, seeds pooled."""
+    held, given = np.zeros(2), 0
+    for seed in seeds:
+        cloud, truth = known_cloud(method, kind, trials, steps, seed)
+        frame = fit.estimate(cloud, method=method, confidence=confidence)
+        frame = frame[frame.L0_low.notna()]
+        given += len(frame)
+        for constant, (name, value) in enumerate(zip(("L0", "L1"), truth, strict=True)):
+            held[constant] += ((frame[f"{name}_low"] <= value) & (value <= frame[f"{name}_high"])).sum()
+    return *(held / given).tolist(), given / (trials * len(seeds))
 
 
 if __name__ == "__main__":
     trials, steps = (int(value) for value in (*sys.argv[1:], *("200", "2000")[len(sys.argv) - 1 :]))
-    print(f"{trials} trials of {steps} steps, intervals of 90 %")
+    print(f"{len(SEEDS)} seeds of {trials} trials of {steps} steps, intervals of 90 %")
     for method, kinds in KINDS.items():
         for kind in kinds:
-            held_0, held_1, given = coverage(method, kind, trials, steps)
+            held_0, held_1, given = coverage(method, kind, trials, steps, seeds=SEEDS)
             print(f"{method:<9} {kind:<16} L0 {held_0:.1%}  L1 {held_1:.1%}  given in {given:.0%}", flush=True)

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from known_clouds import KINDS, coverage, known_cloud
+from known_clouds import KINDS, SEEDS, coverage, known_cloud
 from scipy.optimize import linprog, nnls
-from scipy.stats import spearmanr
+from scipy.stats import binom, spearmanr
 
 import lsmooth
 from lsmooth import fit
@@ -272,21 +272,31 @@ CLOUDS = [(method, kind) for method, kinds in KINDS.items() for kind in kinds]
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), CLOUDS)
 def test_intervals_hold_the_truth_as_often_as_they_say(method, kind):
-    held_0, held_1, given = coverage(method, kind, trials=200, steps=2000)
+    # The 200 trials of one seed tell a coverage of 90 % with a standard error of 2 %, too coarse for limits 5 % away;
+    # the 600 of three disjoint seeds with one of 1.2 %. All nine clouds are judged alike by what is pooled.
+    held_0, held_1, given = coverage(method, kind, trials=200, steps=2000, seeds=SEEDS)
     assert 0.85 <= held_0 <= 0.95
     assert 0.85 <= held_1 <= 0.95
     assert given >= 0.95
 
 
+def fewest_hits(share, trials, chance=1e-3):
+    """Return the largest k such that fewer than k hits, of probability `share` each, come with less than `chance`."""
+    return int(max(k for k in range(trials + 1) if binom.cdf(k - 1, trials, share) < chance))
+
+
 @pytest.mark.parametrize(("method", "kind"), CLOUDS)
 def test_intervals_hold_the_truth_in_twenty_trials(method, kind):
-    # Of 20 intervals of 90 %, fewer than 14 hold the truth once in 400 times; of 20 intervals of 50 %, 17 as rarely.
-    held_0, held_1, _ = coverage(method, kind, trials=20, steps=1000 if method == "quantile" else 2000)
-    assert min(held_0, held_1) >= 0.7
+    # Intervals of 90 % are to hold the truth in 85 to 95 % of trials. At 85 %, fewer than 11 hits in 20 come once in
+    # 4,000 times.
+    held_0, held_1, given = coverage(method, kind, trials=20, steps=1000 if method == "quantile" else 2000)
+    intervals = round(20 * given)
+    assert round(min(held_0, held_1) * intervals) >= fewest_hits(0.85, intervals)
     if method == "trend":
-        # An envelope's interval is widened to hold the estimate; it may hold the truth more often than it says.
+        # Intervals of 50 % likewise in 45 to 55 %: at 55 %, more than 17 hits in 20 come once in 1,000 times. (An
+        # envelope's interval is widened to hold the estimate; it may hold the truth more often than it says.)
         held_0, held_1, _ = coverage(method, kind, trials=20, steps=2000, confidence=0.5)
-        assert max(held_0, held_1) < 0.85
+        assert round(max(held_0, held_1) * 20) <= 20 - fewest_hits(1 - 0.55, 20)
 
 
 def test_without_a_bound_the_envelope_has_no_interval_and_says_so():
