@@ -96,12 +96,24 @@ def wrap_words(text: str, width: float, size: float) -> str:
     return "\n".join(shorten(row, width, size) for row in rows)
 
 
-def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[str] = (), **how: Any) -> None:
-    """Title a panel with a name made to fit `width` points, and with further lines below it."""
+def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[Sequence[str]] = (), **how: Any) -> None:
+    """Title a panel with a name made to fit `width` points, and with lines below, each in its first form that fits."""
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
     # A name may hold a dollar sign, which is not mathematics here.
     rows = [wrap_name(name, width, size, lines).replace("$", r"\$")] if name else []
-    ax.set_title("\n".join([*rows, *below]), **how)
+    for forms in below:
+        fitting = (form for form in forms if all(_math_width(row, size) <= width for row in form.split("\n")))
+        rows.append(next(fitting, forms[-1]))
+    ax.set_title("\n".join(rows), **how)
+
+
+def _math_width(text: str, size: float) -> float:
+    """Return how wide a line with mathematics in it is, in points."""
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=list(matplotlib.rcParams["font.family"]), size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=True)
+    return float(width)
 
 
 def label_rows(ax: Axes, names: Sequence[str], width: float, height: float) -> None:

@@ -56,11 +56,14 @@ class LogTicks(Locator):
             for digit in (1, 2, 5)
             if low * (1 - 1e-9) <= digit * 10.0**k <= high * (1 + 1e-9)
         ]
-        fine = self._apart(fine, decades)
-        if len(fine) >= 2:
-            return fine
-        even = np.asarray(self._even.tick_values(low, high))
-        return self._apart(even[(even >= low) & (even <= high)].tolist(), decades)
+        even = [float(tick) for tick in self._even.tick_values(low, high) if low <= tick <= high]
+        for ticks in (fine, even):
+            apart = self._apart(ticks, decades)
+            if len(apart) >= 2:
+                return apart
+        # One number alone says nothing of the scale.
+        most = max(fine, even, key=len)
+        return [most[0], most[-1]] if len(most) >= 2 else most
 
     def _apart(self, ticks: list[float], decades: float) -> list[float]:
         """Leave out ticks that stand too close to the one before; labels with a power of ten need twice the room."""
@@ -69,8 +72,7 @@ class LogTicks(Locator):
         for tick in ticks:
             if not kept or math.log10(tick / kept[-1]) >= least:
                 kept.append(tick)
-        # One number alone says nothing of the scale.
-        return kept if len(kept) > 1 or len(ticks) < 2 else [ticks[0], ticks[-1]]
+        return kept
 
 
 def _all_short(values: Sequence[float]) -> bool:
@@ -100,11 +102,11 @@ def power_of_ten(value: float) -> str:
     return rf"${power}$" if digits == "1" else rf"${digits}\!\times\!{power}$"
 
 
-def short_number(value: float) -> str:
-    """Return a number that is not negative in three digits, as text or mathematics."""
+def short_number(value: float, digits: int = 3) -> str:
+    """Return a number that is not negative in two or three digits, as text or mathematics."""
     if value == 0 or 1e-2 <= value < 1e4:
-        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    return power_of_ten(float(f"{value:.2e}"))
+        return f"{value:.{digits}g}" if value < 10**digits * 0.99 else f"{value:.0f}"
+    return power_of_ten(float(f"{value:.{digits - 1}e}"))
 
 
 def log_limits(*values: ArrayLike, margin: float = 0.06) -> tuple[float, float]:

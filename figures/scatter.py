@@ -347,13 +347,13 @@ class FittedLine:
         method: Name of the method that fitted it.
         handle: The artist.
         label: Method and constants, for a legend.
-        short: The same in fewer characters, for the title of a panel.
+        short: The same in fewer characters, for the title of a panel: forms that take less and less width.
     """
 
     method: str
     handle: Line2D
     label: str
-    short: str
+    short: tuple[str, ...]
 
 
 _LINE_LOOKS: dict[str, dict[str, Any]] = {
@@ -402,7 +402,11 @@ def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) 
             **_LINE_LOOKS[name],
         )
         constants = f"$L_0$ = {short_number(level)}, $L_1$ = {short_number(slope)}"
-        fitted.append(FittedLine(name, handle, f"{name}: {constants}", f"{name} {constants.replace(' = ', ' ')}"))
+        short = tuple(
+            f"{name} $L_0$ {short_number(level, digits)},{space}$L_1$ {short_number(slope, digits)}"
+            for digits, space in ((3, " "), (2, " "), (3, "\n"))
+        )
+        fitted.append(FittedLine(name, handle, f"{name}: {constants}", short))
     return fitted
 
 

@@ -1,8 +1,10 @@
 """Long names fit."""
 
 import pytest
+from drawing import empty_axes
 
-from lsmooth.figures.labels import abbreviate, shorten, text_width, wrap_name
+from lsmooth.figures import style
+from lsmooth.figures.labels import abbreviate, shorten, text_width, title, wrap_name
 
 LONG = "transformer.encoder.layers.11.self_attn.in_proj_weight_with_a_long_name[1023, 767]"
 
@@ -29,3 +31,15 @@ def test_what_fits_stays_whole():
     assert wrap_name("layers.0.weight[3, 17]", 500, 8) == "layers.0.weight[3, 17]"
     assert wrap_name(LONG, 190, 8, 3).replace("\n", "") == LONG
     assert shorten("weight", 100, 8) == "weight"
+
+
+@pytest.mark.parametrize(("width", "form"), [(500, 0), (110, 0), (90, 1), (60, 2), (5, 2)])
+def test_lines_below_a_title_take_the_first_form_that_fits(width, form):
+    forms = ("envelope $L_0$ 12.8, $L_1$ 2.48", "envelope $L_0$ 13, $L_1$ 2", "envelope $L_0$ 12.8,\n$L_1$ 2.48")
+    with style():
+        ax = empty_axes()
+        title(ax, "", width, below=[forms])
+        ax.figure.draw_without_rendering()
+    assert ax.get_title() == forms[form]
+    if width > 5:
+        assert ax.title.get_window_extent().width / ax.figure.dpi * 72 < width + 15 * (form == 2)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lsmooth.figures import style
-from lsmooth.figures.scales import LogTicks, count, log_limits, make_log
+from lsmooth.figures.scales import LogTicks, count, log_limits, make_log, short_number
 
 
 @pytest.mark.parametrize("low", [3e-30, 7e-9, 0.4, 1.03, 5e7])
@@ -35,6 +35,12 @@ def test_labels_on_the_axis_do_not_overlap(low, high, width, most):
     assert len(boxes) >= 2
 
 
+def test_two_powers_that_stand_close_are_not_both_labelled():
+    ticks = LogTicks(3).tick_values(2.3e-32, 1.9e-31)
+    assert len(ticks) == 2
+    assert np.log10(ticks[1] / ticks[0]) > 0.5 * np.log10(1.9 / 0.23)
+
+
 def test_limits_hold_every_positive_value():
     low, high = log_limits(np.array([0.5, np.nan, -1, 0]), np.array([20.0, np.inf]))
     assert 0 < low < 0.5
@@ -46,3 +52,19 @@ def test_limits_hold_every_positive_value():
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (950, "950"), (20_000, "20k"), (1_500_000, "1.5M")])
 def test_counts_are_short(value, text):
     assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "three", "two"),
+    [
+        (0, "0", "0"),
+        (2.484, "2.48", "2.5"),
+        (12.84, "12.8", "13"),
+        (99.7, "99.7", "100"),
+        (999.7, "1000", "1000"),
+        (1234.5, "1234", "1234"),
+        (0.000248, r"$2.48\!\times\!10^{-4}$", r"$2.5\!\times\!10^{-4}$"),
+    ],
+)
+def test_constants_are_short(value, three, two):
+    assert (short_number(value), short_number(value, 2)) == (three, two)
