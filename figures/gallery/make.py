@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lsmooth import figures, tasks
 from lsmooth.figures.constants import constants_height
@@ -29,7 +31,7 @@ from lsmooth.tasks.session import Session
 from lsmooth.trace.reader import Trace
 
 TASK = "transformer-encoder"
-# Dots an inch: what a screen shows well, in files of less than 150 kB.
+# Dots an inch: what a screen shows well, in files of less than 80 kB.
 DPI = 200
 OPTIMIZERS = {"sgd": {"lr": 5.0}, "adam": {"lr": 2e-3}, "generalized-signsgd": {"lr": 1e-3}}
 SEEDS = (0, 1, 2)
@@ -122,6 +124,16 @@ def draw(trace: Trace, other: Trace, losses: pd.DataFrame) -> Iterator[tuple[str
     yield "segment_profile", (COLUMN, 4.2), segments
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG with a palette, a third of the size; the same picture is the same file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI)
+    with Image.open(buffer) as image:
+        # Dithering would put specks into even areas.
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
 def main() -> None:
     """Train, draw, and name every file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,8 +155,7 @@ def main() -> None:
                 figure = Figure(size, layout="constrained")
                 fill(figure)
                 path = arguments.out / f"{kind}.png"
-                # Without the version of matplotlib in it, the same picture is the same file.
-                figure.savefig(path, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+                save(figure, path)
                 print(f"Wrote {path} ({path.stat().st_size / 1000:.0f} kB).", flush=True)
 
 

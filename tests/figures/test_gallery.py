@@ -32,7 +32,7 @@ def test_every_kind_has_a_small_example_that_the_page_shows():
     assert set(pictures) == set(figures.__all__) - SHOWN_BY_ANOTHER
     page = (ROOT / "docs" / "figures.md").read_text()
     for name, path in pictures.items():
-        assert path.stat().st_size < 150_000
+        assert path.stat().st_size < 80_000
         assert struct.unpack(">I", path.read_bytes()[16:20])[0] == 650
         assert f"](../figures/gallery/{name}.png)" in page
         assert f"`{name}`" in page
