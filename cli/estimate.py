@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
     from lsmooth.trace.reader import Displacement
 
+# Where a table has less room for names, they stand on lines of their own.
 _SHORTEST_NAME = 16
 # A note that concerns more groups than this names some of them.
 _MOST_NAMES = 4
+# What --compare has no use for.
+_NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence": "--confidence", "seed": "--seed"}
 
 
 @click.command("estimate", epilog="Example: lsmooth estimate run.h5 --by module")
@@ -59,7 +62,9 @@ _MOST_NAMES = 4
 @click.option("--seed", default=0, show_default=True, help="Of the intervals' random numbers.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def command(
+    context: click.Context,
     trace: str,
     by: str,
     methods: tuple[str, ...],
@@ -82,6 +87,12 @@ def command(
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
+    if comparing:
+        for name, option in _NOT_COMPARED.items():
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"--compare holds quantile lines of all conditions together; leave out {option}."
+                )
     from lsmooth.fit import compare, estimate, verdict
     from lsmooth.trace.reader import Trace
 
@@ -165,15 +176,18 @@ def _table(frame: pd.DataFrame) -> list[str]:
         if sum(widths[i] + 2 for i in shown[1:]) + min(widths[0], _SHORTEST_NAME) > width:
             shown.remove(column)
     room = width - sum(widths[i] + 2 for i in shown[1:])
-    widths[0] = max(min(widths[0], room), len(heads[0]))
+    apart = room < min(widths[0], _SHORTEST_NAME)
+    widths[0] = min(widths[0], width if apart else room)
     lines = []
     previous = None
     for cell in [heads, *cells] if cells else []:
         name = "" if cell[0] == previous else _shortened(cell[0], widths[0])
         previous = cell[0]
-        texts = [name.ljust(widths[0]), cell[1].ljust(widths[1])]
+        texts = [cell[1].ljust(widths[1])]
         texts += [cell[i].ljust(widths[i]) if i < 4 else cell[i].rjust(widths[i]) for i in shown[2:]]
-        lines.append("  ".join(texts).rstrip())
+        if apart and name:
+            lines.append(name)
+        lines.append("  ".join(["" if apart else name.ljust(widths[0]), *texts]).rstrip())
     for reason, rows in frame[frame["reason"] != ""].groupby("reason", sort=False):
         names = rows["group"].drop_duplicates().tolist()
         if len(names) > _MOST_NAMES:

@@ -210,10 +210,15 @@ def compare(
         group), `points` and `reason` (why there are no numbers).
 
     Raises:
-        InvalidArgumentError: q is not between 0 and 1, f_low is no lower bound, or as for `Trace.cloud`.
+        InvalidArgumentError: q is not between 0 and 1, f_low is no lower bound, by is "density", or as for
+            `Trace.cloud`.
         TraceError: The trace lacks what is asked for, or is damaged.
     """
     check_quantile(q)
+    if isinstance(by, str) and by == "density":
+        raise InvalidArgumentError(
+            "by='density' keeps neither the order of steps nor losses, which comparing needs; use coordinate instead."
+        )
     cloud = _cloud(trace, by, norm, displacement, endpoint)
     gaps, _ = against_loss(cloud, f_low)
     # Only steps that every condition can say something about.

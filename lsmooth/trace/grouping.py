@@ -25,7 +25,7 @@ def group_parameters(parameters: Sequence[str], by: By) -> dict[str, list[int]]:
         parameters: Names of the parameter tensors, in the network's order.
         by: "global", "module" or "parameter"; a mapping from parameter name to group name (parameters that it lacks
             are left out); or a regular expression, compiled or as a string, whose first group, or else whose whole
-            match, names the group (parameters that do not match are left out).
+            match, names the group (parameters that do not match, or with nothing, are left out).
 
     Raises:
         InvalidArgumentError: No parameter falls into any group, or the expression is not valid.
@@ -51,7 +51,8 @@ def group_parameters(parameters: Sequence[str], by: By) -> dict[str, list[int]]:
             match = pattern.search(name)
             if match:
                 label = match.group(1) if pattern.groups else match.group(0)
-                if label is not None:
+                # A group without a name cannot be told from no group.
+                if label:
                     groups.setdefault(label, []).append(position)
     if not groups:
         raise InvalidArgumentError(

@@ -524,7 +524,8 @@ class Trace:
         smoothness = np.full((len(self), width), np.nan)
         smaller = np.full((len(self), width), np.nan)
         name, gammas = ("coordinate/grad_next", np.ones(1)) if endpoint else ("coordinate/grad_along", self.gammas)
-        # A thirty-second of what fits in memory fits in the processor's cache, where the arithmetic takes half as long.
+        # A thirty-second of what fits in memory fits in the processor's cache. Process time with it, over that without
+        # (4,000 steps, medians of 6): 0.50 for 600 coordinates, 0.85 for 200, reading included.
         for rows in self._blocks(32 * len(gammas) * width):
             along = self.read(name, rows)
             smoothness[rows], smaller[rows] = coordinate_lipschitz(

@@ -43,6 +43,18 @@ def test_the_table_fits_the_terminal(run, columns, by):
     assert max(map(len, lines)) <= columns
 
 
+@pytest.mark.parametrize("by", ["parameter", "coordinate"])
+def test_groups_can_be_told_apart_in_a_narrow_terminal(run, small_trace, by):
+    lines = run("--by", by, "--condition", "power", columns=60).output.splitlines()
+    assert max(map(len, lines)) <= 60
+    with lsmooth.Trace(small_trace) as trace:
+        groups = trace.cloud(by).groups
+    # Names stand on lines of their own, whole, with their two methods below.
+    for group in groups:
+        at = lines.index(group)
+        assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["trend", "envelope"]
+
+
 def test_groups_may_be_named_by_an_expression(run):
     output = run("--by", "(encoder|decoder)", "--method", "envelope").output
     assert [line.split()[0] for line in output.splitlines()][:3] == ["group", "encoder", "decoder"]
@@ -52,6 +64,8 @@ def test_groups_may_be_named_by_an_expression(run):
     ("arguments", "words"),
     [
         (["--by", "conv"], "No parameter falls into a group"),
+        (["--by", ""], "No parameter falls into a group"),
+        (["--by", "density", "--compare"], "use coordinate instead"),
         (["--by", "(("], "not a valid regular expression"),
         (["--q", "1.5"], "q=1.5"),
         (["--confidence", "1"], "confidence=1"),
@@ -118,6 +132,13 @@ def test_comparison_shows_each_condition_and_a_verdict(run, small_trace):
 
 def test_csv_and_json_exclude_each_other(run):
     assert run("--csv", "--json").exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--method trend", "--condition power", "--confidence 0.5", "--seed 1"])
+def test_what_a_comparison_has_no_use_for_is_refused(run, option):
+    done = run("--compare", *option.split())
+    assert done.exit_code == 2
+    assert f"leave out {option.split()[0]}." in done.output
 
 
 def test_a_method_that_does_not_exist_is_a_usage_error(run):
