@@ -1,11 +1,13 @@
 """Lines through clouds, against SciPy's solvers and brute force; estimates of groups."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
-from known_clouds import KINDS, SEEDS, coverage, known_cloud
+from known_clouds import KINDS, SEEDS, correlated_normals, coverage, known_cloud
 from scipy.optimize import linprog, nnls
-from scipy.stats import binom, spearmanr
+from scipy.stats import binom, norm, spearmanr
 
 import lsmooth
 from lsmooth import fit
@@ -372,6 +374,23 @@ def test_autocovariances_are_those_of_the_definition():
         centred = series[row] - series[row].mean()
         expected = [centred[: 50 - lag] @ centred[lag:] / 50 for lag in range(11)]
         np.testing.assert_allclose(found[row], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_interval_of_a_flat_power_knows_of_correlation():
+    # At rho = 0, all x are 1 and the trend is the mean, with standard error sqrt((1 + a) / (1 - a) / n); that of a
+    # median of normal numbers is 7 % larger at this correlation.
+    n, coefficient = 4000, 0.7
+    y = 10 + correlated_normals(np.random.default_rng(0), n, 1, coefficient)[:, 0]
+    expected = 2 * norm.ppf(0.95) * np.sqrt((1 + coefficient) / (1 - coefficient) / n)
+    for q, line in ((None, y.mean()), (0.5, np.median(y))):
+        generator = np.random.default_rng(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            interval = resampled_interval(
+                np.ones(n), y, np.array([line, 0.0]), q=q, confidence=0.9, resamples=400, generator=generator
+            )
+        assert interval.high[0] - interval.low[0] == pytest.approx(expected, rel=0.25)
+        assert (interval.low[1], interval.high[1]) == (0, 0)
 
 
 def test_tail_and_extremal_indices_of_known_distributions():

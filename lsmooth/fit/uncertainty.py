@@ -86,7 +86,9 @@ def _influence(x: Floats, y: Floats, line: Floats, q: float | None) -> Floats:
     residual = y - line[0] - line[1] * x
     pull = residual if q is None else np.where(residual > 0, q, q - 1)
     centred = x - x.mean()
-    on_slope = pull * centred / np.mean(centred**2)
+    spread = np.mean(centred**2)
+    # A power of 0 puts all points at one abscissa: only the level moves.
+    on_slope = pull * centred / spread if spread > 0 else np.zeros_like(x)
     influence = np.array([pull - on_slope * x.mean(), on_slope])
     return influence - influence.mean(axis=1, keepdims=True)
 
