@@ -209,7 +209,7 @@ def product_with_difference(
             together.clear()
 
     for a, b, c in zip(tensors, left, right, strict=True):
-        piece = piece_size(a.device) // 8
+        piece = max(1, piece_size(a.device) // 8)
         size = a.numel()
         if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):
             # Tensors that lie alike are read as they lie; others have to be brought into one order.

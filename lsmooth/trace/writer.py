@@ -407,20 +407,11 @@ class TraceWriter:
             replace: Whether there is a file at the path, which this process has locked.
             old: The trace whose first `rows` rows the new file begins with.
         """
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
-        except OSError as error:
-            raise _not_writable(self.path, error.errno) from error
-        temporary = Path(name)
         lock: int | None = None
+        temporaries: list[Path] = []
         try:
-            try:
-                # Is there room? A file that HDF5 could not finish would crash it.
-                _reserve(handle, self._first_bytes())
-            finally:
-                os.close(handle)
-            os.chmod(temporary, 0o666 & ~_umask())
-            file = h5py.File(temporary, "w", libver="latest", track_order=True)
+            file = self._new_file(temporaries)
+            temporary = temporaries[-1]
             try:
                 self._lay_out(file)
                 file.swmr_mode = True
@@ -452,7 +443,30 @@ class TraceWriter:
         except (OSError, RuntimeError) as error:
             raise TraceError(f"{self.path} cannot be written: {_reason(error)}.") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
+
+    def _new_file(self, temporaries: list[Path]) -> h5py.File:
+        """Create a file beside the path, the last one that is added to `temporaries`."""
+        while True:
+            try:
+                handle, name = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
+            except OSError as error:
+                raise _not_writable(self.path, error.errno) from error
+            temporaries.append(Path(name))
+            try:
+                # Is there room? A file that HDF5 could not finish would crash it.
+                _reserve(handle, self._first_bytes())
+            finally:
+                os.close(handle)
+            os.chmod(name, 0o666 & ~_umask())
+            try:
+                return h5py.File(name, "w", libver="latest", track_order=True)
+            except OSError as error:
+                # The system gives the number of a deleted file to the next one, and HDF5, which tells files apart by
+                # it, still counts as open what it could not write to. While this file stays, the next has another one.
+                if "already open" not in str(error) or len(temporaries) > _MOST_LEFT_OPEN:
+                    raise
 
     def _copy(self, old: Trace) -> None:
         """Append the first `rows` rows of another trace, some at a time."""
@@ -611,6 +625,10 @@ def _reserve(descriptor: int, size: int) -> None:
                 raise
     # A system that promises no space: the file gets its length, at least.
     os.ftruncate(descriptor, end + size)
+
+
+# How many files that HDF5 was made to leave open a process may come upon.
+_MOST_LEFT_OPEN = 64
 
 
 def _redirect(descriptor: int) -> None:

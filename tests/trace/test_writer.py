@@ -219,6 +219,27 @@ def test_first_to_name_a_file_keeps_it(path, mode, monkeypatch):
     assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
+def test_a_file_that_hdf5_takes_for_one_it_has_open_is_not_used(path, monkeypatch):
+    """The number of a deleted file, which HDF5 was made to leave open, goes to the next file."""
+    made = header()
+    real, refused = h5py.File, []
+
+    def first_refused(name, *arguments, **others):
+        if len(refused) < 2:
+            refused.append(Path(name))
+            raise OSError("Unable to synchronously create file (unable to truncate a file which is already open)")
+        assert all(other.exists() for other in refused)
+        return real(name, *arguments, **others)
+
+    monkeypatch.setattr("lsmooth.trace.writer.h5py.File", first_refused)
+    writer = TraceWriter(path, made)
+    monkeypatch.undo()
+    writer.append(rows(made, 0, 3))
+    writer.close()
+    assert_rows(Trace(path), made, 3)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
 # --- modes ---
 
 
