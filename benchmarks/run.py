@@ -29,10 +29,10 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 COMMITTED = HERE / "committed.json"
 MODULES = ("recorder", "optimizers", "trace", "fit", "figures", "commands", "growth")
-# A ratio that has grown by more than this over the committed one fails the check, if it has each time it was measured:
+# A ratio that has grown by more than this over the committed one fails the check, if it is so each time it is measured:
 # another process may disturb one measurement, and what is really slower is slower every time.
 TOLERANCE = 1.25
-ATTEMPTS = 3
+ATTEMPTS = 5
 START, END = "<!-- table: made by `make bench` -->", "<!-- end of table -->"
 README = HERE.parent / "README.md"
 # What README quotes of the table.
