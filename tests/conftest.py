@@ -1,6 +1,12 @@
 """Fixtures that several areas share."""
 
 import os
+import signal
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every process below inherits that; tests are
+# about what Ctrl-C does where it is heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests run side by side, one a core: threads of their own would wait for one another. Before torch is imported, and for
 # the processes that tests start.
