@@ -93,6 +93,7 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
                 if session.run.done:
                     if first:
                         click.echo(_nothing_left(session))
+                    dist.barrier()
                     return
                 if first:
                     click.echo(f"{_opening(session)}, {dist.get_world_size()} processes", err=True)
@@ -103,6 +104,9 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
                 session.close()
                 if first:
                     click.echo(_closing(session, outcome))
+                # Whoever has nothing to say waits: gloo's threads may still hold tensors of the last step, and crash a
+                # process whose Python ends before they let go (pytorch/pytorch#179291).
+                dist.barrier()
     finally:
         dist.destroy_process_group()
     if outcome == "stopped":

@@ -47,6 +47,7 @@ def main(path: str, steps: int = 100) -> None:
         with lsmooth.Trace(path) as trace:
             print(trace)
             print(trace.smoothness()[["step", "smoothness", "grad_norm"]].tail().to_string(index=False))
+    dist.barrier()  # Gloo's threads may still hold tensors, and crash a process that ends too soon (pytorch#179291).
     dist.destroy_process_group()
 
 
