@@ -54,12 +54,24 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
 )
 @click.option("--displacement", type=click.Choice(["layer", "global"]), default="layer", show_default=True)
 @click.option("--endpoint", is_flag=True, help="With --by coordinate: gamma = 1 alone, as in Figure 3.")
-@click.option("--q", default=0.95, show_default=True, help="Share of the points below the line of `quantile`.")
+@click.option(
+    "--q",
+    default=0.95,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of the points below the line of `quantile`, and with --compare of all lines.",
+)
 @click.option(
     "--f-low", type=float, help="For suboptimality: a lower bound of the loss [default: the lowest measured]."
 )
-@click.option("--confidence", default=0.9, show_default=True, help="Of the intervals; 0 for none, which saves time.")
-@click.option("--seed", default=0, show_default=True, help="Of the intervals' random numbers.")
+@click.option(
+    "--confidence",
+    default=0.9,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Of the intervals; 0 for none, which saves time.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the intervals' random numbers.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -87,9 +99,15 @@ def command(
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
+
+    def given(name: str) -> bool:
+        return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+    if not comparing and given("q") and "quantile" not in methods:
+        raise click.UsageError("--q is the share of points below a quantile line; add --method quantile.")
     if comparing:
         for name, option in _NOT_COMPARED.items():
-            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            if given(name):
                 raise click.UsageError(
                     f"--compare holds quantile lines of all conditions together; leave out {option}."
                 )
@@ -188,7 +206,9 @@ def _table(frame: pd.DataFrame) -> list[str]:
         if apart and name:
             lines.append(name)
         lines.append("  ".join(["" if apart else name.ljust(widths[0]), *texts]).rstrip())
-    for reason, rows in frame[frame["reason"] != ""].groupby("reason", sort=False):
+    # A group has one reason a method, and parts of it are the same for all of them.
+    said = frame[["group", "reason"]].assign(reason=frame["reason"].str.split("; ")).explode("reason")
+    for reason, rows in said[said["reason"] != ""].groupby("reason", sort=False):
         names = rows["group"].drop_duplicates().tolist()
         if len(names) > _MOST_NAMES:
             names = [*names[: _MOST_NAMES - 1], f"{len(names) - _MOST_NAMES + 1} more"]

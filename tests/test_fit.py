@@ -272,6 +272,8 @@ CLOUDS = [(method, kind) for method, kinds in KINDS.items() for kind in kinds]
 
 
 @pytest.mark.slow
+# 600 quantile lines with intervals are minutes of one idle core, and more than the suite's 300 s of a busy one.
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("method", "kind"), CLOUDS)
 def test_intervals_hold_the_truth_as_often_as_they_say(method, kind):
     # The 200 trials of one seed tell a coverage of 90 % with a standard error of 2 %, too coarse for limits 5 % away;

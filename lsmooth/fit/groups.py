@@ -107,7 +107,9 @@ def estimate(
     if f_low is not None and condition != "suboptimality":
         raise InvalidArgumentError(f"f_low belongs to condition='suboptimality', not to {condition!r}; leave it out.")
     if confidence is not None and not 0 < confidence < 1:
-        raise InvalidArgumentError(f"confidence={confidence!r} is no share; give a number between 0 and 1, or None.")
+        raise InvalidArgumentError(
+            f"confidence={confidence!r} is no share; give a number between 0 and 1, such as 0.9."
+        )
     if seed < 0:
         raise InvalidArgumentError(f"seed={seed!r} is negative; give 0 or a positive integer.")
     if isinstance(by, str) and by == "density":
@@ -207,7 +209,8 @@ def compare(
     Returns:
         One row a group and condition: `group`, `condition` ("constant" is plain smoothness, L1 = 0), `pinball` (mean
         held-out loss, in the unit of smoothness), `relative` (to that of "constant"), `best` (True for one condition a
-        group), `points` and `reason` (why there are no numbers).
+        group), `f_low` (what "suboptimality" is held against; NaN for the others), `points` and `reason` (why there are
+        no numbers).
 
     Raises:
         InvalidArgumentError: q is not between 0 and 1, f_low is no lower bound, by is "density", or as for
@@ -220,7 +223,7 @@ def compare(
             "by='density' keeps neither the order of steps nor losses, which comparing needs; use coordinate instead."
         )
     cloud = _cloud(trace, by, norm, displacement, endpoint)
-    gaps, _ = against_loss(cloud, f_low)
+    gaps, f_low = against_loss(cloud, f_low)
     # Only steps that every condition can say something about.
     both = replace(cloud, grad_norm=np.where(np.isfinite(gaps.grad_norm), cloud.grad_norm, np.nan))
     size = len(cloud.groups)
@@ -245,6 +248,7 @@ def compare(
             "pinball": losses.ravel(),
             "relative": relative.ravel(),
             "best": best.ravel(),
+            "f_low": np.tile([f_low if name == "suboptimality" else np.nan for name in SIMPLEST_FIRST], size),
             "points": np.repeat(usable.sum(axis=0), len(SIMPLEST_FIRST)),
             "reason": np.repeat(
                 np.array([refusals.get(i, "") for i in range(size)], dtype=object), len(SIMPLEST_FIRST)

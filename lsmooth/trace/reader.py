@@ -354,6 +354,11 @@ class Trace:
             raise InvalidArgumentError(f"displacement={displacement!r} is neither 'layer' nor 'global'.")
         self._check_norm(norm)
         if by == "coordinate":
+            if displacement != "layer":
+                raise InvalidArgumentError(
+                    f"displacement={displacement!r} is not defined for by='coordinate': a coordinate's change of "
+                    "gradient is divided by its own displacement; leave displacement out."
+                )
             groups, smoothness, grad_norm = self._coordinate_estimates(endpoint)
         elif endpoint:
             raise InvalidArgumentError("endpoint=True is defined for by='coordinate' only.")

@@ -67,13 +67,11 @@ def test_groups_may_be_named_by_an_expression(run):
         (["--by", ""], "No parameter falls into a group"),
         (["--by", "density", "--compare"], "use coordinate instead"),
         (["--by", "(("], "not a valid regular expression"),
-        (["--q", "1.5"], "q=1.5"),
-        (["--confidence", "1"], "confidence=1"),
-        (["--seed", "-1"], "seed=-1"),
         (["--f-low", "0"], "belongs to"),
         (["--compare", "--f-low", "100"], "no lower bound"),
         (["--norm", "linf"], "without the linf norm"),
         (["--endpoint"], "endpoint"),
+        (["--by", "coordinate", "--displacement", "global"], "a coordinate's change of gradient"),
     ],
 )
 def test_mistakes_end_in_one_sentence(run, arguments, words):
@@ -105,8 +103,19 @@ def test_json_of_the_other_conditions(run):
     assert list(row)[:5] == ["group", "method", "f_low", "H0", "H1"]
     assert row["f_low"] == 0.5
     done = json.loads(run("--compare", "--json").output)
-    assert list(done["comparison"][0]) == ["group", "condition", "pinball", "relative", "best", "points", "reason"]
+    row = ["group", "condition", "pinball", "relative", "best", "f_low", "points", "reason"]
+    assert list(done["comparison"][0]) == row
     assert list(done["verdicts"]) == ["global"]
+
+
+def test_json_of_a_comparison_says_from_which_loss_suboptimality_counts(run, small_trace):
+    with lsmooth.Trace(small_trace) as trace:
+        lowest = trace.loss.min()
+    for arguments, expected in (((), lowest), (("--f-low", "0.25"), 0.25)):
+        rows = json.loads(run("--compare", "--json", *arguments).output)["comparison"]
+        said = {row["condition"]: row["f_low"] for row in rows}
+        assert said.pop("suboptimality") == pytest.approx(expected, rel=1e-12)
+        assert set(said.values()) == {None}
 
 
 def test_csv_reads_back_as_the_frame(run, small_trace):
@@ -139,6 +148,34 @@ def test_what_a_comparison_has_no_use_for_is_refused(run, option):
     done = run("--compare", *option.split())
     assert done.exit_code == 2
     assert f"leave out {option.split()[0]}." in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--q", "1.5", "--method", "quantile"], ["--confidence", "1"], ["--confidence", "-0.1"], ["--seed", "-1"]],
+)
+def test_numbers_out_of_range_are_usage_errors_that_say_the_range(run, arguments):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert f"{arguments[0]}'" in done.output
+    assert "is not in the range" in done.output
+
+
+def test_q_without_a_quantile_line_is_refused(run):
+    done = run("--q", "0.8")
+    assert done.exit_code == 2
+    assert "add --method quantile" in done.output
+    assert run("--q", "0.8", "--method", "quantile").exit_code == 0
+    assert run("--q", "0.8", "--compare").exit_code == 0
+
+
+def test_what_holds_for_all_methods_of_a_group_is_said_once(run, small_trace):
+    output = run("--by", "coordinate", columns=1000).output
+    notes = [line for line in output.splitlines() if ": left out:" in line or ": no interval" in line]
+    assert notes
+    assert not any("; " in note for note in notes)
+    reasons = [note.split(": ", 1)[1] for note in notes]
+    assert len(set(reasons)) == len(reasons)
 
 
 def test_a_method_that_does_not_exist_is_a_usage_error(run):
