@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,8 +38,15 @@ def piece_size(device: torch.device) -> int:
     return _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
 
 
+_T = TypeVar("_T")
+# Position, a, b and c of an entry of `TensorNorms`.
+_Given = tuple[int, Tensor, Tensor | None, Tensor | None]
+
+
 class TensorNorms:
     """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; b_i may be missing and counts as 0.
+
+    On the way it also sums up ⟨c_i, a_i - b_i⟩ for tensors that come with such a c_i.
 
     Differences are formed in float32 or wider, sums are taken in float64: gradients of 1e-30 do not underflow (nor do
     float64 ones of 1e-200), and bfloat16 ones do not lose the digits that they share. Nothing waits for the device,
@@ -77,6 +84,7 @@ class TensorNorms:
         self._scratch = torch.empty(longest if longest >= _CPU_LARGE else 0, dtype=self.dtype)
         self._parts: list[dict[str, list[Tensor]] | None] = []
         self._of_matrices: dict[str, dict[int, Tensor]] = {}
+        self._products: list[Tensor] = []
         self.clear()
 
     def missing(self) -> list[int]:
@@ -87,12 +95,28 @@ class TensorNorms:
         """Forget what has arrived."""
         self._parts = [None] * len(self._counts)
         self._of_matrices = {kind: {} for kind in self._matrix_kinds}
+        self._products = []
 
     @torch.no_grad()
-    def add(self, positions: Sequence[int], tensors: Sequence[Tensor], minus: Sequence[Tensor | None]) -> None:
-        """Take in the tensors at some positions, less their counterparts; temporary memory is one piece."""
-        small: list[tuple[int, Tensor, Tensor | None]] = []
-        for position, tensor, other in zip(positions, tensors, minus, strict=True):
+    def add(
+        self,
+        positions: Sequence[int],
+        tensors: Sequence[Tensor],
+        minus: Sequence[Tensor | None],
+        along: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Take in the tensors at some positions, less their counterparts; temporary memory is one piece.
+
+        Args:
+            positions: Which of the n tensors arrive.
+            tensors: a_i.
+            minus: b_i; None for 0.
+            along: c_i, whose inner product with a_i - b_i is summed up; None for none.
+        """
+        small: list[_Given] = []
+        for position, tensor, other, third in zip(
+            positions, tensors, minus, along or [None] * len(positions), strict=True
+        ):
             size = tensor.numel()
             if self._matrix_kinds and tensor.dim() > 1 and size:
                 values = singular_values(tensor, other, self.dtype, self._piece)
@@ -102,18 +126,26 @@ class TensorNorms:
             if not size:
                 self._parts[position] = {kind: [self._zero] for kind in self._entry_kinds}
             elif size > self._piece or self._fits_scratch(tensor, size):
-                self._parts[position] = self._in_pieces(tensor, other, min(size, self._piece))
+                self._parts[position] = self._in_pieces(tensor, other, third, min(size, self._piece))
             else:
-                small.append((position, tensor, other))
+                small.append((position, tensor, other, third))
         self._add_small(small)
 
     def result(self) -> dict[Kind, Tensor]:
         """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
+        return self.result_and_product()[0]
+
+    def result_and_product(self) -> tuple[dict[Kind, Tensor], Tensor]:
+        """Return what `result` does, and Σ_i ⟨c_i, a_i - b_i⟩, float64 without dimensions, and start anew.
+
+        Differences are formed in float32 or wider, products and their sum in float64.
+        """
         found: dict[str, Tensor] = {kind: self._joined(kind) for kind in self._entry_kinds}
         for kind, of_matrices in self._of_matrices.items():
             found[kind] = torch.stack([of_matrices.get(i, norm) for i, norm in enumerate(found["l2"].unbind())])
+        product = torch.stack(self._products).sum() if self._products else self._zero
         self.clear()
-        return {kind: found[kind] for kind in self._kinds}
+        return {kind: found[kind] for kind in self._kinds}, product
 
     def _joined(self, kind: str) -> Tensor:
         """Return one kind of norm of each tensor from those of its pieces."""
@@ -132,34 +164,42 @@ class TensorNorms:
         scale = _divisor(largest)
         return (table / scale[:, None]).square_().sum(dim=1).sqrt_().mul_(scale)
 
-    def _add_small(self, given: list[tuple[int, Tensor, Tensor | None]]) -> None:
+    def _add_small(self, given: list[_Given]) -> None:
         """Take in tensors of one piece each, several at a time."""
-        start = 0
-        while start < len(given):
-            stop, held = start, 0
-            while stop < len(given) and (stop == start or held <= self._together):
-                held += given[stop][1].numel()
-                stop += 1
-            group = given[start:stop]
-            differences = _differences([tensor for _, tensor, _ in group], [other for _, _, other in group])
-            for position, _, _ in group:
+        for group in _grouped(given, [tensor.numel() for _, tensor, _, _ in given], self._together):
+            differences = _differences([tensor for _, tensor, _, _ in group], [other for _, _, other, _ in group])
+            for position, *_ in group:
                 self._parts[position] = {}
             for kind in self._entry_kinds:
                 norms = _entry_norms(differences, kind, self.dtype)
-                for (position, _, _), norm in zip(group, norms, strict=True):
+                for (position, *_), norm in zip(group, norms, strict=True):
                     self._parts[position][kind] = [self._brought(norm)]  # type: ignore[index]
-            start = stop
+            pairs = [(d, third) for d, (*_, third) in zip(differences, group, strict=True) if third is not None]
+            for some in _grouped(pairs, [difference.numel() for difference, _ in pairs], self._piece // 8):
+                self._multiply(
+                    *(torch.cat([self._brought(t.reshape(-1)) for t in ts]) for ts in zip(*some, strict=True))
+                )
 
-    def _in_pieces(self, tensor: Tensor, other: Tensor | None, size: int) -> dict[str, list[Tensor]]:
+    def _in_pieces(
+        self, tensor: Tensor, other: Tensor | None, along: Tensor | None, size: int
+    ) -> dict[str, list[Tensor]]:
         """Return by kind the norms of a difference's pieces, one of which is held at a time."""
         norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
         scratch = self._fits_scratch(tensor, size)
-        for left, right in zip(*_flat_pair(tensor, other, self._piece), strict=True):
+        for left, right, third in _flat_pieces(tensor, other, along, self._piece):
             difference = self._in_scratch(left, right) if scratch else _differences([left], [right])[0]
             for kind, found in norms.items():
                 norm = _SCRATCH_NORMS[kind](difference) if scratch else _entry_norms([difference], kind, self.dtype)[0]
                 found.append(self._brought(norm))
+            if third is not None:
+                self._multiply(difference, third)
         return norms
+
+    def _multiply(self, difference: Tensor, along: Tensor) -> None:
+        """Add the inner product of a difference and its counterpart, both flat, to the sum."""
+        size = difference.numel() if difference.is_cpu else max(1, self._piece // 8)
+        for left, right in zip(difference.split(size), along.split(size), strict=True):
+            self._products.append(self._brought(torch.dot(left.to(self.dtype), right.to(self.dtype))))
 
     def _fits_scratch(self, tensor: Tensor, size: int) -> bool:
         # Squares of float64 numbers leave its range, and take another way.
@@ -183,50 +223,6 @@ def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], devi
     for position, (tensor, other) in enumerate(zip(tensors, minus, strict=True)):
         norms.add([position], [tensor], [other])
     return norms.result()["l2"]
-
-
-@torch.no_grad()
-def product_with_difference(
-    tensors: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor], device: torch.device
-) -> Tensor:
-    """Return Σ_i ⟨a_i, b_i - c_i⟩ of n tensors, float64 without dimensions, on `device`.
-
-    Differences are formed in float32 or wider, products and sums in float64. Nothing waits for the device, and a piece
-    at a time is held.
-    """
-    dtype = accumulation_dtype(device)
-    totals: list[Tensor] = []
-    together: list[tuple[Tensor, Tensor, Tensor]] = []
-    held = 0
-
-    def take(x: Tensor, y: Tensor, z: Tensor) -> None:
-        difference = _differences([y], [z])[0].to(dtype)
-        totals.append(torch.dot(x.to(dtype), difference).to(device, non_blocking=True))
-
-    def take_together() -> None:
-        if together:
-            take(*(torch.cat(column) for column in zip(*together, strict=True)))
-            together.clear()
-
-    for a, b, c in zip(tensors, left, right, strict=True):
-        piece = max(1, piece_size(a.device) // 8)
-        size = a.numel()
-        if not (a.is_contiguous() and b.is_contiguous() and c.is_contiguous()):
-            # Tensors that lie alike are read as they lie; others have to be brought into one order.
-            alike = a.stride() == b.stride() == c.stride()
-            a, b, c = (_flat(t) if alike else t.reshape(-1) for t in (a, b, c))
-        a, b, c = a.view(-1), b.view(-1), c.view(-1)
-        if size > piece // 2:
-            for part in zip(a.split(piece), b.split(piece), c.split(piece), strict=True):
-                take(*part)
-            continue
-        # Small tensors of one device and dtype go together.
-        if together and (held + size > piece or (a.device, a.dtype) != (together[0][0].device, together[0][0].dtype)):
-            take_together()
-        held = size + (held if together else 0)
-        together.append((a, b, c))
-    take_together()
-    return torch.stack(totals).sum() if totals else torch.zeros((), dtype=dtype, device=device)
 
 
 def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, piece: int) -> Tensor:
@@ -270,6 +266,16 @@ def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, pi
     return torch.where(finite, values, torch.full_like(values, float("nan")))
 
 
+def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[Sequence[_T]]:
+    """Cut a sequence into runs, each ended by the item with which its size passes the limit."""
+    start, held = 0, 0
+    for stop, size in enumerate(sizes, 1):
+        held += size
+        if held > limit or stop == len(items):
+            yield items[start:stop]
+            start, held = stop, 0
+
+
 def _largest(values: Tensor) -> Tensor:
     least, most = torch.aminmax(values)
     return torch.maximum(-least, most)
@@ -300,16 +306,17 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where((scale > 0) & torch.isfinite(scale), scale, torch.ones_like(scale))
 
 
-def _flat_pair(tensor: Tensor, other: Tensor | None, piece: int) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Cut a tensor and its counterpart into flat pieces whose elements correspond."""
-    if other is not None and tensor.stride() != other.stride():
-        tensor, other = tensor.contiguous(), other.contiguous()
-    flat = _flat(tensor)
-    pieces = list(flat.split(piece)) if flat.numel() > piece else [flat]
-    if other is None:
-        return pieces, [None] * len(pieces)
-    flat_other = _flat(other)
-    return pieces, list(flat_other.split(piece)) if flat_other.numel() > piece else [flat_other]
+def _flat_pieces(
+    tensor: Tensor, other: Tensor | None, along: Tensor | None, piece: int
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Cut a tensor and its counterparts into flat pieces whose elements correspond."""
+    given = [t for t in (tensor, other, along) if t is not None]
+    if any(t.stride() != tensor.stride() for t in given):
+        given = [t.contiguous() for t in given]
+    pieces = zip(*(_flat(t).split(piece) for t in given), strict=True)
+    for parts in pieces:
+        remaining = iter(parts)
+        yield next(remaining), None if other is None else next(remaining), None if along is None else next(remaining)
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -39,7 +39,6 @@ from lsmooth.norms import (
     Kind,
     TensorNorms,
     accumulation_dtype,
-    product_with_difference,
     tensor_norms,
 )
 from lsmooth.replay import (
@@ -826,20 +825,12 @@ class Recorder:
         if arrived:
             self._dual_norms.add(arrived, [g for g in current.gradient if g is not None], [None] * len(arrived))
         of_gradient = _unscaled(self._dual_norms.result(), scale)
-        self._step_norms.add(positions, segment.stop, segment.start)
-        of_step = self._step_norms.result()
+        self._step_norms.add(positions, segment.stop, segment.start, [current.gradient[i] for i in positions])
+        of_step, slope = self._step_norms.result_and_product()
         for name, (primal, dual) in self._geometries.items():
             view(row, _of_geometry(name, "grad_norm")).copy_(of_gradient[dual])
             view(row, _of_geometry(name, "step_norm")).copy_(of_step[primal])
-        moved_along = [
-            (gradient, stop, start)
-            for i, stop, start in zip(positions, segment.stop, segment.start, strict=True)
-            if (gradient := current.gradient[i]) is not None
-        ]
-        if moved_along:
-            gradients, stops, starts = zip(*moved_along, strict=True)
-            slope = product_with_difference(gradients, stops, starts, self._device)
-            view(row, "slope").copy_(slope if scale is None else slope / scale)
+        view(row, "slope").copy_(slope if scale is None else slope / scale)
         view(row, "rounding").copy_(self._rounding(segment, positions))
         if current.foreign is not None:
             view(row, "foreign_grad").copy_(current.foreign)

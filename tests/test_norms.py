@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.norms import _CPU_PIECE, TensorNorms, product_with_difference, singular_values, tensor_norms
+from lsmooth.norms import _CPU_PIECE, TensorNorms, singular_values, tensor_norms
 
 CPU = torch.device("cpu")
 
@@ -33,11 +33,17 @@ def test_norms_of_differences(dtype, scale):
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def product(along, left, right):
+    norms = TensorNorms([a.numel() for a in left], CPU)
+    norms.add(range(len(left)), left, right, along)
+    return norms.result_and_product()[1]
+
+
 @pytest.mark.parametrize(
     ("dtype", "scale"),
     [(torch.float64, 1.0), (torch.bfloat16, 1.0), *((torch.float32, scale) for scale in (1.0, 1e-30, 1e30))],
 )
-def test_a_product_with_a_difference(dtype, scale):
+def test_the_product_with_differences(dtype, scale):
     torch.manual_seed(0)
     shapes = [(size,) for size in SIZES] + [(), (0,), (2, 3, 4, 5), (30, 20), *[(7,)] * 40]
     given = [[(torch.randn(s, dtype=torch.float64) * scale).to(dtype) for s in shapes] for _ in range(3)]
@@ -49,14 +55,23 @@ def test_a_product_with_a_difference(dtype, scale):
         (a.double() / scale * (b.double() / scale - c.double() / scale)).sum().item()
         for a, b, c in zip(*given, strict=True)
     ]
-    got = product_with_difference(*given, CPU)
+    got = product(*given)
     assert got.dtype == torch.float64
     assert got.dim() == 0
     size = sum(a.double().norm().item() / scale for a in given[0])
     assert abs(got.item() / scale / scale - sum(terms)) < 1e-6 * size
-    assert product_with_difference([], [], [], CPU) == 0
     mixed = [torch.ones(3), torch.full((2,), 2.0, dtype=torch.float64)]
-    assert product_with_difference(mixed, [3 * t for t in mixed], mixed, CPU) == 3 * 2 + 2 * 2 * 4
+    assert product(mixed, [3 * t for t in mixed], mixed) == 3 * 2 + 2 * 2 * 4
+
+
+def test_the_product_is_of_those_with_a_counterpart_and_begins_anew():
+    norms = TensorNorms([3, 3, 20_000], CPU, ("linf", "spectral"))
+    ones, large = torch.ones(3), torch.ones(20_000)
+    norms.add([2, 0, 1], [2 * large, 2 * ones, 5 * ones], [large, None, ones], [large, 3 * ones, None])
+    found, total = norms.result_and_product()
+    assert found["linf"].tolist() == [2, 4, 1]
+    assert total == 20_000 + 3 * 2 * 3
+    assert norms.result_and_product()[1] == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
