@@ -86,8 +86,8 @@ class _Kind:
 @click.option(
     "--by",
     default=None,
-    help="Groups of scatter (default global), layers and heatmap (module): global, module, parameter, or a regular "
-    "expression whose first group names the group; of curves: run or optimizer.",
+    help="Groups of scatter (default global), layers and heatmap (module): global, module, parameter, coordinate, or a "
+    "regular expression whose first group names the group; of curves: run or optimizer.",
 )
 @click.option(
     "--norm",
@@ -260,12 +260,35 @@ def _write(figure: Figure, path: Path, dpi: int | None) -> None:
         warnings.filterwarnings("error", message="constrained_layout not applied")
         try:
             figure.savefig(buffer, format=path.suffix.lower()[1:], dpi=dpi or matplotlib.rcParams["savefig.dpi"])
+            fits = _fits(figure)
         except UserWarning:
-            width, height = figure.get_size_inches()
-            raise InvalidArgumentError(
-                f"A figure of {width:g}x{height:g} inches is too small for its labels; give a larger --size."
-            ) from None
+            fits = False
+    if not fits:
+        width, height = figure.get_size_inches()
+        raise InvalidArgumentError(
+            f"A figure of {width:g}x{height:g} inches is too small for its labels; give a larger --size."
+        )
     path.write_bytes(buffer.getvalue())
+
+
+def _fits(figure: Figure) -> bool:
+    """Say of a figure that has been drawn whether all of it is inside, and legends inside of what they explain."""
+    width, height = figure.get_size_inches()
+    edges = figure.get_tightbbox()
+    # Inches, half a letter: letters are not equally wide at the resolution of the file and at that of the figure.
+    slack = 0.05
+    if min(edges.x0, edges.y0, width - edges.x1, height - edges.y1) < -slack:
+        return False
+    for ax in figure.axes:
+        legend = ax.get_legend()
+        if legend is None:
+            continue
+        box, panel = legend.get_window_extent(), ax.get_window_extent()
+        # One that stands above its Axes is where it should be.
+        down = 0.0 if box.y0 > panel.y1 else min(box.y0 - panel.y0, panel.y1 - box.y1)
+        if min(box.x0 - panel.x0, panel.x1 - box.x1, down) < -slack * figure.dpi:
+            return False
+    return True
 
 
 def _draw_all(

@@ -15,7 +15,7 @@ from lsmooth.figures.house import drawing, sequential
 from lsmooth.figures.legend import place_legend
 from lsmooth.figures.points import Data, points_of
 from lsmooth.figures.scales import LogLabels, LogTicks, make_log, percent
-from lsmooth.figures.scatter import Y_LABEL
+from lsmooth.figures.scatter import BOTH_ENDS_LABEL, Y_LABEL
 from lsmooth.trace.density import Density
 from lsmooth.trace.reader import Trace
 
@@ -61,7 +61,7 @@ def coordinate_density(
     elif isinstance(data, Density):
         density = data
     else:
-        label = r"smaller of both ends' $|\partial_j f|$"
+        label = BOTH_ENDS_LABEL
         density = _counted(data)
     counts, grad_edges, smoothness_edges = density.counts, density.grad_edges, density.smoothness_edges
     if not counts.any():

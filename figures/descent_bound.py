@@ -66,7 +66,7 @@ def lower_bound(frame: pd.DataFrame, *, ax: Axes | None = None, legend: bool = T
         )
         make_log(ax, "x", log_limits(frame["M_L1"]))
         make_log(ax, "y", log_limits(known["iterations"], bound["bound"]))
-        ax.set(xlabel="M L1, the largest gradient times L1", ylabel="iterations")
+        ax.set(xlabel="$M L_1$, the largest gradient times $L_1$", ylabel="iterations")
         if legend:
             place_legend(ax, [(known["M_L1"], known["iterations"]), (bound["M_L1"], bound["bound"])])
     return ax

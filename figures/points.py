@@ -39,6 +39,7 @@ class Points:
         usable: Which points enter fits, bool (n,); the others are flagged.
         lr: Learning rate, float64 (n,), NaN where it is not known.
         norm: The geometry, as in `Cloud`.
+        by: How parameters are grouped, as in `Cloud`; "" where it is not known.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Points:
     usable: NDArray[np.bool_]
     lr: NDArray[np.float64]
     norm: str = "l2"
+    by: str = ""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -170,6 +172,7 @@ def _from_cloud(cloud: Cloud, run: str) -> list[Points]:
             usable=usable[:, column],
             lr=cloud.lr,
             norm=cloud.norm,
+            by=cloud.by,
         )
         for column, group in enumerate(cloud.groups)
     ]

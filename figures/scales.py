@@ -80,8 +80,16 @@ def _all_short(values: Sequence[float]) -> bool:
     return min(values) >= 0.009 and max(values) < 1e4
 
 
+def _all_decades(values: Sequence[float]) -> bool:
+    """Say whether all values are whole powers of ten."""
+    return all(abs(math.log10(value) - round(math.log10(value))) < 1e-9 for value in values)
+
+
 class LogLabels(Formatter):
-    """Labels of a logarithmic axis: plain numbers where all of them are short, powers of ten otherwise."""
+    """Labels of a logarithmic axis: plain numbers where all of them are short, powers of ten otherwise.
+
+    Whole decades beside an axis that needs powers of ten are powers too, so that both axes are written alike.
+    """
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """Return the label of a value that stands alone, such as the one under the mouse."""
@@ -89,9 +97,19 @@ class LogLabels(Formatter):
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         """Return the labels of all ticks of an axis."""
-        if len(values) and _all_short(values):
+        if len(values) and _all_short(values) and not (_all_decades(values) and self._beside_powers()):
             return [f"{value:.6g}" for value in values]
         return [power_of_ten(value) for value in values]
+
+    def _beside_powers(self) -> bool:
+        """Say whether the other axis of these Axes needs powers of ten."""
+        axis: Any = self.axis
+        ax = getattr(axis, "axes", None)
+        if ax is None:
+            return False
+        other = ax.yaxis if axis is ax.xaxis else ax.xaxis
+        ticks = other.get_majorticklocs() if isinstance(other.get_major_formatter(), LogLabels) else ()
+        return len(ticks) > 0 and not _all_short(ticks)
 
 
 def power_of_ten(value: float) -> str:

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 Y_LABEL = "local Lipschitz constant"
-# By geometry: how the dual norm of the gradient is written, and what is added to the y axis.
+# Below points of coordinates that do not say whether they are of the endpoint.
+BOTH_ENDS_LABEL = r"smaller of both ends' $|\partial_j f|$"
+# By geometry: how the dual norm of the gradient is written, and what is added to the y axis; a line of its own, since
+# one line of both is higher than the figure of a single column.
 _DUALS = {
     "l2": ("", ""),
-    "linf": ("_1", r", $\ell_\infty$ geometry"),
-    "spectral": (r"_{\mathrm{nuc}}", ", spectral geometry"),
+    "linf": ("_1", "\n($\\ell_\\infty$ geometry)"),
+    "spectral": (r"_{\mathrm{nuc}}", "\n(spectral geometry)"),
 }
 
 # Up to so many points each is a mark of its own, in its exact colour; more are drawn by shades, which is faster.
@@ -99,7 +102,7 @@ def smoothness_scatter(
         fitted = draw_lines(ax, points, lines, linear=linear)
         for line in fitted:
             line.handle.set_label(line.label)
-        ax.set(xlabel=x_label(points.norm), ylabel=y_label(points.norm))
+        ax.set(xlabel=x_label(points), ylabel=y_label(points.norm))
         if colorbar:
             add_colorbar([ax], colours)
         if legend:
@@ -170,7 +173,7 @@ def smoothness_panels(
         linear=linear,
         legend=legend,
         shared=True,
-        x_text=x_label(chosen[0].norm),
+        x_text=x_label(chosen[0]),
     )
 
 
@@ -252,9 +255,11 @@ def panels_height(rows: int, lines: int = 0) -> float:
     return 0.7 + (1.35 + 0.13 * lines) * rows + (0.2 if lines else 0.0)
 
 
-def x_label(norm: str) -> str:
+def x_label(points: Points) -> str:
     """Return what stands below an axis of gradient norms."""
-    return rf"gradient norm $\|\nabla f(x_t)\|{_DUALS.get(norm, ('', ''))[0]}$"
+    if points.by == "coordinate":
+        return BOTH_ENDS_LABEL
+    return rf"gradient norm $\|\nabla f(x_t)\|{_DUALS.get(points.norm, ('', ''))[0]}$"
 
 
 def y_label(norm: str) -> str:

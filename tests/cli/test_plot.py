@@ -62,6 +62,19 @@ def test_a_figure_that_cannot_be_drawn_leaves_no_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "density"])
+def test_a_figure_of_one_column_is_large_enough_for_every_kind(kind, small_trace, tmp_path):
+    done = plot(small_trace, "-o", tmp_path / "a.png", "--kind", kind, "--dpi", "50")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(("kind", "inches"), [("scatter", "2x1.5"), ("scatter", "2.4x2.4"), ("stability", "3.25x0.9")])
+def test_a_figure_whose_legend_would_stick_out_is_refused(kind, inches, small_trace, tmp_path):
+    path = tmp_path / "a.png"
+    refused(plot(small_trace, "-o", path, "--kind", kind, "--size", inches), "too small", "--size")
+    assert not path.exists()
+
+
 def size(path):
     """Width and height of a PNG in pixels."""
     return struct.unpack(">II", path.read_bytes()[16:24])

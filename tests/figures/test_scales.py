@@ -35,6 +35,31 @@ def test_labels_on_the_axis_do_not_overlap(low, high, width, most):
     assert len(boxes) >= 2
 
 
+@pytest.mark.parametrize(
+    ("y_limits", "x_labels"),
+    [
+        ((3, 700), ["10", "100"]),
+        ((300, 5e4), ["$10^{1}$", "$10^{2}$"]),
+        ((1e-6, 1e-3), ["$10^{1}$", "$10^{2}$"]),
+    ],
+)
+def test_both_axes_are_written_alike(y_limits, x_labels):
+    ax = Figure((3.25, 2.6)).add_subplot()
+    make_log(ax, "x", (4, 300))
+    make_log(ax, "y", y_limits)
+    assert [label.get_text() for label in ax.get_xticklabels()] == x_labels
+
+
+def test_numbers_between_decades_stay_plain_beside_powers():
+    ax = Figure((3.25, 2.6)).add_subplot()
+    make_log(ax, "x", (0.4, 3))
+    make_log(ax, "y", (1e-6, 1e-3))
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.5", "1", "2"]
+    ax.set_yscale("linear")
+    make_log(ax, "x", (4, 300))
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["10", "100"]
+
+
 def test_two_powers_that_stand_close_are_not_both_labelled():
     ticks = LogTicks(3).tick_values(2.3e-32, 1.9e-31)
     assert len(ticks) == 2

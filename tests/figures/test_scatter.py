@@ -239,6 +239,17 @@ def test_constants_stand_above_panels():
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["envelope"]
 
 
+def test_coordinates_are_drawn_against_the_smaller_of_both_ends(tmp_path):
+    with lsmooth.Trace(write_small_trace(tmp_path / "run.h5", steps=12)) as trace:
+        group = trace.coordinate_names[0]
+        ax = smoothness_scatter(trace, by="coordinate", group=group, ax=empty_axes())
+        assert ax.get_xlabel() == r"smaller of both ends' $|\partial_j f|$"
+        figure = Figure(layout="constrained")
+        smoothness_panels(trace, by="coordinate", panels=2, figure=figure)
+        assert figure.get_supxlabel() == ax.get_xlabel()
+        assert smoothness_scatter(trace, ax=empty_axes()).get_xlabel().startswith("gradient norm")
+
+
 def test_another_geometry_is_drawn_and_named(tmp_path):
     path = write_small_trace(tmp_path / "run.h5", steps=12, norms=("linf", "spectral"))
     with lsmooth.Trace(path) as trace:
