@@ -165,15 +165,19 @@ class AWDLSTM(nn.Module):
         if self.training and settings.dropout_embedding:
             table = table * functional.dropout(torch.ones_like(table[:, :1]), settings.dropout_embedding)
         x = locked_dropout(functional.embedding(words, table), settings.dropout_input, self.training)
-        output = x
+        output, after = self.recur(x, state)
+        dropped = locked_dropout(output, settings.dropout, self.training)
+        return functional.linear(dropped, self.embedding.weight, self.bias), after, output, dropped
+
+    def recur(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the last layer's outputs for embedded words (batch, sequence, embedding), and the state after them."""
         after = []
         for number, layer in enumerate(self.layers):
             if number:
-                x = locked_dropout(output, settings.dropout_hidden, self.training)
-            output, reached = layer(x, state[number])
+                x = locked_dropout(x, self.settings.dropout_hidden, self.training)
+            x, reached = layer(x, state[number])
             after.append(reached)
-        dropped = locked_dropout(output, settings.dropout, self.training)
-        return functional.linear(dropped, self.embedding.weight, self.bias), tuple(after), output, dropped
+        return x, tuple(after)
 
 
 # --- run ---
@@ -217,6 +221,16 @@ class AWDLSTMProblem(Problem):
         model = AWDLSTM(len(corpus.vocabulary), settings).to(device)
         self.network = model
         super().__init__(settings, model, seed=seed, steps_per_epoch=len(self._lengths(0, seed)))
+
+    def compile(self) -> None:
+        """Compile what comes before and after the recurrent layers, for sequences of any length.
+
+        The layers themselves would be written out word by word, in a graph of its own for each length of sequence:
+        minutes each time, and lengths vary from batch to batch.
+        """
+        # Not a decorator: that would import the compiler, which takes a second, with this module.
+        self.network.recur = torch.compiler.disable(self.network.recur)  # type: ignore[method-assign]
+        super().compile()
 
     def _lengths(self, epoch: int, seed: int) -> Sequence[int]:
         return draw_lengths(self.text.shape[1], self.settings.bptt, np.random.default_rng((seed, epoch)))

@@ -94,7 +94,7 @@ class Plan:
         found = task.find_data(self.data) if data is None else data
         problem = task.build(settings, found, seed=self.seed, device=self.device, hold_out=self.hold_out)
         if self.compile:
-            problem.model.compile()
+            problem.compile()
         trained = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
         optimizer = optim.build(self.optimizer, trained, **self.hyperparameters)
         return TrainingRun(

@@ -190,6 +190,10 @@ class Problem(ABC):
     def baseline(self) -> Baseline:
         """Return the loss of the best guess that looks at no input (unigram entropy, ln 10, ...)."""
 
+    def compile(self) -> None:
+        """Have the model compiled by torch.compile when it is first called."""
+        self.model.compile()
+
     def lr_factor(self, step: int, epoch: int, batch: Batch) -> float:
         """Return what the learning rate is multiplied by at an optimizer step: the schedule, 1 by default.
 

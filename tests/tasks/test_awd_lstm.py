@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
+import lsmooth
 from lsmooth import tasks
 from lsmooth.errors import DataError
 from lsmooth.tasks.awd_lstm import AWDLSTM, AWDLSTMSettings, WeightDropLSTM, draw_lengths, locked_dropout
+from lsmooth.tasks.plan import make_plan
 
 TINY = {"batch_size": 4, "embedding": 8, "hidden": 12, "bptt": 10}
 NO_DROPOUT = dict.fromkeys(("dropout", "dropout_hidden", "dropout_input", "dropout_embedding", "weight_drop"), 0.0)
@@ -239,6 +242,43 @@ def test_state_goes_on_from_batch_to_batch(task, data):
     both = torch.cat([first.words, second.words], dim=1)
     _, state, _, _ = problem.model(both, problem.model.start(4))
     torch.testing.assert_close(after[0], state)
+
+
+def test_compiled_it_is_compiled_for_one_length_and_then_for_any(data, tmp_path, monkeypatch):
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_as_usual = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compile_as_usual(model, backend=counter))
+    plan, _ = make_plan("awd-lstm", changes=TINY | {"steps": 12}, compile=True)
+    run = plan.start(data)
+    lengths = {batch.words.shape[1] for batch in list(run.problem.batches(0))[:11]}
+    with lsmooth.Recorder(run.model, run.optimizer, tmp_path / "run.h5", every=4) as recorder:
+        # The last step is followed by an evaluation, which is compiled too.
+        compiled = [counter.frame_count for step in run.steps(recorder)][:-1]
+    assert len(lengths) > 5
+    # What comes before the recurrent layers and what comes after.
+    assert compiled == [2] + [4] * 10
+    # Not the layers: torch.lstm would be written out word by word.
+    called = {node.target for graph in counter.graphs for node in graph.graph.nodes}
+    assert functional.linear in called
+    assert torch.lstm not in called
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 3}
+
+
+def test_compiled_a_loss_has_the_same_gradient_again(task, data, monkeypatch):
+    compile_as_usual = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compile_as_usual(model, backend="aot_eager"))
+    problem = task.build(AWDLSTMSettings(**TINY), data, seed=0)
+    problem.compile()
+    batch = next(iter(problem.batches(0)))
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        problem.model.zero_grad()
+        problem.loss(batch, None)[0].backward()
+        found.append(nn.utils.parameters_to_vector(p.grad for p in problem.model.parameters()))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_metrics_against_the_whole_text_at_once(task, data):
