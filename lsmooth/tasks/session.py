@@ -139,7 +139,7 @@ class Session:
         self.save()
         parallel = self.run.parallel
         # torchrun passes a Ctrl-C on to processes that have had it, and a SIGTERM to one after the other.
-        with _stop_requests(strikes=parallel is None) as stop, _compiling():
+        with _stop_requests(strikes=parallel is None) as stop, _compiling(stop):
             for _ in self.run.steps(self.recorder):
                 watch(self)
                 wishes = [self._due(), stop.is_set()]
@@ -219,12 +219,17 @@ def _description(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Run a block in which a compiler that fails ends in one sentence."""
+def _compiling(stop: threading.Event) -> Iterator[None]:
+    """Run a block in which a compiler that fails, or that a request to stop ends too, ends in one sentence."""
     try:
         yield
     except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if stop.is_set():
+                # Ctrl-C reaches the whole group of processes, the compiler at work among them.
+                raise CompileError(
+                    "Stopped while the model was being compiled; --resume goes on from the last checkpoint."
+                ) from error
             # The first line says which backend, the second what it had to say.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = " ".join(lines[:2]) or type(error).__name__

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +142,20 @@ def test_a_compiler_that_fails_ends_in_a_sentence(train, monkeypatch):
         r"Error: The model cannot be compiled here \(.*g\+\+ was not found\); leave out --compile\.", last
     )
     assert "Traceback" not in done.output
+
+
+def test_a_compiler_that_ctrl_c_ends_is_not_said_to_fail(train, monkeypatch):
+    compile_as_usual = torch.nn.Module.compile
+
+    def interrupted(graph, inputs):
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("g++ died")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compile_as_usual(model, backend=interrupted))
+    done = train(*TINY, "--steps", 2, "--compile", "--trace", "run.h5")
+    assert done.exit_code == 1, done.output
+    assert done.stderr.splitlines()[-1].startswith("Error: Stopped while the model was being compiled")
+    assert Path("run.checkpoint.pt").exists()
 
 
 def test_a_diverged_run_says_so(train):
