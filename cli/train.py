@@ -82,7 +82,7 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from lsmooth.cli.progress import Progress, plain_warnings
-    from lsmooth.tasks.parallel import join
+    from lsmooth.tasks.parallel import join, leave
 
     options["device"] = join(options["device"] or default_device())
     first = not dist.get_rank()
@@ -93,7 +93,6 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
                 if session.run.done:
                     if first:
                         click.echo(_nothing_left(session))
-                    dist.barrier()
                     return
                 if first:
                     click.echo(f"{_opening(session)}, {dist.get_world_size()} processes", err=True)
@@ -104,11 +103,8 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
                 session.close()
                 if first:
                     click.echo(_closing(session, outcome))
-                # Whoever has nothing to say waits: gloo's threads may still hold tensors of the last step, and crash a
-                # process whose Python ends before they let go (pytorch/pytorch#179291).
-                dist.barrier()
     finally:
-        dist.destroy_process_group()
+        leave()
     if outcome == "stopped":
         ctx.exit(130)
     if outcome == "diverged":

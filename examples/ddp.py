@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 examples/ddp.py run.h5
 
 import os
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -47,8 +48,8 @@ def main(path: str, steps: int = 100) -> None:
         with lsmooth.Trace(path) as trace:
             print(trace)
             print(trace.smoothness()[["step", "smoothness", "grad_norm"]].tail().to_string(index=False))
-    dist.barrier()  # Gloo's threads may still hold tensors, and crash a process that ends too soon (pytorch#179291).
     dist.destroy_process_group()
+    time.sleep(0.2)  # Gloo's threads outlive the group, and crash a Python that ends at once (pytorch#179291).
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,14 @@ def join(device: str) -> str:
         raise InvalidArgumentError(f"Several processes train on cpu or cuda, not on {device}.")
     dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     return device
+
+
+def leave() -> None:
+    """Leave the processes that train together, as the last thing before the end of this one."""
+    dist.destroy_process_group()
+    # DistributedDataParallel keeps gloo's threads alive. One that waits for the interpreter, to let go of what it held
+    # during the last operation, crashes the process if that is ending by then (pytorch/pytorch#179291).
+    time.sleep(0.2)
 
 
 def on_rank_0(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -80,3 +81,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     trainer(Path(sys.argv[1]) / f"trainer.{ranks()}.h5")
     lightning(Path(sys.argv[1]) / f"lightning.{ranks()}.h5")
+    # Gloo's threads crash a Python that ends at once (pytorch/pytorch#179291).
+    time.sleep(0.2)

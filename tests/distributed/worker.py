@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lsmooth
+from lsmooth.tasks.parallel import leave
 
 STEPS, BATCH = 6, 16
 
@@ -443,6 +444,4 @@ if __name__ == "__main__":
     for case in cases:
         result = CASES[case](folder / f"{case}.{size}.h5")
         (folder / f"{case}.{size}.rank{rank}.json").write_text(json.dumps(result))
-    # Gloo's threads may still hold tensors, and crash a process that ends too soon (pytorch/pytorch#179291).
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
