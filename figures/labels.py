@@ -47,7 +47,8 @@ def shorten(text: str, width: float, size: float) -> str:
 def abbreviate(name: str, width: float, size: float) -> str:
     """Return a dotted name at most `width` points wide: `e.l.0.self_attn.out_proj` for encoder.layers.0.….
 
-    Parts are cut to their first letter from the left, as many as it takes; numbers stay, since they tell layers apart.
+    Parts are cut to their first letter from the left, as many as it takes; numbers stay, also those at the end of a
+    part (`l2` for linear2), since they tell layers apart.
     """
     for short in _abbreviations(name):
         if text_width(short, size) <= width:
@@ -62,7 +63,7 @@ def _abbreviations(name: str) -> Iterator[str]:
     parts = name.split(".")
     yield name
     for place in range(len(parts) - 1):
-        parts[place] = parts[place][:1] if not parts[place].isdigit() else parts[place]
+        parts[place] = re.sub(r"^(\d+|\D).*?(\d*)$", r"\1\2", parts[place])
         yield ".".join(parts)
 
 

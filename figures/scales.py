@@ -88,8 +88,13 @@ def _all_decades(values: Sequence[float]) -> bool:
 class LogLabels(Formatter):
     """Labels of a logarithmic axis: plain numbers where all of them are short, powers of ten otherwise.
 
-    Whole decades beside an axis that needs powers of ten are powers too, so that both axes are written alike.
+    Args:
+        alike: Whether whole decades beside an axis that needs powers of ten are powers too, so that both axes are
+            written alike.
     """
+
+    def __init__(self, alike: bool = False) -> None:
+        self._alike = alike
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """Return the label of a value that stands alone, such as the one under the mouse."""
@@ -97,7 +102,7 @@ class LogLabels(Formatter):
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         """Return the labels of all ticks of an axis."""
-        if len(values) and _all_short(values) and not (_all_decades(values) and self._beside_powers()):
+        if len(values) and _all_short(values) and not (self._alike and _all_decades(values) and self._beside_powers()):
             return [f"{value:.6g}" for value in values]
         return [power_of_ten(value) for value in values]
 
@@ -156,7 +161,8 @@ def make_log(ax: Axes, which: Which, limits: tuple[float, float], most: int = 5)
     ax.set(**{f"{which}scale": "log", f"{which}lim": limits})
     axis = _axis(ax, which)
     axis.set_major_locator(LogTicks(most))
-    axis.set_major_formatter(LogLabels())
+    # In small panels plain numbers, which are narrower, leave more room for what is drawn.
+    axis.set_major_formatter(LogLabels(alike=most > 3))
     decades = math.log10(limits[1] / limits[0])
     # Small ticks show that the axis is logarithmic; over many decades they would be a grey band.
     axis.set_minor_locator(LogLocator(subs="auto" if decades < 1.3 * most else (1.0,), numticks=50))

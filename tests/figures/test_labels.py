@@ -25,6 +25,8 @@ def test_numbers_of_layers_survive():
     assert len(set(short)) == 30
     assert all(text_width(name, 8) <= 90 for name in short)
     assert abbreviate("encoder.layers.3.linear1", 90, 8) == "e.layers.3.linear1"
+    assert abbreviate("encoder.linear1.weight[12, 2]", 72, 8) == "e.l1.weight[12, 2]"
+    assert abbreviate("resnet.layer10.3x.conv2d.12.weight", 76, 8) == "r.l10.3.c.12.weight"
 
 
 def test_what_fits_stays_whole():

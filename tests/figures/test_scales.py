@@ -50,6 +50,13 @@ def test_both_axes_are_written_alike(y_limits, x_labels):
     assert [label.get_text() for label in ax.get_xticklabels()] == x_labels
 
 
+def test_labels_of_small_panels_stay_narrow():
+    ax = Figure((1.6, 1.4)).add_subplot()
+    make_log(ax, "x", (1e-7, 1e-3), 3)
+    make_log(ax, "y", (4, 300), 3)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["10", "100"]
+
+
 def test_numbers_between_decades_stay_plain_beside_powers():
     ax = Figure((3.25, 2.6)).add_subplot()
     make_log(ax, "x", (0.4, 3))
