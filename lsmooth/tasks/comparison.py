@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lsmooth import tasks
+from lsmooth import optim, tasks
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.tasks.engines import Engine, RunResult, Tick
 from lsmooth.tasks.plan import Plan
@@ -81,14 +81,18 @@ def contestants(
 
 
 def _value(plan: Plan, key: str, text: str) -> Any:
-    """Return a value of the grid; "x0.3" is a multiple of what the plan has."""
+    """Return a value of the grid; "x0.3" is a multiple of what the plan has, or else of the optimizer's default."""
     if not text.startswith("x"):
         return text
-    own = {**plan.settings, **plan.hyperparameters}.get(key.removeprefix("optimizer."))
+    # Looked up where `Plan.with_hyperparameters` will put it.
+    of_optimizer = {**optim.hyperparameters(plan.optimizer), **plan.hyperparameters}
+    own = plan.settings[key] if key in plan.settings else of_optimizer.get(key.removeprefix("optimizer."))
     try:
         return float(own) * float(text[1:])  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise InvalidArgumentError(f"{key}={text} is no multiple of {plan.optimizer}'s {key} ({own}).") from None
+        raise InvalidArgumentError(
+            f"{key}={text} is no multiple of {plan.optimizer}'s {key} ({own}); give a value."
+        ) from None
 
 
 def _short(value: Any) -> str:

@@ -73,6 +73,21 @@ def test_the_grid_is_every_combination(plans):
     assert all(plan.settings["dropout"] == 0.0 for plan in sgd.candidates.values())
 
 
+def test_a_multiple_is_of_the_tasks_value_or_else_of_the_optimizers_default():
+    # The task has no lr for adam, and a threshold of its own beside the optimizer's.
+    changes = {"max_norm": 4.0, "optimizer.max_norm": 10.0}
+    adam, clip = (
+        make_plan("transformer-encoder", optimizer=name, changes=changed)[0]
+        for name, changed in (("adam", {}), ("sgd-clip-grad", changes))
+    )
+    (found,) = contestants({"adam": adam}, {"lr": ["x0.5"]})
+    assert [plan.hyperparameters["lr"] for plan in found.candidates.values()] == [0.5e-3]
+    for key, expected in (("max_norm", (2.0, 10.0)), ("optimizer.max_norm", (4.0, 5.0))):
+        (found,) = contestants({"sgd-clip-grad": clip}, {key: ["x0.5"]})
+        (plan,) = found.candidates.values()
+        assert (plan.settings["max_norm"], plan.hyperparameters["max_norm"]) == expected
+
+
 def test_what_is_said_for_one_optimizer_replaces_what_is_said_for_all(plans):
     sgd, sign = contestants(plans, {"lr": ["0.1", "0.2"], "sgd:lr": ["7"]})
     assert [plan.hyperparameters["lr"] for plan in sgd.candidates.values()] == [7.0]
