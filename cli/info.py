@@ -29,7 +29,7 @@ def command(trace: str, as_json: bool) -> None:
         return
     click.echo(f"{trace}: lsmooth trace {facts['format_version']}, {facts['state']}, {_bytes(facts['bytes'])}")
     for name, text in _lines(facts):
-        click.echo(f"  {name:<11}{text}")
+        click.echo(f"  {name:<10} {text}")
 
 
 def _facts(trace: Trace) -> dict[str, Any]:
