@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change a hyperparameter; may be repeated.")
 @click.option("--device", help="Such as cpu, cuda, cuda:1.  [default: cuda where there is one]")
 @click.option("--amp", type=click.Choice(["bf16"]), help="Mixed precision.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the model with torch.compile; the first steps wait for it."
+)
 @click.option("--trace", type=click.Path(), help="Where the trace goes.  [default: TASK.h5]")
 @click.option("--force", is_flag=True, help="Replace an existing trace.")
 @click.option("--resume", is_flag=True, help="Go on with the run of --trace from its checkpoint.")
