@@ -105,12 +105,9 @@ def layer_table(trace: Trace) -> str:
 def _draw(trace: Trace, figure1: Path, figure3: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lsmooth.figures import coordinate_grid, smoothness_scatter, style
+    from lsmooth.cli.plot import Options, draw_kind
+    from lsmooth.figures import style
 
     with style():
-        figure = Figure(figsize=(3.25, 2.6), layout="constrained")
-        smoothness_scatter(trace, ax=figure.add_subplot())
-        figure.savefig(figure1)
-        figure = Figure(figsize=(3.25, 4.75), layout="constrained")
-        coordinate_grid(trace, figure=figure)
-        figure.savefig(figure3)
+        for kind, path in (("scatter", figure1), ("coordinates", figure3)):
+            draw_kind(kind, [trace], Figure(layout="constrained"), Options()).savefig(path)

@@ -31,6 +31,7 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
     from matplotlib.figure import Figure
 
     from lsmooth import figures
+    from lsmooth.figures.house import COLUMN
     from lsmooth.theory import lower_bound_experiment
 
     frame = lower_bound_experiment()
@@ -41,7 +42,7 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
         descent, signs = row["gradient descent"], row["generalized SignSGD"]
         click.echo(f"{size:>8g}{bounds[size]:>30,.0f}{descent:>20,.0f}{signs:>22,.0f}")
     with figures.style():
-        canvas = Figure(figsize=(3.25, 2.6), layout="constrained")
+        canvas = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         figures.lower_bound(frame, ax=canvas.add_subplot())
         canvas.savefig(figure)
     frame.to_csv(table, index=False)
