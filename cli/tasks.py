@@ -25,6 +25,9 @@ FOLDERS = (".", "data")
 def command(folders: tuple[str, ...]) -> None:
     """List the tasks, where their data was looked for, and what was found.
 
+    Optimizers are those that the paper ran, with the hyperparameters that they have in the task; the first is the
+    task's own. Any other can be named too, and has its usual ones.
+
     Every task has a built-in stand-in for its data, so that all of them can be trained as they are.
     """
     from lsmooth import tasks
@@ -41,8 +44,13 @@ def command(folders: tuple[str, ...]) -> None:
 def _lines(task: Task, folders: tuple[str, ...]) -> list[str]:
     from importlib.util import find_spec
 
-    defaults = task.optimizer_defaults(task.optimizer, "paper")
-    values = ", ".join(f"{key} {value}" for key, value in defaults.items())
+    from lsmooth import optim
+
+    optimizers = []
+    for name in (task.optimizer, *(other for other in optim.NAMES if other != task.optimizer)):
+        values = task.optimizer_defaults(name, "paper")
+        if values:
+            optimizers.append(", ".join([name, *(f"{key} {value}" for key, value in values.items())]))
     looked = [place for folder in folders for place in (Path(folder), Path(folder) / task.name)]
     found = [place for place in looked if any(next(place.glob(sign), None) for sign in task.signs)]
     if found:
@@ -53,7 +61,7 @@ def _lines(task: Task, folders: tuple[str, ...]) -> list[str]:
     return [
         f"{task.name}: {task.summary}",
         f"  shows      {task.figure}",
-        f"  optimizer  {task.optimizer}" + (f", {values}" if values else ""),
+        "  optimizer  " + "\n             ".join(optimizers),
         "  stand-in   built in; used without --data",
         f"  folder     {folder}",
         f"  hub        {hub}",

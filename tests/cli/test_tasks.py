@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from lsmooth import tasks
 from lsmooth.cli import main
+from lsmooth.optim import NAMES
 
 SIGNS = {
     "transformer-encoder": "wiki.train.tokens",
@@ -41,6 +42,18 @@ def test_every_task_is_listed_with_what_it_shows(tmp_path, monkeypatch):
         assert lines["folder"].startswith(f"not found in ., {name}, data, data/{name}; looked for ")
         assert SIGNS[name] in lines["folder"]
         assert task.hub in lines["hub"]
+
+
+def test_the_papers_optimizers_are_listed_with_their_hyperparameters():
+    found = listed()
+    assert found["resnet20"]["sgd-clip-momentum,"] == (
+        "lr 10.0, max_norm 0.1, momentum 0.9, nesterov True, weight_decay 0.0001"
+    )
+    for name, lines in found.items():
+        task = tasks.get(name)
+        others = {f"{other}," for other in NAMES if other != task.optimizer and task.optimizer_defaults(other, "paper")}
+        assert {key for key in lines if key.endswith(",")} == others
+        assert len(others) == (0 if name in ("transformer-encoder", "gpt2") else 5)
 
 
 @pytest.mark.parametrize("name", SIGNS)
