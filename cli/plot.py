@@ -380,7 +380,7 @@ def _size(kind: str, traces: Sequence[Trace], options: Options) -> tuple[float, 
             return COLUMN, constants_height(groups)
         if kind == "heatmap":
             return COLUMN, heatmap_height(groups)
-        panels = min(_PANELS, groups * len(traces))
+        panels = _panels(groups, len(traces))
         if panels > 1:
             columns = _columns(panels)
             return COLUMN if columns <= 2 else PAGE, panels_height(-(-panels // columns), 2)
@@ -391,6 +391,11 @@ def _size(kind: str, traces: Sequence[Trace], options: Options) -> tuple[float, 
 
 # Panels of one figure at most; of more groups, an even choice is drawn.
 _PANELS = 12
+
+
+def _panels(groups: int, runs: int) -> int:
+    """Return how many panels there are of so many groups of each run."""
+    return min(_PANELS, runs * min(groups, max(1, _PANELS // runs)))
 
 
 def _columns(panels: int) -> int:
@@ -405,7 +410,7 @@ def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     if len(traces) == 1 and (by == "global" or len(points_of(traces[0], by)) == 1):
         smoothness_scatter(traces[0], by=by, norm=options.norm, ax=figure.add_subplot(), linear=options.linear)
         return
-    panels = min(_PANELS, sum(len(points_of(trace, by)) for trace in traces))
+    panels = _panels(max(len(points_of(trace, by)) for trace in traces), len(traces))
     smoothness_panels(
         list(traces),
         by=by,

@@ -131,7 +131,8 @@ def smoothness_panels(
         displacement: As for `Trace.cloud`.
         norm: The geometry, as for `Trace.cloud`.
         figure: An empty figure or subfigure to draw in; a new one in the house style by default.
-        panels: How many panels there are at most; of more groups, an even choice from first to last is drawn.
+        panels: How many panels there are at most; of more groups, an even choice from first to last is drawn, the same
+            of every run.
         columns: Panels in a row; 2 by default.
         lines: As for `smoothness_scatter`; their constants stand above each panel.
         linear: Linear axes in place of logarithmic ones.
@@ -156,7 +157,14 @@ def smoothness_panels(
         raise InvalidArgumentError(
             series[0].explain_nothing(log=not linear) if series else "There is nothing to draw: no run was given."
         )
-    several_runs, several_groups = len(runs) > 1, len({points.group for points in series}) > 1
+    groups = list(dict.fromkeys(points.group for points in series))
+    several_runs, several_groups = len(runs) > 1, len(groups) > 1
+    if several_runs and several_groups:
+        # The same groups of every run, and those of one group next to each other: they are there to be compared.
+        kept = [groups[place] for place in spread(len(groups), max(1, panels // len(runs)))]
+        with_points = [points for group in kept for points in with_points if points.group == group]
+        if not with_points:
+            raise InvalidArgumentError(f"No run has a point of {', '.join(kept)} that can be drawn.")
     chosen = [with_points[place] for place in spread(len(with_points), panels)]
     names = [
         ": ".join(

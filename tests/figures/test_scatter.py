@@ -206,6 +206,13 @@ def test_panels_of_many_groups_are_an_even_choice():
     assert [ax.get_title(loc="right") for ax in axes] == ["layer0", "layer50", "layer99", "layer149"]
 
 
+def test_panels_of_several_runs_have_the_same_groups_side_by_side():
+    runs = [pd.concat([frame(5, seed=k, group=f"layer{k}") for k in range(8)]) for _ in range(2)]
+    axes = smoothness_panels(runs, figure=Figure((6.75, 8), layout="constrained"), panels=7, lines=())
+    expected = [f"run {run}: layer{k}" for k in (0, 4, 7) for run in (1, 2)]
+    assert [ax.get_title(loc="right") for ax in axes] == expected
+
+
 def test_lines_are_the_fits_of_usable_points_and_their_constants_stand_in_the_legend():
     points = frame(60)
     points["smoothness"] *= np.exp(0.3 * np.random.default_rng(1).normal(size=60))
