@@ -77,7 +77,10 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             _make(comparison, comparison.search_jobs(), engine, "choosing settings")
             _make(comparison, comparison.final_jobs(), engine, "training")
         except KeyboardInterrupt:
-            click.echo(f"Stopped; {output} holds {len(list(results))} runs: the same command with --resume goes on.")
+            made = len(list(results))
+            click.echo(
+                f"Stopped; {output} holds {made} run{'s' * (made != 1)}: the same command with --resume goes on."
+            )
             ctx.exit(130)
         standings = comparison.standings()
         for line in table(standings, comparison):
