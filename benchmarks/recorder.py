@@ -224,7 +224,7 @@ def of_size(size, repeats):
 
 # What a measured step does besides evaluating gradients, by what it is spent on.
 PARTS = {
-    "norms": ((TensorNorms, "add"), (TensorNorms, "result")),
+    "norms": ((TensorNorms, "add"), (TensorNorms, "result_and_product")),
     "copies and interpolation": ((Segment, "begin"), (Segment, "end"), (Segment, "move_to")),
     "followed coordinates": ((CoordinateReader, "read"),),
     "generators and buffers": (

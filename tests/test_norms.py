@@ -33,6 +33,16 @@ def test_norms_of_differences(dtype, scale):
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("others", [0.1, 1.1, 1e-3])
+@pytest.mark.parametrize("first", [1.0, 1e3, 1e5])
+def test_one_large_entry_does_not_swallow_many_small_ones(first, others):
+    given = torch.full((_CPU_PIECE + 5,), others)
+    given[0] = first
+    expected = given.double().norm().item()
+    assert tensor_norms([given], [None], CPU).item() == pytest.approx(expected, rel=1e-6)
+    assert tensor_norms([2 * given], [given], CPU).item() == pytest.approx(expected, rel=1e-6)
+
+
 def product(along, left, right):
     norms = TensorNorms([a.numel() for a in left], CPU)
     norms.add(range(len(left)), left, right, along)
