@@ -588,15 +588,13 @@ class Recorder:
         if targets:
             torch._foreach_copy_(targets, sources)
         current.lent = lent
-        current.lent_norms = self._fingerprint(lent) if lent else None
+        current.lent_norms = self._gradient_norms(current, self._norms)["l2"] if lent else None
 
-    def _fingerprint(self, lent: Mapping[int, tuple[Tensor, tuple[int, int]]]) -> Tensor:
-        """Return numbers that change when the gradients that are lent are written to: their 2-norms, (k,)."""
-        gradients = [gradient.detach() for gradient, _ in lent.values()]
-        # In bfloat16, norms would hide changes of less than 1 %.
-        dtype = None if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
-        norms = torch._foreach_norm(gradients, 2, dtype=dtype)
-        return torch.stack([norm.to(self._device, self._norms.dtype, non_blocking=True) for norm in norms])
+    def _gradient_norms(self, current: _Step, norms: TensorNorms) -> dict[Kind, Tensor]:
+        """Return by kind the norms of the step's gradient as it is now."""
+        arrived = [(i, gradient) for i, gradient in enumerate(current.gradient) if gradient is not None]
+        norms.add([i for i, _ in arrived], [gradient for _, gradient in arrived], [None] * len(arrived))
+        return norms.result()
 
     # --- around optimizer.step() ---
 
@@ -683,8 +681,8 @@ class Recorder:
         try:
             row = self._measure(current)
         except BaseException:
-            self._norms.clear()
-            self._dual_norms.clear()
+            for norms in (self._norms, self._step_norms, self._dual_norms):
+                norms.clear()
             if self._densities is not None:
                 self._densities.clear()
             raise
@@ -703,7 +701,8 @@ class Recorder:
         row = self._handover.new_row()
         view = self._layout.view
         self._put_lr(row, current.lr)
-        edited = self._edited(current, row)
+        of_gradient = self._gradient_norms(current, self._dual_norms)
+        edited = self._edited(current, of_gradient["l2"], row)
         along = view(row, "loss_along")
         scale = _common_scale(current.microbatches)
         if self._densities is not None:
@@ -718,7 +717,8 @@ class Recorder:
         ):
             if edited:
                 self._recover_gradient(current, segment, arrivals, interrupt)
-            self._measure_ends(row, current, segment, current.active)
+                of_gradient = self._gradient_norms(current, self._dual_norms)
+            self._measure_ends(row, current, segment, current.active, of_gradient)
 
             def gradient_at(
                 gamma: float,
@@ -781,7 +781,7 @@ class Recorder:
                         view(row, name).div_(scale)
         return self._ranks.join(row)
 
-    def _edited(self, current: _Step, row: Tensor) -> bool:
+    def _edited(self, current: _Step, norms: Tensor, row: Tensor) -> bool:
         """Say whether the gradient that is lent was changed since (clipping does), so that it has to be found again.
 
         Writes that go past the version counter (those through `.data` do) show in the norms. On the CPU these can be
@@ -791,7 +791,6 @@ class Recorder:
             return True
         if current.lent_norms is None:
             return False
-        norms = self._fingerprint(current.lent)
         changed = (norms != current.lent_norms) & ~(norms.isnan() & current.lent_norms.isnan())
         if self._device.type == "cpu":
             return bool(changed.numpy().any())
@@ -816,15 +815,15 @@ class Recorder:
         with arrivals.taken_by(keep):
             self._evaluate(current, interrupt)
 
-    def _measure_ends(self, row: Tensor, current: _Step, segment: Segment, positions: list[int]) -> None:
+    def _measure_ends(
+        self, row: Tensor, current: _Step, segment: Segment, positions: list[int], of_gradient: dict[Kind, Tensor]
+    ) -> None:
         """Fill in what is known without evaluating anything: the gradient at x_t, the step, their coordinates."""
         view = self._layout.view
         scale = _common_scale(current.microbatches)
         view(row, "loss").copy_(self._joined(current.losses))
         arrived = [i for i, gradient in enumerate(current.gradient) if gradient is not None]
-        if arrived:
-            self._dual_norms.add(arrived, [g for g in current.gradient if g is not None], [None] * len(arrived))
-        of_gradient = _unscaled(self._dual_norms.result(), scale)
+        of_gradient = _unscaled(of_gradient, scale)
         self._step_norms.add(positions, segment.stop, segment.start, [current.gradient[i] for i in positions])
         of_step, slope = self._step_norms.result_and_product()
         for name, (primal, dual) in self._geometries.items():
