@@ -89,6 +89,46 @@ def test_slow_runs_take_no_more_room_than_fast_ones(tmp_path):
     assert sizes[1] < 1.05 * sizes[2 * CHUNK_STEPS]
 
 
+GROWS = """
+import sys
+from pathlib import Path
+
+from rows import header, rows
+from lsmooth.trace.layout import CHUNK_STEPS
+from lsmooth.trace.writer import TraceWriter
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+made = header([f"layer.{i}" for i in range(100)])
+writer = TraceWriter(sys.argv[1], made)
+block = rows(made, 0, CHUNK_STEPS)
+for count in range(300):
+    if count == 100:
+        before, size = resident(), Path(sys.argv[1]).stat().st_size
+    writer.append(block | {"step": block["step"] + 10 * CHUNK_STEPS * count})
+print(resident() - before, Path(sys.argv[1]).stat().st_size - size)
+writer.close(0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc")
+def test_what_has_been_written_is_not_kept_in_memory(path):
+    done = subprocess.run(
+        [sys.executable, "-c", GROWS, path],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    grown, written = map(int, done.stdout.split())
+    assert written > 10e6
+    assert grown < written / 4
+
+
 @pytest.mark.parametrize("promises", [True, False])
 def test_the_file_is_no_larger_than_it_says_while_it_grows(path, promises, monkeypatch):
     """Also where the file system promises no space."""
