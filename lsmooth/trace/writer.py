@@ -653,11 +653,12 @@ def _exists(path: Path) -> TraceError:
 
 def _reason(error: Exception) -> str:
     """Return why something could not be written, in the system's words where HDF5 passes them on among its own."""
+    text = str(error)
+    if said := re.search(r"error message = '([^']+)'", text):
+        return said[1]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error)
-    said = re.search(r"error message = '([^']+)'", text)
-    return said[1] if said else text.split("\n")[0] or type(error).__name__
+    return text.split("\n")[0] or type(error).__name__
 
 
 def _not_writable(path: Path, number: int | None) -> TraceError:
