@@ -52,8 +52,8 @@ class TensorNorms:
     Differences and sums are formed in float32 or wider: gradients of 1e-30 do not underflow (nor do float64 ones of
     1e-200), and bfloat16 ones do not lose the digits that they share. On the CPU, the squares of large tensors are
     summed up pairwise in float32, 2^17 at a time, where they stay in its range: the 2-norm is then right to 1e-6, and
-    commonly to 1e-7. All other sums are taken in float64. Nothing waits for the device, but for the
-    singular values of "nuclear" and "spectral", which CUDA's solvers check on the host.
+    commonly to 1e-7. All other sums are taken in float64. Nothing waits for the device, but for the singular values of
+    "nuclear" and "spectral", which CUDA's solvers check on the host.
 
     The nuclear and the spectral norm are those of the matrix of `tensor.flatten(1)`; a tensor of fewer than two
     dimensions is a matrix of one column, both of whose norms are its 2-norm.
@@ -82,7 +82,7 @@ class TensorNorms:
             places = (ends - torch.tensor(counts))[:, None] + torch.arange(max(counts))
             self._table = torch.where(places < ends[:, None], places, ends[-1]).to(device)
         self._counts = counts
-        # Smaller ones do not pay for calls of their own.
+        # The CPU's memory for differences; none where all tensors are too small to pay for calls of their own.
         longest = min(piece, max(sizes, default=0)) if device.type == "cpu" else 0
         self._scratch = _Scratch(longest if longest >= _CPU_LARGE else 0)
         self._parts: list[dict[str, list[Tensor]] | None] = []
@@ -340,10 +340,6 @@ def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[
             start, held = stop, 0
 
 
-def _are_equal(tensor: Tensor, other: Tensor | None) -> bool:
-    return torch.equal(tensor, other) if other is not None else not tensor.any()
-
-
 def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[Tensor]:
     """Return one kind of norm of each tensor, its sums taken in `dtype` and kept within range."""
     order = _ORDERS[kind]
@@ -368,8 +364,7 @@ def _flat_pieces(
     given = [t for t in (tensor, other, along) if t is not None]
     if any(t.stride() != tensor.stride() for t in given):
         given = [t.contiguous() for t in given]
-    pieces = zip(*(_flat(t).split(piece) for t in given), strict=True)
-    for parts in pieces:
+    for parts in zip(*(_flat(t).split(piece) for t in given), strict=True):
         remaining = iter(parts)
         yield next(remaining), None if other is None else next(remaining), None if along is None else next(remaining)
 
