@@ -191,7 +191,7 @@ def deep():
     return nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(512, 512), nn.Tanh())])
 
 
-def peak_bytes(function):
+def peak_resident_bytes(function):
     """Return by how much a call raises the process's memory at its peak, as Linux counts it.
 
     Torch's profiler does not see what gloo's threads free.
@@ -242,10 +242,10 @@ def memory(path, wrap, parts=1):
         step(recorder)
 
     two_steps()
-    bare = peak_bytes(two_steps)
+    bare = peak_resident_bytes(two_steps)
     # From before the first measured step: what it allocates stays.
     with lsmooth.Recorder(model, optimizer, path) as recorder:
-        measured = peak_bytes(lambda: two_steps(recorder))
+        measured = peak_resident_bytes(lambda: two_steps(recorder))
     return {"copies": (measured - bare) / size, "bare": bare / size}
 
 
