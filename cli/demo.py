@@ -105,7 +105,7 @@ def layer_table(trace: Trace) -> str:
 def _draw(trace: Trace, figure1: Path, figure3: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lsmooth.cli.plot import Options, draw_kind
+    from lsmooth.cli.figure_kinds import Options, draw_kind
     from lsmooth.figures import style
 
     with style():

@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -22,10 +22,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lsmooth import figures, tasks
-from lsmooth.figures.constants import constants_height
-from lsmooth.figures.heatmap import heatmap_height
+from lsmooth.cli.figure_kinds import Options, draw_kind
 from lsmooth.figures.house import COLUMN
-from lsmooth.figures.scatter import panels_height
 from lsmooth.tasks.plan import Plan
 from lsmooth.tasks.session import Session
 from lsmooth.trace.reader import Trace
@@ -35,6 +33,17 @@ TASK = "transformer-encoder"
 DPI = 200
 OPTIMIZERS = {"sgd": {"lr": 5.0}, "adam": {"lr": 2e-3}, "generalized-signsgd": {"lr": 1e-3}}
 SEEDS = (0, 1, 2)
+# Name of a picture, after the function that draws it -> kind of `lsmooth plot`, and whether it takes both runs.
+PICTURES = {
+    "smoothness_scatter": ("scatter", False),
+    "smoothness_panels": ("scatter", True),
+    "coordinate_grid": ("coordinates", False),
+    "coordinate_density": ("density", False),
+    "layer_constants": ("layers", False),
+    "layer_heatmap": ("heatmap", False),
+    "stability": ("stability", False),
+    "segment_profile": ("segments", False),
+}
 
 
 def plan(optimizer: str, seed: int, **changes: object) -> Plan:
@@ -75,53 +84,14 @@ def curves(folder: Path, steps: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def draw(trace: Trace, other: Trace, losses: pd.DataFrame) -> Iterator[tuple[str, tuple[float, float], Callable]]:
-    """Yield name, size in inches and drawing of each figure."""
-    layers = len(trace.cloud("module").groups)
-
-    def segments(figure: Figure) -> None:
-        loss, gradient = figure.subplots(2, 1, sharex=True)
-        figures.segment_profile(trace, quantity="loss", ax=loss)
-        figures.segment_profile(trace, quantity="gradient", ax=gradient, legend=False)
-        loss.set_xlabel("")
-
-    yield (
-        "smoothness_scatter",
-        (COLUMN, 2.6),
-        lambda figure: figures.smoothness_scatter(trace, ax=figure.add_subplot()),
-    )
-    yield (
-        "smoothness_panels",
-        (COLUMN, panels_height(1, 2)),
-        lambda figure: figures.smoothness_panels([trace, other], figure=figure),
-    )
-    yield (
-        "coordinate_grid",
-        (COLUMN, panels_height(3)),
-        lambda figure: figures.coordinate_grid(trace, figure=figure),
-    )
-    yield (
-        "coordinate_density",
-        (COLUMN, 2.6),
-        lambda figure: figures.coordinate_density(trace, ax=figure.add_subplot()),
-    )
-    yield (
-        "layer_constants",
-        (COLUMN, constants_height(layers)),
-        lambda figure: figures.constants_panels(trace, figure=figure),
-    )
-    yield (
-        "layer_heatmap",
-        (COLUMN, heatmap_height(layers)),
-        lambda figure: figures.layer_heatmap(trace, ax=figure.add_subplot()),
-    )
-    yield "stability", (COLUMN, 2.6), lambda figure: figures.stability(trace, ax=figure.add_subplot())
-    yield (
-        "training_curves",
-        (COLUMN, 2.6),
-        lambda figure: figures.training_curves(losses, x="step", y="valid_loss", ax=figure.add_subplot()),
-    )
-    yield "segment_profile", (COLUMN, 4.2), segments
+def draw(trace: Trace, other: Trace, losses: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Yield the name of each picture and its figure, in the sizes of `lsmooth plot`."""
+    for name, (kind, both) in PICTURES.items():
+        figure = Figure(layout="constrained")
+        yield name, draw_kind(kind, [trace, other] if both else [trace], figure, Options())
+    figure = Figure((COLUMN, 2.6), layout="constrained")
+    figures.training_curves(losses, x="step", y="valid_loss", ax=figure.add_subplot())
+    yield "training_curves", figure
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -143,18 +113,16 @@ def main() -> None:
     # Sums in another order give other bits: with one thread the order is always the same.
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         train(plan("sgd", 0, steps=arguments.steps), folder / "lr-5.h5", every=2, densities=True)
         print("trained lr 5", flush=True)
         train(plan("sgd", 0, steps=arguments.steps // 2, lr=0.5), folder / "lr-0.5.h5", every=2)
         print("trained lr 0.5", flush=True)
         losses = curves(folder, arguments.steps // 2)
         with Trace(folder / "lr-5.h5") as trace, Trace(folder / "lr-0.5.h5") as other, figures.style():
-            for kind, size, fill in draw(trace, other, losses):
-                figure = Figure(size, layout="constrained")
-                fill(figure)
-                path = arguments.out / f"{kind}.png"
+            for name, figure in draw(trace, other, losses):
+                path = arguments.out / f"{name}.png"
                 save(figure, path)
                 print(f"Wrote {path} ({path.stat().st_size / 1000:.0f} kB).", flush=True)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from small_trace import write_small_trace
 
 import lsmooth
 from lsmooth import figures
+from lsmooth.cli.figure_kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "figures" / "gallery"
@@ -36,7 +36,7 @@ def test_every_kind_has_a_small_example_that_the_page_shows():
         assert struct.unpack(">I", path.read_bytes()[16:20])[0] == 650
         assert f"](../figures/gallery/{name}.png)" in page
         assert f"`{name}`" in page
-    for kind in importlib.import_module("lsmooth.cli.plot").KINDS:
+    for kind in KINDS:
         assert f"`--kind {kind}`" in page
 
 
@@ -52,9 +52,7 @@ def test_what_draws_the_gallery_draws_every_picture(tmp_path):
     losses = pd.DataFrame({"optimizer": "sgd", "seed": [0, 1], "step": 1, "valid_loss": [1.0, 2.0]})
     drawn = set()
     with lsmooth.Trace(path) as trace, figures.style():
-        for name, size, fill in make.draw(trace, trace, losses):
-            figure = Figure(size, layout="constrained")
-            fill(figure)
+        for name, figure in make.draw(trace, trace, losses):
             figure.draw_without_rendering()
             assert figure.axes
             drawn.add(name)

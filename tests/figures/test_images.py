@@ -15,7 +15,7 @@ from matplotlib.testing.compare import compare_images
 from matplotlib.testing.exceptions import ImageComparisonFailure
 
 import lsmooth
-from lsmooth.cli import plot
+from lsmooth.cli.figure_kinds import KINDS, Options, draw_kind
 from lsmooth.figures import style
 
 BASELINE = Path(__file__).parent / "baseline"
@@ -59,14 +59,14 @@ def traces(tmp_path_factory):
 
 def draw(kind, traces, path):
     """Draw a kind in the house style, whatever fonts and settings the machine has."""
-    options = plot.Options(by="optimizer") if kind == "curves" else plot.Options()
+    options = Options(by="optimizer") if kind == "curves" else Options()
     shown = traces if kind == "curves" else traces[:1]
     with matplotlib.style.context("default"), style({"font.family": ["DejaVu Sans"]}):
-        figure = plot.draw_kind(kind, shown, Figure(layout="constrained"), options)
+        figure = draw_kind(kind, shown, Figure(layout="constrained"), options)
         figure.savefig(path, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
-@pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_figure_looks_as_it_did(kind, traces, tmp_path, request):
     expected = BASELINE / f"{kind}.png"
     if request.config.getoption("renew_images"):
@@ -89,5 +89,5 @@ def test_a_figure_looks_as_it_did(kind, traces, tmp_path, request):
 
 def test_every_picture_is_of_a_kind_and_small():
     pictures = list(BASELINE.glob("*.png"))
-    assert {path.stem for path in pictures} == set(plot.KINDS)
+    assert {path.stem for path in pictures} == set(KINDS)
     assert sum(path.stat().st_size for path in pictures) < 300_000

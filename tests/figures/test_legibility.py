@@ -12,7 +12,8 @@ from matplotlib.text import Text
 from small_trace import write_small_trace
 
 import lsmooth
-from lsmooth.cli import main, plot
+from lsmooth.cli import main
+from lsmooth.cli.figure_kinds import KINDS, Options, draw_kind
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures import style
 from lsmooth.figures.house import DASHES, FLAGGED, LINES, sequential
@@ -93,13 +94,13 @@ def trace(request, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", [kind for kind in plot.KINDS if kind != "density"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "density"])
 def test_a_figure_is_legible_or_one_sentence(trace, kind):
     with style():
         figure = Figure(layout="constrained")
         sentence = None
         try:
-            plot.draw_kind(kind, [trace], figure, plot.Options())
+            draw_kind(kind, [trace], figure, Options())
         except InvalidArgumentError as error:
             sentence = str(error)
         if sentence is not None:
@@ -116,15 +117,13 @@ def test_a_density_is_legible(tmp_path):
     path = write_small_trace(tmp_path / "run.h5", steps=5, densities=True)
     with style(), lsmooth.Trace(path) as trace:
         figure = Figure(layout="constrained")
-        plot.draw_kind(
-            "density", [trace], figure, plot.Options(title="All coordinates of a small Transformer, five steps")
-        )
+        draw_kind("density", [trace], figure, Options(title="All coordinates of a small Transformer, five steps"))
         assert defects(figure) == []
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [2, 5])
-@pytest.mark.parametrize("kind", [kind for kind, known in plot.KINDS.items() if known.several])
+@pytest.mark.parametrize("kind", [kind for kind, known in KINDS.items() if known.several])
 def test_several_traces_are_legible(tmp_path, kind, count):
     traces = [
         lsmooth.Trace(made_up(tmp_path / f"a_run_with_a_long_name_and_seed_{k}.h5", steps=30, scale=10.0**k))
@@ -132,11 +131,11 @@ def test_several_traces_are_legible(tmp_path, kind, count):
     ]
     with style():
         figure = Figure(layout="constrained")
-        plot.draw_kind(
+        draw_kind(
             kind,
             traces,
             figure,
-            plot.Options(title="Several runs, and a title that needs more than a single line of it"),
+            Options(title="Several runs, and a title that needs more than a single line of it"),
         )
         assert defects(figure) == []
     for trace in traces:

@@ -1,0 +1,223 @@
+"""The kinds of figure that `lsmooth plot` draws: what each takes, how large it is, and who draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lsmooth.errors import InvalidArgumentError, unknown_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lsmooth.trace.reader import Trace
+
+# What --by tells apart in curves.
+RUNS = ("run", "optimizer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a figure is drawn.
+
+    Attributes:
+        by: Groups; None for those of the kind.
+        norm: The geometry, as for `Trace.cloud`.
+        linear: Linear axes in place of logarithmic ones.
+        size: Width and height in inches; None for what the kind needs.
+        title: A title above the figure.
+    """
+
+    by: str | None = None
+    norm: str = "l2"
+    linear: bool = False
+    size: tuple[float, float] | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of figure.
+
+    Attributes:
+        draw: Draws traces into an empty figure of the size that it will have.
+        several: Whether it takes several traces.
+        by: What `--by` is when it is not given; None where the kind does not group parameters.
+        linear: Whether it has logarithmic axes that `--linear` makes linear.
+        norm: Whether it depends on the geometry.
+    """
+
+    draw: Callable[[Sequence[Trace], Figure, Options], None]
+    several: bool = False
+    by: str | None = None
+    linear: bool = True
+    norm: bool = True
+
+
+def check_options(name: str, traces: Sequence[object], options: Options) -> None:
+    """Raise InvalidArgumentError where a kind of figure does not have what is asked of it."""
+    kind = KINDS[name]
+    if len(traces) > 1 and not kind.several:
+        several = ", ".join(known for known, other in KINDS.items() if other.several)
+        raise InvalidArgumentError(f"{name} draws one trace at a time; of several traces there are {several}.")
+    if options.by is not None and kind.by is None:
+        grouped = ", ".join(known for known, other in KINDS.items() if other.by is not None)
+        raise InvalidArgumentError(f"{name} does not group parameters; --by goes with {grouped}.")
+    if options.linear and not kind.linear:
+        raise InvalidArgumentError(f"{name} has no choice between linear and logarithmic axes; leave out --linear.")
+    if options.norm != "l2" and not kind.norm:
+        raise InvalidArgumentError(f"{name} is the same in every geometry; leave out --norm.")
+
+
+def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Options) -> Figure:
+    """Draw a kind of figure into an empty one, and return it."""
+    check_options(kind, traces, options)
+    # Sizes count while a figure is drawn: names are shortened to what there is room for.
+    figure.set_size_inches(*(options.size or _size(kind, traces, options)))
+    KINDS[kind].draw(traces, figure, options)
+    if options.title is not None:
+        import matplotlib
+        from matplotlib.font_manager import FontProperties
+
+        from lsmooth.figures.labels import wrap_words
+
+        points = FontProperties(size=matplotlib.rcParams["figure.titlesize"]).get_size_in_points()
+        width = figure.get_size_inches()[0] * 72 - 8
+        figure.suptitle(wrap_words(options.title, width, points), parse_math=False)
+    return figure
+
+
+def _size(kind: str, traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+    """Return the size in inches that a kind needs by default: a single column where it can."""
+    from lsmooth.figures.constants import constants_height
+    from lsmooth.figures.heatmap import heatmap_height
+    from lsmooth.figures.house import COLUMN, PAGE
+    from lsmooth.figures.scatter import panels_height
+    from lsmooth.trace.grouping import group_parameters
+
+    if kind == "coordinates":
+        return COLUMN, panels_height(3)
+    if kind == "segments":
+        return COLUMN, 4.2
+    if kind in ("layers", "heatmap", "scatter"):
+        by = options.by or KINDS[kind].by or "global"
+        groups = (
+            len(traces[0].coordinate_names) if by == "coordinate" else len(group_parameters(traces[0].parameters, by))
+        )
+        if kind == "layers":
+            return COLUMN, constants_height(groups)
+        if kind == "heatmap":
+            return COLUMN, heatmap_height(groups)
+        panels = _panels(groups, len(traces))
+        if panels > 1:
+            columns = _columns(panels)
+            return COLUMN if columns <= 2 else PAGE, panels_height(-(-panels // columns), 2)
+    if kind == "stability" and len(traces) > 1:
+        return COLUMN, 0.5 + 1.7 * len(traces)
+    return COLUMN, 2.6
+
+
+# Panels of one figure at most; of more groups, an even choice is drawn.
+_PANELS = 12
+
+
+def _panels(groups: int, runs: int) -> int:
+    """Return how many panels there are of so many groups of each run."""
+    return min(_PANELS, runs * min(groups, max(1, _PANELS // runs)))
+
+
+def _columns(panels: int) -> int:
+    return 2 if panels <= 6 else 4
+
+
+def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.points import points_of
+    from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
+
+    by = options.by or "global"
+    if len(traces) == 1 and (by == "global" or len(points_of(traces[0], by)) == 1):
+        smoothness_scatter(traces[0], by=by, norm=options.norm, ax=figure.add_subplot(), linear=options.linear)
+        return
+    panels = _panels(max(len(points_of(trace, by)) for trace in traces), len(traces))
+    smoothness_panels(
+        list(traces),
+        by=by,
+        norm=options.norm,
+        figure=figure,
+        linear=options.linear,
+        panels=panels,
+        columns=_columns(panels),
+    )
+
+
+def _coordinates(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.coordinates import coordinate_grid
+
+    coordinate_grid(traces[0], figure=figure, linear=options.linear)
+
+
+def _density(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.density import coordinate_density
+
+    coordinate_density(traces[0], ax=figure.add_subplot())
+
+
+def _layers(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.constants import constants_panels
+
+    constants_panels(traces[0], by=options.by or "module", norm=options.norm, figure=figure, linear=options.linear)
+
+
+def _heatmap(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.heatmap import layer_heatmap
+
+    layer_heatmap(
+        traces[0], by=options.by or "module", norm=options.norm, ax=figure.add_subplot(), linear=options.linear
+    )
+
+
+def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.labels import title
+    from lsmooth.figures.points import run_names
+    from lsmooth.figures.stability_limit import stability
+
+    axes = figure.subplots(len(traces), 1, squeeze=False)[:, 0]
+    for ax, trace, name in zip(axes, traces, run_names(traces), strict=True):
+        stability(trace, norm=options.norm, ax=ax, linear=options.linear)
+        if len(traces) > 1:
+            title(ax, name, figure.get_size_inches()[0] * 72 - 50)
+            ax.set_xlabel("iteration" if ax is axes[-1] else "")
+
+
+def _curves(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.curves import loss_frame, training_curves
+
+    by = options.by or "run"
+    if by not in RUNS:
+        raise unknown_name("way to tell curves apart", by, RUNS)
+    frame = loss_frame(traces)
+    training_curves(
+        frame if by == "optimizer" else frame.assign(seed=0), x="step", hue=by, ax=figure.add_subplot(), legend=True
+    )
+
+
+def _segments(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.segments import segment_profile
+
+    loss, gradient = figure.subplots(2, 1, sharex=True)
+    segment_profile(traces[0], quantity="loss", ax=loss)
+    segment_profile(traces[0], quantity="gradient", ax=gradient, legend=False)
+    loss.set_xlabel("")
+
+
+KINDS = {
+    "scatter": _Kind(_scatter, several=True, by="global"),
+    "coordinates": _Kind(_coordinates, norm=False),
+    "density": _Kind(_density, linear=False, norm=False),
+    "layers": _Kind(_layers, by="module"),
+    "heatmap": _Kind(_heatmap, by="module"),
+    "stability": _Kind(_stability, several=True),
+    "curves": _Kind(_curves, several=True, by="run", linear=False, norm=False),
+    "segments": _Kind(_segments, linear=False, norm=False),
+}
