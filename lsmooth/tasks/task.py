@@ -28,6 +28,7 @@ from lsmooth.errors import InvalidArgumentError, unknown_name
 
 Preset = Literal["paper", "small"]
 Split = Literal["valid", "test"]
+S = TypeVar("S", bound="Settings")
 
 
 # How the names of settings begin that are shares of something left out, or smoothed over.
@@ -66,7 +67,7 @@ class Settings:
         if self.max_norm is not None and not self.max_norm > 0:
             raise InvalidArgumentError(f"max_norm={self.max_norm} is not a positive norm; use none for no clipping.")
 
-    def replaced(self, changes: Mapping[str, Any]) -> typing.Self:
+    def replaced(self: S, changes: Mapping[str, Any]) -> S:
         """Return the settings with some fields changed; a value given as text is read as the field's type.
 
         Raises:
@@ -126,7 +127,6 @@ class Baseline:
     loss: float
 
 
-S = TypeVar("S", bound=Settings)
 D = TypeVar("D", bound=Data)
 Batch = Any
 Carried = Any
