@@ -74,30 +74,22 @@ class TensorNorms:
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
         piece = self._piece = piece_size(device)
         self._together = _CPU_LARGE if device.type == "cpu" else piece
-        counts = [max(1, -(-size // piece)) for size in sizes]
-        # Where each tensor's pieces stand among all pieces, in rows that end in references to a zero.
-        self._table: Tensor | None = None
-        if any(count > 1 for count in counts):
-            ends = torch.tensor(counts).cumsum(0)
-            places = (ends - torch.tensor(counts))[:, None] + torch.arange(max(counts))
-            self._table = torch.where(places < ends[:, None], places, ends[-1]).to(device)
-        self._counts = counts
         # The CPU's memory for differences; none where all tensors are too small to pay for calls of their own.
         longest = min(piece, max(sizes, default=0)) if device.type == "cpu" else 0
         self._scratch = _Scratch(longest if longest >= _CPU_LARGE else 0)
-        self._parts: list[dict[str, list[Tensor]] | None] = []
-        self._of_matrices: dict[str, dict[int, Tensor]] = {}
+        self._count = len(sizes)
+        # By position: what has arrived, by kind.
+        self._found: list[dict[str, Tensor] | None] = []
         self._products: list[Tensor] = []
         self.clear()
 
     def missing(self) -> list[int]:
         """Return the positions at which nothing has arrived yet."""
-        return [position for position, parts in enumerate(self._parts) if parts is None]
+        return [position for position, found in enumerate(self._found) if found is None]
 
     def clear(self) -> None:
         """Forget what has arrived."""
-        self._parts = [None] * len(self._counts)
-        self._of_matrices = {kind: {} for kind in self._matrix_kinds}
+        self._found = [None] * self._count
         self._products = []
 
     @torch.no_grad()
@@ -121,18 +113,19 @@ class TensorNorms:
             positions, tensors, minus, along or [None] * len(positions), strict=True
         ):
             size = tensor.numel()
-            if self._matrix_kinds and tensor.dim() > 1 and size:
-                values = singular_values(tensor, other, self.dtype, self._piece)
-                for kind in self._matrix_kinds:
-                    norm = values.sum() if kind == "nuclear" else values.max()
-                    self._of_matrices[kind][position] = norm.to(self._device, non_blocking=True)
             if not size:
-                self._parts[position] = {kind: [self._zero] for kind in self._entry_kinds}
-            elif size > self._piece or self._scratch.takes(tensor, size):
-                self._parts[position] = self._in_pieces(tensor, other, third, min(size, self._piece))
+                self._found[position] = {}
+            elif self._scratch.takes(tensor):
+                self._found[position] = self._in_scratch(tensor, other, third)
+            elif size > self._piece:
+                self._found[position] = self._in_pieces(tensor, other, third)
             else:
                 small.append((position, tensor, other, third))
         self._add_small(small)
+        if self._matrix_kinds:
+            for position, tensor, other in zip(positions, tensors, minus, strict=True):
+                if found := self._found[position]:
+                    found |= self._of_matrix(tensor, other, found["l2"])
 
     def result(self) -> dict[Kind, Tensor]:
         """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
@@ -144,63 +137,61 @@ class TensorNorms:
         On the CPU, products of large tensors are formed and summed up pairwise in float32, 2^17 at a time, where they
         stay in its range: the error is about 1e-7 Σ_ij |c_ij (a_ij - b_ij)|. All others are formed in float64.
         """
-        found: dict[str, Tensor] = {kind: self._joined(kind) for kind in self._entry_kinds}
-        for kind, of_matrices in self._of_matrices.items():
-            found[kind] = torch.stack([of_matrices.get(i, norm) for i, norm in enumerate(found["l2"].unbind())])
+        norms = {
+            kind: torch.stack([found.get(kind, self._zero) if found else self._zero for found in self._found])
+            for kind in self._kinds
+        }
         product = torch.stack(self._products).sum() if self._products else self._zero
         self.clear()
-        return {kind: found[kind] for kind in self._kinds}, product
-
-    def _joined(self, kind: str) -> Tensor:
-        """Return one kind of norm of each tensor from those of its pieces."""
-        parts: list[Tensor] = []
-        for count, arrived in zip(self._counts, self._parts, strict=True):
-            parts += arrived[kind] if arrived is not None else [self._zero] * count
-        if self._table is None:
-            return torch.stack(parts)
-        table = torch.stack([*parts, self._zero])[self._table]
-        if kind == "l1":
-            return table.sum(dim=1)
-        largest = table.amax(dim=1)
-        if kind == "linf":
-            return largest
-        # Pieces of one tensor join through their squares, scaled so that float64 tensors keep their range.
-        scale = _divisor(largest)
-        return (table / scale[:, None]).square_().sum(dim=1).sqrt_().mul_(scale)
+        return norms, product
 
     def _add_small(self, given: list[_Given]) -> None:
         """Take in tensors of one piece each, several at a time."""
         for group in _grouped(given, [tensor.numel() for _, tensor, _, _ in given], self._together):
             differences = _differences([tensor for _, tensor, _, _ in group], [other for _, _, other, _ in group])
-            for position, *_ in group:
-                self._parts[position] = {}
-            for kind in self._entry_kinds:
-                norms = _entry_norms(differences, kind, self.dtype)
-                for (position, *_), norm in zip(group, norms, strict=True):
-                    self._parts[position][kind] = [self._brought(norm)]  # type: ignore[index]
+            by_kind = [_entry_norms(differences, kind, self.dtype) for kind in self._entry_kinds]
+            for (position, *_), norms in zip(group, zip(*by_kind, strict=True), strict=True):
+                self._found[position] = dict(zip(self._entry_kinds, map(self._brought, norms), strict=True))
             pairs = [(d, third) for d, (*_, third) in zip(differences, group, strict=True) if third is not None]
             for some in _grouped(pairs, [difference.numel() for difference, _ in pairs], self._piece // 8):
                 flat = (torch.cat([self._brought(t.reshape(-1)) for t in ts]) for ts in zip(*some, strict=True))
                 self._products.append(self._product(*flat))
 
-    def _in_pieces(
-        self, tensor: Tensor, other: Tensor | None, along: Tensor | None, size: int
-    ) -> dict[str, list[Tensor]]:
-        """Return by kind the norms of a difference's pieces, one of which is held at a time."""
-        norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
-        scratch = self._scratch if self._scratch.takes(tensor, size) else None
+    def _in_scratch(self, tensor: Tensor, other: Tensor | None, along: Tensor | None) -> dict[str, Tensor]:
+        """Return by kind the norms of a difference that lies on the CPU."""
+        norms: dict[str, list[float]] = {kind: [] for kind in self._entry_kinds}
         for left, right, third in _flat_pieces(tensor, other, along, self._piece):
-            found = scratch.norms(left, right, self._entry_kinds) if scratch else None
-            product = scratch.product(left, right, third) if scratch and third is not None else None
-            if found is None or (product is None and third is not None):
-                difference = _differences([left], [right])[0]
-                found = {kind: _entry_norms([difference], kind, self.dtype)[0] for kind in self._entry_kinds}
-                product = None if third is None else self._product(difference, third)
-            for kind, norm in found.items():
-                norms[kind].append(self._brought(norm))
-            if product is not None:
-                self._products.append(self._brought(product))
-        return norms
+            for kind, parts in norms.items():
+                parts.append(self._scratch.norm(left, right, kind))
+            if third is not None:
+                product = self._scratch.product(left, right, third)
+                self._products.append(self._brought(torch.tensor(product, dtype=torch.float64)))
+        return {
+            kind: self._brought(torch.linalg.vector_norm(torch.tensor(parts, dtype=torch.float64), _ORDERS[kind]))
+            for kind, parts in norms.items()
+        }
+
+    def _in_pieces(self, tensor: Tensor, other: Tensor | None, along: Tensor | None) -> dict[str, Tensor]:
+        """Return by kind the norms of a difference, one piece of which is held at a time."""
+        norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
+        for left, right, third in _flat_pieces(tensor, other, along, self._piece):
+            difference = _differences([left], [right])[0]
+            for kind, parts in norms.items():
+                parts += _entry_norms([difference], kind, self.dtype)
+            if third is not None:
+                self._products.append(self._brought(self._product(difference, third)))
+        return {
+            kind: self._brought(_entry_norms([torch.stack(parts)], kind, self.dtype)[0])
+            for kind, parts in norms.items()
+        }
+
+    def _of_matrix(self, tensor: Tensor, other: Tensor | None, two_norm: Tensor) -> dict[str, Tensor]:
+        """Return by kind the norms that go by singular values."""
+        if tensor.dim() < 2:
+            return dict.fromkeys(self._matrix_kinds, two_norm)
+        values = singular_values(tensor, other, self.dtype, self._piece)
+        norms = {kind: values.sum() if kind == "nuclear" else values.max() for kind in self._matrix_kinds}
+        return {kind: self._brought(norm) for kind, norm in norms.items()}
 
     def _product(self, difference: Tensor, along: Tensor) -> Tensor:
         """Return the inner product of a difference and its counterpart, both flat, in little memory."""
@@ -213,10 +204,10 @@ class TensorNorms:
 
 
 class _Scratch:
-    """Pieces of differences on the CPU, formed and summed up in float32, in memory that stays in cache.
+    """Norms of pieces of differences on the CPU, formed in float32, in memory that stays in cache.
 
-    Sums are pairwise, and read at once, which waits for nothing there. Where numbers leave float32's range, there is no
-    result.
+    Squares and products are summed up pairwise in float32, and in float64 where they leave its range. Numbers are read
+    at once, which waits for nothing there.
 
     Args:
         size: The largest number of elements of a piece.
@@ -231,41 +222,49 @@ class _Scratch:
     def __init__(self, size: int) -> None:
         self._memory = torch.empty(size)
 
-    def takes(self, tensor: Tensor, size: int) -> bool:
-        """Say whether pieces of this size of a tensor are to be taken here."""
-        return _CPU_LARGE <= size <= len(self._memory) and tensor.is_cpu and tensor.dtype != torch.float64
+    def takes(self, tensor: Tensor) -> bool:
+        """Say whether pieces of a tensor are to be taken here."""
+        return (
+            len(self._memory) > 0 and tensor.numel() >= _CPU_LARGE and tensor.is_cpu and tensor.dtype != torch.float64
+        )
 
-    def norms(self, tensor: Tensor, other: Tensor | None, kinds: Sequence[str]) -> dict[str, Tensor] | None:
-        """Return by kind the norms of the difference, float64 without dimensions."""
-        found: dict[str, Tensor] = {}
-        if "l1" in kinds:
-            found["l1"] = torch.linalg.vector_norm(self._difference(tensor, other), 1, dtype=torch.float64)
-        if "linf" in kinds:
-            least, most = torch.aminmax(self._difference(tensor, other))
-            found["linf"] = torch.maximum(-least, most).double()
-        if "l2" in kinds:
-            norm = self._two_norm(tensor, other)
-            if norm is None:
-                return None
-            found["l2"] = torch.tensor(norm, dtype=torch.float64)
-        return found
+    def norm(self, tensor: Tensor, other: Tensor | None, kind: str) -> float:
+        """Return a norm of the difference of two pieces."""
+        if kind == "l2":
+            for factor in self._FACTORS:
+                square = self._square(tensor, other, factor)
+                if self._in_range(square, len(tensor)):
+                    return math.sqrt(square) / factor
+                if factor == 1 and square == 0 and not self._difference(tensor, other).any():
+                    # Common: most rows of an embedding have no gradient.
+                    return 0.0
+        difference = self._difference(tensor, other)
+        if kind == "linf":
+            least, most = torch.aminmax(difference)
+            return torch.maximum(-least, most).item()
+        return torch.linalg.vector_norm(difference, _ORDERS[kind], dtype=torch.float64).item()
 
-    def product(self, tensor: Tensor, other: Tensor | None, along: Tensor) -> Tensor | None:
-        """Return the inner product of the difference with another piece, float64 without dimensions."""
-        product = self._sum_of_products(self._difference(tensor, other), along)
-        if product is None and not along.any():
-            product = 0.0
-        return None if product is None else torch.tensor(product, dtype=torch.float64)
+    def product(self, tensor: Tensor, other: Tensor | None, along: Tensor) -> float:
+        """Return the inner product of the difference with another piece."""
+        difference = self._difference(tensor, other)
+        product = torch.mul(difference, along, out=self._memory[: len(tensor)]).sum().item()
+        if self._in_range(product, len(tensor)):
+            return product
+        return torch.dot(self._difference(tensor, other).double(), along.double()).item()
 
-    def _two_norm(self, tensor: Tensor, other: Tensor | None) -> float | None:
-        for factor in self._FACTORS:
-            difference = self._difference(tensor, other)
-            if factor != 1:
-                difference = torch.mul(difference, factor, out=self._memory[: len(tensor)])
-            square = self._sum_of_products(difference, difference)
-            if square is not None:
-                return math.sqrt(square) / factor
-        return None if self._difference(tensor, other).any() else 0.0
+    def _square(self, tensor: Tensor, other: Tensor | None, factor: float) -> float:
+        """Return the squared 2-norm of the difference times a factor."""
+        into = self._memory[: len(tensor)]
+        if other is not None and factor == 1 and tensor.dtype == other.dtype == torch.float32:
+            # Subtracts and squares in one pass (0: no reduction).
+            return torch.ops.aten.mse_loss.out(tensor, other, 0, out=into).sum().item()  # type: ignore[no-any-return]
+        difference = self._difference(tensor, other)
+        if factor != 1:
+            difference = torch.mul(difference, factor, out=into)
+        return torch.mul(difference, difference, out=into).sum().item()
+
+    def _in_range(self, total: float, count: int) -> bool:
+        return count * self._LEAST_MEAN < abs(total) < math.inf
 
     def _difference(self, tensor: Tensor, other: Tensor | None) -> Tensor:
         """Return the difference, in the memory that all results share; the tensor itself where it is that."""
@@ -274,11 +273,6 @@ class _Scratch:
             into.copy_(tensor)
             return into if other is None else into.sub_(other)
         return tensor if other is None else torch.sub(tensor, other, out=into)
-
-    def _sum_of_products(self, left: Tensor, right: Tensor) -> float | None:
-        size = len(left)
-        found = torch.mul(left, right, out=self._memory[:size]).sum().item()
-        return found if size * self._LEAST_MEAN < abs(found) < math.inf else None
 
 
 def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], device: torch.device) -> Tensor:
