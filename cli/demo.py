@@ -33,7 +33,7 @@ def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: in
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         raise InvalidArgumentError(
-            f"{' and '.join(there)} {'exists' if len(there) == 1 else 'exist'} already; choose another folder with -o, "
+            f"{', '.join(there)} {'exists' if len(there) == 1 else 'exist'} already; choose another folder with -o, "
             "or --force to replace."
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ def command(trace: str, output: str, by: str | None, displacement: str, force: b
     from pathlib import Path
     from typing import Any
 
+    from lsmooth.cli.outputs import check_output
     from lsmooth.errors import InvalidArgumentError
     from lsmooth.trace.reader import Trace
 
@@ -28,8 +29,7 @@ def command(trace: str, output: str, by: str | None, displacement: str, force: b
     kind = path.suffix.lower()
     if kind not in (".csv", ".parquet", ".nc"):
         raise InvalidArgumentError(f"{output} ends in none of .csv, .parquet and .nc; give it one of these suffixes.")
-    if path.exists() and not force:
-        raise InvalidArgumentError(f"{output} exists already; choose another name, or --force to replace it.")
+    check_output(path, force)
     if path.exists() and path.samefile(trace):
         raise InvalidArgumentError(f"{output} is the trace itself; choose another name.")
     with Trace(trace) as opened:

@@ -15,8 +15,9 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
         force: Replace files that exist.
 
     Raises:
-        InvalidArgumentError: A file exists already, or the table would take the figure's name.
+        InvalidArgumentError: A file cannot go where it is to, or the table would take the figure's name.
     """
+    from lsmooth.cli.outputs import check_output
     from lsmooth.errors import InvalidArgumentError
 
     table = Path(output or "compare-lower-bound.csv")
@@ -26,8 +27,7 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
             f"{table} is to hold the table; end -o in .csv, and the figure goes next to it, into {figure}."
         )
     for path in (table, figure):
-        if path.exists() and not force:
-            raise InvalidArgumentError(f"{path} exists already; choose another -o, or --force to replace it.")
+        check_output(path, force)
     from matplotlib.figure import Figure
 
     from lsmooth import figures

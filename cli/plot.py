@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmooth.cli.figure_kinds import KINDS, RUNS, Options, check_options, draw_kind
+from lsmooth.cli.outputs import check_output
 from lsmooth.errors import InvalidArgumentError, LsmoothError, unknown_name
 
 if TYPE_CHECKING:
@@ -131,12 +132,7 @@ def _checked_output(output: str, force: bool) -> Path:
         raise InvalidArgumentError(f"{output} has no suffix; end it in one of {', '.join(SUFFIXES)}.")
     if suffix not in SUFFIXES:
         raise unknown_name("figure format", suffix, SUFFIXES)
-    if path.exists() and not force:
-        raise InvalidArgumentError(f"{output} exists already; choose another name, or --force to replace it.")
-    if path.is_dir():
-        raise InvalidArgumentError(f"{output} is a folder; choose another name.")
-    if not path.parent.is_dir():
-        raise InvalidArgumentError(f"There is no folder {path.parent}; make it first, or choose another place.")
+    check_output(path, force)
     return path
 
 

@@ -37,6 +37,13 @@ def test_nothing_is_overwritten(call, tmp_path):
     assert call("-o", "out.csv", "--force").exit_code == 0
 
 
+def test_a_folder_that_is_missing_is_said_before_anything_runs(call, monkeypatch):
+    monkeypatch.setattr("lsmooth.theory.lower_bound_experiment", None)
+    refused = call("-o", "nowhere/out.csv")
+    assert refused.exit_code == 1
+    assert refused.output == "Error: There is no folder nowhere; make it first, or choose another place.\n"
+
+
 def test_what_does_not_go_with_it_is_refused(call):
     done = call("--seeds", "3")
     assert done.exit_code == 2

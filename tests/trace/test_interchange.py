@@ -119,9 +119,12 @@ def test_exported_netcdf_is_the_whole_trace_or_a_grouping(small_trace, tmp_path)
 
 def test_export_refuses_what_would_lose_something(small_trace, tmp_path):
     (tmp_path / "there.csv").write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
     for output, sentence in (
         (tmp_path / "out.xlsx", "ends in none of .csv, .parquet and .nc"),
         (tmp_path / "there.csv", "exists already; choose another name, or --force"),
+        (tmp_path / "folder.csv", "is a folder"),
+        *((tmp_path / "nowhere" / f"out{suffix}", "There is no folder") for suffix in (".csv", ".parquet", ".nc")),
     ):
         done = export(small_trace, "-o", output)
         assert done.exit_code == 1

@@ -1,0 +1,17 @@
+"""Where a command may write: nothing is replaced unasked, and what cannot be written is said before work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsmooth.errors import InvalidArgumentError
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raise InvalidArgumentError where a file cannot go; `force` lets it replace another."""
+    if path.is_dir():
+        raise InvalidArgumentError(f"{path} is a folder; choose another name.")
+    if path.exists() and not force:
+        raise InvalidArgumentError(f"{path} exists already; choose another name, or --force to replace it.")
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"There is no folder {path.parent}; make it first, or choose another place.")
