@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from lsmooth.trace.reader import Displacement
 
-# Where a table has less room for names, they stand on lines of their own.
+# Where a table has less room for names, or they would be alike in it, they stand on lines of their own.
 _SHORTEST_NAME = 16
 # A note that concerns more groups than this names some of them.
 _MOST_NAMES = 4
@@ -194,7 +194,9 @@ def _table(frame: pd.DataFrame) -> list[str]:
         if sum(widths[i] + 2 for i in shown[1:]) + min(widths[0], _SHORTEST_NAME) > width:
             shown.remove(column)
     room = width - sum(widths[i] + 2 for i in shown[1:])
-    apart = room < min(widths[0], _SHORTEST_NAME)
+    groups = {cell[0] for cell in cells}
+    # Names that are alike once they are short would tell nothing.
+    apart = room < min(widths[0], _SHORTEST_NAME) or len({_shortened(name, room) for name in groups}) < len(groups)
     widths[0] = min(widths[0], width if apart else room)
     lines = []
     previous = None
@@ -223,8 +225,11 @@ def _with_interval(value: float, low: float, high: float) -> str:
 
 
 def _shortened(name: str, width: int) -> str:
-    """Return a name in at most `width` characters, its middle left out: layers differ at both ends."""
-    if len(name) <= width:
-        return name
+    """Return a name in at most `width` characters: abbreviated, or its middle left out where that is not enough."""
+    from lsmooth.figures.abbreviations import abbreviations
+
+    for short in abbreviations(name):
+        if len(short) <= width:
+            return short
     tail = (width - 1) * 2 // 3
-    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
+    return f"{short[: width - 1 - tail]}…{short[len(short) - tail :]}"

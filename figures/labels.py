@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.font_manager import FontProperties
+
+from lsmooth.figures.abbreviations import abbreviations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,10 +49,9 @@ def shorten(text: str, width: float, size: float) -> str:
 def abbreviate(name: str, width: float, size: float) -> str:
     """Return a dotted name at most `width` points wide: `e.l.0.self_attn.out_proj` for encoder.layers.0.….
 
-    Parts are cut to their first letter from the left, as many as it takes; numbers stay, also those at the end of a
-    part (`l2` for linear2), since they tell layers apart.
+    Parts are cut to their first letter from the left, as many as it takes.
     """
-    for short in _abbreviations(name):
+    for short in abbreviations(name):
         if text_width(short, size) <= width:
             return short
     head, dot, last = short.rpartition(".")
@@ -59,20 +60,12 @@ def abbreviate(name: str, width: float, size: float) -> str:
     return head + dot + shorten(last, room, size) if room >= 3 * size else shorten(short, width, size)
 
 
-def _abbreviations(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    yield name
-    for place in range(len(parts) - 1):
-        parts[place] = re.sub(r"^(\d+|\D).*?(\d*)$", r"\1\2", parts[place])
-        yield ".".join(parts)
-
-
 def wrap_name(name: str, width: float, size: float, lines: int = 2) -> str:
     """Return a parameter's or coordinate's name in at most `lines` lines of at most `width` points.
 
     Lines break at dots and before the index; a name that is too long for that is abbreviated from the left.
     """
-    for short in _abbreviations(name):
+    for short in abbreviations(name):
         rows = [""]
         for piece in re.findall(r"[^.\[]+\.?|\.|\[.*$", short):
             if rows[-1] and text_width(rows[-1] + piece, size) > width:

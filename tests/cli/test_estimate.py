@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from made_up import made_up
 
 import lsmooth
 from lsmooth import fit
@@ -53,6 +54,16 @@ def test_groups_can_be_told_apart_in_a_narrow_terminal(run, small_trace, by):
     for group in groups:
         at = lines.index(group)
         assert [line.split()[0] for line in lines[at + 1 : at + 3]] == ["trend", "envelope"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize("name", ["encoder.layers.{}.self_attn.out_proj.weight", "a_layer_{}_with_a_name_of_one_part"])
+def test_layers_that_differ_in_the_middle_of_their_names_can_be_told_apart(tmp_path, columns, name):
+    path = made_up(tmp_path / "run.h5", steps=30, name=name)
+    arguments = ["estimate", str(path), "--by", "parameter", "--confidence", "0", "--condition", "power"]
+    lines = CliRunner(env={"COLUMNS": str(columns)}).invoke(main, arguments).output.splitlines()
+    names = {line.split()[0] for line in lines} - {"group", "method", "trend", "envelope"}
+    assert len(names) == 6
 
 
 def test_groups_may_be_named_by_an_expression(run):
