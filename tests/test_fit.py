@@ -536,6 +536,16 @@ def test_the_condition_that_made_a_cloud_describes_it_best(best, smoothness):
     assert ("plain smoothness" in said) if best == "constant" else said.startswith(f"global: {best}, ")
 
 
+def test_a_condition_that_errs_less_but_not_surely_so_is_said_to_be_in_doubt():
+    table = pd.DataFrame(
+        {"condition": ["constant", "linear", "suboptimality", "power"], "pinball": [2.0, 0.5, 3.0, 0.4]}
+    )
+    table = table.assign(group="global", relative=table.pinball / 2, best=[True, False, False, False], reason="")
+    assert "cannot be ruled out: held out, power errs 80% less" in fit.verdict(table, "global")
+    worse = table.assign(relative=[1.0, 1.1, 1.2, 1.3], pinball=[2.0, 2.2, 2.4, 2.6])
+    assert "as well as any" in fit.verdict(worse, "global")
+
+
 def test_noise_alone_is_rarely_taken_for_a_law():
     said = [fit.compare(cloud_with(lambda x, loss: 3 + 0 * x, seed, noise=0.1)) for seed in range(20)]
     assert sum(table.condition[table.best].item() == "constant" for table in said) >= 17

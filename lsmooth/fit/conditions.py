@@ -200,7 +200,15 @@ def verdict(table: pd.DataFrame, group: str) -> str:
         return f"{group}: no comparison ({rows['reason'].iloc[0]})."
     best = str(rows.index[rows["best"].astype(bool)][0])
     if best == "constant":
-        return f"{group}: plain smoothness (a constant, L1 = 0) describes this run as well as any of the conditions."
+        plain = f"{group}: plain smoothness (a constant, L1 = 0)"
+        nearest = str(rows["pinball"].idxmin())
+        gain = 1 - rows.loc[nearest, "relative"]
+        if not gain > 0:
+            return f"{plain} describes this run as well as any of the conditions."
+        return (
+            f"{plain} cannot be ruled out: held out, {nearest} errs {gain:.0%} less, but not by more than two standard "
+            f"errors over {_BLOCKS} blocks of the run."
+        )
     formula = {
         "linear": "L <= L0 + L1 ‖g‖",
         "power": "L <= L0 + Lrho ‖g‖^rho",
