@@ -9,6 +9,9 @@ import click
 if TYPE_CHECKING:
     from lsmooth.trace.reader import Trace
 
+# Names of the user's own that are longer than this stand out of the column.
+_LONGEST_NAME = 20
+
 
 @click.command("info", epilog="Example: lsmooth info run.h5")
 @click.argument("trace", type=click.Path())
@@ -28,8 +31,10 @@ def command(trace: str, as_json: bool) -> None:
         click.echo(json.dumps(_finite(facts), indent=2))
         return
     click.echo(f"{trace}: lsmooth trace {facts['format_version']}, {facts['state']}, {_bytes(facts['bytes'])}")
-    for name, text in _lines(facts):
-        click.echo(f"  {name:<10} {text}")
+    lines = _lines(facts)
+    width = max(10, *(len(name) for name, _ in lines if len(name) <= _LONGEST_NAME))
+    for name, text in lines:
+        click.echo(f"  {name:<{width}} {text}")
 
 
 def _facts(trace: Trace) -> dict[str, Any]:
@@ -131,7 +136,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(
         (
             "loss",
-            f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last, {_duration(facts['seconds'])} on",
+            f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last, "
+            f"{_duration(facts['seconds'])} later",
         )
     )
     for name, label in (("smoothness", "smoothness"), ("grad_norm", "grad norm")):
@@ -139,7 +145,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             spread = facts[name]
             lines.append((label, f"median {spread['median']:.4g}, from {spread['min']:.4g} to {spread['max']:.4g}"))
     for name, value in (facts["user_metadata"] or {}).items():
-        lines.append((name, str(value)))
+        told = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+        lines.append((name, told))
     return lines
 
 

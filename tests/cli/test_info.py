@@ -32,6 +32,18 @@ def test_info_shows_the_run_at_a_glance(small_trace):
     )
 
 
+def test_info_shows_settings_in_words_and_in_one_column(tmp_path):
+    path = tmp_path / "run.h5"
+    told = {"hyperparameters": {"lr": 0.5, "momentum": 0.9}, "a_name_that_is_longer_than_most": "x"}
+    made = header()
+    writer = TraceWriter(path, header(attributes=made.attributes | {"user_metadata": told}))
+    writer.append(rows(made, 0, 3))
+    writer.close()
+    lines = CliRunner().invoke(main, ["info", str(path)]).output.splitlines()
+    assert lines[-2:] == ["  hyperparameters lr 0.5, momentum 0.9", "  a_name_that_is_longer_than_most x"]
+    assert lines[1].startswith("  model           Made: ")
+
+
 @pytest.mark.parametrize("state", ["being written", "cut off", "complete"])
 def test_info_says_what_was_flagged_and_how_the_run_stands(tmp_path, state):
     made = header(norms=("linf",), densities=True)
