@@ -52,7 +52,13 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     type=click.Choice(["l2", "linf", "spectral"]),
     help="Norm of displacements; gradients are measured in its dual. Others than l2 must have been recorded.",
 )
-@click.option("--displacement", type=click.Choice(["layer", "global"]), default="layer", show_default=True)
+@click.option(
+    "--displacement",
+    type=click.Choice(["layer", "global"]),
+    default="layer",
+    show_default=True,
+    help="What a group's change of gradient is divided by: its own part of the step, or the whole step.",
+)
 @click.option("--endpoint", is_flag=True, help="With --by coordinate: gamma = 1 alone, as in Figure 3.")
 @click.option(
     "--q",
@@ -62,7 +68,7 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     help="Share of the points below the line of `quantile`, and with --compare of all lines.",
 )
 @click.option(
-    "--f-low", type=float, help="For suboptimality: a lower bound of the loss [default: the lowest measured]."
+    "--f-low", type=float, help="For suboptimality: a lower bound of the loss.  [default: the lowest measured]"
 )
 @click.option(
     "--confidence",
@@ -103,6 +109,10 @@ def command(
     def given(name: str) -> bool:
         return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
+    if endpoint and by != "coordinate":
+        raise click.UsageError("--endpoint goes with --by coordinate.")
+    if f_low is not None and not comparing and condition != "suboptimality":
+        raise click.UsageError("--f-low goes with --condition suboptimality, or with --compare.")
     if not comparing and given("q") and "quantile" not in methods:
         raise click.UsageError("--q is the share of points below a quantile line; add --method quantile.")
     if comparing:

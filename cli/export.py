@@ -14,7 +14,13 @@ import click
     help="One row a step and group: global, module, parameter, coordinate, or a regular expression whose first group "
     "names the group. Without it, one row a step (.csv, .parquet), or all there is (.nc).",
 )
-@click.option("--displacement", type=click.Choice(["layer", "global"]), default="layer", show_default=True)
+@click.option(
+    "--displacement",
+    type=click.Choice(["layer", "global"]),
+    default="layer",
+    show_default=True,
+    help="With --by: what a group's change of gradient is divided by, its own part of the step or the whole step.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(trace: str, output: str, by: str | None, displacement: str, force: bool) -> None:
     """Write TRACE as a table: steps, losses, learning rates, gradient norms and local smoothness."""

@@ -78,10 +78,8 @@ def test_groups_may_be_named_by_an_expression(run):
         (["--by", ""], "No parameter falls into a group"),
         (["--by", "density", "--compare"], "use coordinate instead"),
         (["--by", "(("], "not a valid regular expression"),
-        (["--f-low", "0"], "belongs to"),
         (["--compare", "--f-low", "100"], "no lower bound"),
         (["--norm", "linf"], "without the linf norm"),
-        (["--endpoint"], "endpoint"),
         (["--by", "coordinate", "--displacement", "global"], "a coordinate's change of gradient"),
     ],
 )
@@ -170,6 +168,17 @@ def test_numbers_out_of_range_are_usage_errors_that_say_the_range(run, arguments
     assert done.exit_code == 2
     assert f"{arguments[0]}'" in done.output
     assert "is not in the range" in done.output
+
+
+def test_options_without_what_they_go_with_are_refused(run):
+    for arguments, sentence in (
+        (["--endpoint"], "goes with --by coordinate"),
+        (["--f-low", "0"], "goes with --condition"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert sentence in done.output
+    assert run("--endpoint", "--by", "coordinate", "--confidence", "0").exit_code == 0
 
 
 def test_q_without_a_quantile_line_is_refused(run):
