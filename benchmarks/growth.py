@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from recorder import GAMMAS, Model
-from row import Row, interleaved
+from recorder import timed
+from row import Row
 from torch import nn
 
 import lsmooth
@@ -22,7 +22,8 @@ def rows(short):
     for millions, shape in SIZES.items():
         if short and millions > 3:
             break
-        ratios[millions] = over_floor(shape, 3 if millions > 30 else 7)
+        times = timed(shape, 1024, ("floor", "measured"))
+        ratios[millions] = times["measured"] / times["floor"]
     worst, best = max(ratios.values()), min(ratios.values())
     spread = ", ".join(f"{size} M: {ratio:.3f}" for size, ratio in ratios.items())
     found.append(
@@ -49,41 +50,6 @@ def rows(short):
         )
     )
     return found
-
-
-def over_floor(shape, repeats):
-    """Return a measured step's time over that of a training step and one gradient evaluation a point."""
-    torch.manual_seed(0)
-    width, layers, vocabulary = shape
-    model = Model(width, layers, vocabulary)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    inputs, targets = torch.randint(vocabulary, (2, 16, 64))
-
-    def closure():
-        return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-
-    measuring = {"now": False}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        lsmooth.Recorder(
-            model, optimizer, Path(folder) / "run.h5", every=lambda step: measuring["now"], gammas=GAMMAS
-        ) as recorder,
-    ):
-
-        def step(now):
-            measuring["now"] = now
-            optimizer.zero_grad()
-            recorder.backward(closure)
-            optimizer.step()
-
-        def gradient():
-            optimizer.zero_grad()
-            closure().backward()
-
-        times = interleaved(
-            {"step": lambda: step(False), "gradient": gradient, "measured": lambda: step(True)}, repeats
-        )
-    return times["measured"] / (times["step"] + (len(GAMMAS) + 1) * times["gradient"])
 
 
 def run_memory(steps):

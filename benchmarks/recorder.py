@@ -5,14 +5,14 @@
 Compared, interleaved, on a Transformer encoder with a next-token loss:
 
 * a training step (forward, backward, optimizer step), alone;
-* one gradient evaluation (forward, backward);
+* the floor of a measured step: a training step, and one gradient evaluation (forward, backward) a point;
 * a measured step of the recorder, five points and the endpoint;
 * an unmeasured step with the recorder attached;
 * the textbook way to measure: a deep copy of the model for every point, Python loops over named parameters, one
   `.item()` a tensor.
 
-The floor of a measured step is the training step plus as many gradient evaluations as there are points. Memory is the
-peak above what a training step alone reaches, in copies of the trainable parameters, as the allocator counts it.
+Memory is the peak above what a training step alone reaches, in copies of the trainable parameters, as the allocator
+counts it.
 """
 
 import argparse
@@ -37,13 +37,14 @@ from lsmooth.segment import Segment
 
 GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 POINTS = len(GAMMAS) + 1
-# Tokens in a batch: at 0.1 M parameters, where Python, not arithmetic, takes the time, as few as that takes.
-TOKENS = {"0.1": 256, "1": 1024, "5": 1024, "5_2048": 2048, "30": 2048}
-SHAPES = {
-    "0.1": (64, 2, 500),
-    "1": (160, 3, 800),
-    **dict.fromkeys(("5", "5_2048"), (320, 4, 3000)),
-    "30": (640, 6, 3000),
+# Width, layers and vocabulary of a model, and tokens in a batch: at 0.1 M parameters, where Python, not arithmetic,
+# takes the time, as few as that takes.
+SETTINGS = {
+    "0.1": ((64, 2, 500), 256),
+    "1": ((160, 3, 800), 1024),
+    "5": ((320, 4, 3000), 1024),
+    "5_2048": ((320, 4, 3000), 2048),
+    "30": ((640, 6, 3000), 2048),
 }
 
 
@@ -61,12 +62,11 @@ class Model(nn.Module):
         return self.decode(self.encoder(self.embed(tokens)))
 
 
-def setting(size):
+def setting(shape, tokens):
     torch.manual_seed(0)
-    width, layers, vocabulary = SHAPES[size]
+    width, layers, vocabulary = shape
     model = Model(width, layers, vocabulary)
-    batch = TOKENS[size] // 64
-    inputs, targets = torch.randint(vocabulary, (2, batch, 64))
+    inputs, targets = torch.randint(vocabulary, (2, tokens // 64, 64))
 
     def closure():
         return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
@@ -130,20 +130,19 @@ def attached(model, optimizer, closure, **arguments):
 def rows(short):
     found = []
     for size in ("0.1", "1") if short else ("0.1", "1", "5", "30"):
-        found += of_size(size, 3 if size == "30" else 7)
+        found += of_size(size)
     if not short:
         # What a measured step costs beyond its gradients does not grow with the batch.
-        found += of_size("5_2048", 7)[:1]
+        found.append(measured("5_2048", timed(*SETTINGS["5_2048"], ("step", "floor", "measured"))))
     found += of_options("1" if short else "5", 3 if short else 7)
     found.append(points_at_once(7))
     return found
 
 
-def of_size(size, repeats):
-    """Return time and memory at one size."""
-    model, optimizer, closure = setting(size)
-    _, plain_optimizer, plain_closure = setting(size)
-    other, other_optimizer, other_closure = setting(size)
+def timed(shape, tokens, kinds):
+    """Return the median seconds that each kind of step takes."""
+    _, plain_optimizer, plain_closure = setting(shape, tokens)
+    other, other_optimizer, other_closure = setting(shape, tokens)
     make = closure_maker(other_closure)
 
     def bare():
@@ -151,22 +150,52 @@ def of_size(size, repeats):
         plain_closure().backward()
         plain_optimizer.step()
 
-    def gradient():
-        plain_optimizer.zero_grad()
-        plain_closure().backward()
+    def floor():
+        bare()
+        for _ in range(POINTS):
+            plain_optimizer.zero_grad()
+            plain_closure().backward()
 
-    with attached(model, optimizer, closure) as step:
-        times = interleaved(
-            {
-                "step": bare,
-                "gradient": gradient,
-                "measured": lambda: step(True),
-                "unmeasured": lambda: step(False),
-                "textbook": lambda: textbook(other, other_optimizer, make),
-            },
-            repeats,
-        )
-        parts = profiled(lambda: step(True), repeats)
+    with attached(*setting(shape, tokens)) as step:
+        functions = {
+            "step": bare,
+            "floor": floor,
+            "measured": lambda: step(True),
+            "unmeasured": lambda: step(False),
+            "textbook": lambda: textbook(other, other_optimizer, make),
+        }
+        return interleaved({kind: functions[kind] for kind in kinds})
+
+
+def measured(size, times):
+    """Return the row of a measured step's time."""
+    with attached(*setting(*SETTINGS[size])) as step:
+        parts = profiled(lambda: step(True), 7)
+    rest = times["measured"] - times["floor"]
+    slower = parts["gradients"] - (times["floor"] - times["step"])
+    own = ", ".join(f"{part} {1e3 * seconds:.1f} ms" for part, seconds in parts.items() if part != "gradients")
+    floor = f"{1e3 * times['floor']:.0f} ms (a step and {POINTS} gradient evaluations)"
+    return Row(
+        f"recorder.measured_{size}",
+        f"measured step over its floor, {POINTS} points, {millions(size)} parameters, {SETTINGS[size][1]:,} tokens",
+        times["measured"] / times["floor"],
+        "x",
+        {"5": 1.05, "5_2048": 1.05, "30": 1.02}.get(size),
+        note=f"floor {floor}. Of the {1e3 * rest:.0f} ms above it: {own}; the rest is the recorder's other Python, and "
+        f"gradients, which took {1e3 * slower:+.0f} ms against the floor's. None of it grows with the batch.",
+    )
+
+
+def millions(size):
+    """Return the number of parameters, to be read."""
+    return f"{sum(p.numel() for p in setting(*SETTINGS[size])[0].parameters()) / 1e6:.2g} M"
+
+
+def of_size(size):
+    """Return time and memory at one size."""
+    times = timed(*SETTINGS[size], ("step", "floor", "measured", "unmeasured", "textbook"))
+    model, optimizer, closure = setting(*SETTINGS[size])
+    other, other_optimizer, other_closure = setting(*SETTINGS[size])
     copies = sum(p.numel() * p.element_size() for p in model.parameters())
 
     def first_step():
@@ -174,26 +203,19 @@ def of_size(size, repeats):
         with attached(model, optimizer, closure) as step:
             step(True)
 
+    def bare():
+        optimizer.zero_grad()
+        closure().backward()
+        optimizer.step()
+
+    by_hand = peak_bytes(lambda: textbook(other, other_optimizer, closure_maker(other_closure)))
     base = peak_bytes(bare)
-    measured = (peak_bytes(first_step) - base) / copies
-    by_hand = (peak_bytes(lambda: textbook(other, other_optimizer, make)) - base) / copies
-    floor = times["step"] + POINTS * times["gradient"]
-    parameters = f"{copies / 4e6:.2g} M"
+    above = (peak_bytes(first_step) - base) / copies
+    above_by_hand = (by_hand - base) / copies
+    parameters = millions(size)
     large = size in ("5", "30")
-    rest = times["measured"] - floor
-    slower = parts.pop("gradients") - POINTS * times["gradient"]
-    own = ", ".join(f"{part} {1e3 * seconds:.1f} ms" for part, seconds in parts.items())
     return [
-        Row(
-            f"recorder.measured_{size}",
-            f"measured step over its floor, {POINTS} points, {parameters} parameters, {TOKENS[size]:,} tokens",
-            times["measured"] / floor,
-            "x",
-            {"5": 1.05, "5_2048": 1.05, "30": 1.02}.get(size),
-            note=f"floor {1e3 * floor:.0f} ms (a step and {POINTS} gradient evaluations). Of the {1e3 * rest:.0f} ms "
-            f"above it: {own}; the rest is the recorder's other Python, and gradients, which took "
-            f"{1e3 * slower:+.0f} ms against the floor's. None of it grows with the batch.",
-        ),
+        measured(size, times),
         Row(
             f"recorder.unmeasured_{size}",
             f"unmeasured step over a step without recorder, {parameters} parameters",
@@ -208,12 +230,12 @@ def of_size(size, repeats):
             "x",
             1.3 if large else 2.0 if size == "0.1" else None,
             "at least",
-            note=f"cannot exceed {times['textbook'] / floor:.2f}: both evaluate the same gradients.",
+            note=f"cannot exceed {times['textbook'] / times['floor']:.2f}: both evaluate the same gradients.",
         ),
         Row(
             f"recorder.memory_{size}",
             f"peak memory of a measured step above a bare one, {parameters} parameters",
-            measured,
+            above,
             "copies",
             3.15 if large else None,
             note="x_t, x_{t+1}, and training's `.grad`, which a bare step has dropped when its next forward pass ends; "
@@ -222,10 +244,10 @@ def of_size(size, repeats):
         Row(
             f"recorder.memory_textbook_{size}",
             f"the same over that of the textbook way, {parameters} parameters",
-            measured / by_hand,
+            above / above_by_hand,
             "x",
             0.5 if large else None,
-            note=f"the textbook way holds {by_hand:.2f} copies: one more, of the first gradient.",
+            note=f"the textbook way holds {above_by_hand:.2f} copies: one more, of the first gradient.",
         ),
     ]
 
@@ -297,7 +319,7 @@ def of_options(size, repeats):
         ("spectral", 'norms=("l2", "spectral")', {"norms": ("spectral",)}),
         ("densities", "densities=True", {"densities": True}),
     ):
-        with attached(*setting(size)) as plain, attached(*setting(size), **arguments) as step:
+        with attached(*setting(*SETTINGS[size])) as plain, attached(*setting(*SETTINGS[size]), **arguments) as step:
             times = interleaved({"plain": lambda: plain(True), "with": lambda: step(True)}, repeats)
         added = 1e3 * (times["with"] - times["plain"])
         found.append(
@@ -314,7 +336,7 @@ def of_options(size, repeats):
 
 def points_at_once(repeats):
     """Return how much faster all points of a tiny model are when they are evaluated as one batch of models."""
-    model, _, closure = setting("0.1")
+    model, _, closure = setting(*SETTINGS["0.1"])
     model.eval()
     make = closure_maker(closure)
 
