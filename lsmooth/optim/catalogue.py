@@ -71,7 +71,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
         name: One of `NAMES`: `generalized-signsgd`; `signsgd` and `signum`, which are generalized SignSGD at
             betas (0, 0) and (momentum, 0) with eps = 0; torch's own `adam`, `adamw`, `sgd`, `sgd-momentum`;
             `sgd-momentum-normalized`; `sgd-clip-grad` and `sgd-clip-momentum`.
-        params: Parameters, named parameters, or parameter groups, as any torch optimizer takes them.
+        params: Parameters, parameter groups, or (from PyTorch 2.6 on) named parameters.
         **hyperparameters: Those that `lsmooth.optim.hyperparameters(name)` lists; the others keep their defaults.
 
     Raises:

@@ -34,7 +34,7 @@ class GeneralizedSignSGD(CheckedOptimizer):
     betas = (beta, 0) with eps = 0 is SIGNUM, exactly; a quotient whose denominator is 0 counts as 0.
 
     Args:
-        params: Parameters, named parameters, or parameter groups.
+        params: Parameters, parameter groups, or (from PyTorch 2.6 on) named parameters.
         lr: Learning rate, a number or a tensor of one element.
         betas: beta1 and beta2, each in [0, 1). Theorem 1 asks for √beta2 < beta1.
         eps: Added to √v; Algorithm 1 has 0.

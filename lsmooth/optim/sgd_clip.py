@@ -22,7 +22,7 @@ class SGDClip(MomentumOptimizer):
     nu = 0 clips the gradient (SGDClipGrad), nu = 1 the momentum (SGDClipMomentum).
 
     Args:
-        params: Parameters, named parameters, or parameter groups.
+        params: Parameters, parameter groups, or (from PyTorch 2.6 on) named parameters.
         lr: Learning rate, a number or a tensor of one element.
         max_norm: The longest step, in parameter space: what is longer than max_norm / lr is clipped.
         momentum: Momentum factor; 0 makes m_t = g_t.

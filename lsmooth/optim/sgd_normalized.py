@@ -20,7 +20,7 @@ class SGDNormalized(MomentumOptimizer):
     Every step has length lr, whatever the scale of the loss; where m_t = 0, nothing moves.
 
     Args:
-        params: Parameters, named parameters, or parameter groups.
+        params: Parameters, parameter groups, or (from PyTorch 2.6 on) named parameters.
         lr: Length of the step, a number or a tensor of one element.
         momentum: Momentum factor; 0 makes m_t = g_t.
         dampening: 0 is heavy ball, as torch.optim.SGD has it and the published hyperparameters want it;
