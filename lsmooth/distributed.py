@@ -38,6 +38,9 @@ _SUMS = (
 _NORMS = ("grad_norm", "grad_noise", "step_norm", "grad_diff", "rounding", "replay_error")
 _MAXIMA = ("linf/step_norm",)
 
+# Where torch keeps DTensor: the second, before PyTorch 2.5.
+_DTENSOR_HOMES = ("torch.distributed.tensor", "torch.distributed._tensor")
+
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds: its shard of a DTensor, any other tensor as it is."""
@@ -46,8 +49,11 @@ def local(tensor: Tensor) -> Tensor:
 
 def _is_sharded(tensor: Tensor) -> bool:
     # Where the module was never imported there is none, and importing it takes its time.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    for home in _DTENSOR_HOMES:
+        kind = getattr(sys.modules.get(home), "DTensor", None)
+        if kind is not None:
+            return isinstance(tensor, kind)
+    return False
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -275,6 +281,13 @@ class Ranks:
 
     def _check_shards(self, model: nn.Module, names: Sequence[str], parameters: Sequence[Tensor]) -> int:
         """Return how many ranks hold a copy of each shard."""
+        import torch.distributed.fsdp
+
+        if not hasattr(torch.distributed.fsdp, "fully_shard"):
+            raise InvalidArgumentError(
+                f"Sharded parameters are measured from PyTorch 2.6 on, where fully_shard became public, and this is "
+                f"{torch.__version__}; train with DistributedDataParallel, or update PyTorch."
+            )
         from torch.distributed.tensor import Replicate, Shard
 
         fully = any(kind.__name__ == "FSDPModule" for module in model.modules() for kind in type(module).__mro__)

@@ -23,7 +23,12 @@ OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communicat
 # First, while there is nothing else that may be freed on the way.
 MEMORY = ["ddp-memory", "ddp-accumulated-memory", "fsdp-memory"]
 CASES = {2: [*MEMORY, *SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp", "hsdp-linf", "mesh-refusals"]}
+SHARDING = torch.__version__ >= (2, 6)
+if not SHARDING:
+    CASES = {size: [case for case in cases if case.startswith("ddp")] for size, cases in CASES.items()}
+    MEMORY = [case for case in MEMORY if case.startswith("ddp")]
 
+needs_sharding = pytest.mark.skipif(not SHARDING, reason="fully_shard is public from PyTorch 2.6 on")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 
@@ -94,12 +99,14 @@ def test_a_continued_trace_goes_on_on_every_rank(folder):
     assert [result["began"] for result in results(folder, "ddp-resumed", 2)] == [3, 3]
 
 
+@needs_sharding
 def test_the_trace_says_how_many_took_part(folder, alone):
     with lsmooth.Trace(folder / "fsdp-watched.4.h5") as trace, lsmooth.Trace(alone("fsdp-watched")) as expected:
         assert trace.metadata["objective"] == "the step's mini-batch loss, mean over 4 ranks"
         assert expected.metadata["objective"] == "the step's mini-batch loss"
 
 
+@needs_sharding
 @pytest.mark.parametrize("case", ["hsdp", "hsdp-linf"])
 def test_a_mesh_that_holds_copies_of_shards(case, folder, alone):
     with lsmooth.Trace(folder / f"{case}.4.h5") as trace, lsmooth.Trace(alone(case)) as expected:
@@ -136,7 +143,7 @@ def test_a_measured_step_holds_three_copies_and_a_gradient_more(case, folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
-@pytest.mark.parametrize("case", ["ddp-inductor", "fsdp-inductor"])
+@pytest.mark.parametrize("case", ["ddp-inductor", pytest.param("fsdp-inductor", marks=needs_sharding)])
 def test_models_compiled_to_machine_code(case, tmp_path, alone):
     torchrun(2, tmp_path, case)
     for result in results(tmp_path, case, 2):
@@ -160,6 +167,7 @@ def test_replicas_join_losses_in_one_small_all_reduce(folder):
         assert steps[3]["reduced"] == training
 
 
+@needs_sharding
 def test_shards_join_norms_in_one_all_reduce(folder):
     for result in results(folder, "fsdp-communication", 2):
         training, measured = result["steps"][1], result["steps"][2]
@@ -173,12 +181,14 @@ def test_shards_join_norms_in_one_all_reduce(folder):
         assert measured["reduced"] == [7 + 1 + 7 * 6 + 8 * 6 + 4]
 
 
+@needs_sharding
 def test_largest_entries_of_shards_are_joined_in_a_second_all_reduce(folder):
     for result in results(folder, "linf-communication", 2):
         # In the first, 1-norms of the gradient and of 5 changes of 6 tensors more; in the second, 6 steps.
         assert result["steps"][2]["reduced"] == [7 + 1 + 13 * 6 + 8 * 6 + 4, 6]
 
 
+@needs_sharding
 def test_what_cannot_be_measured_is_refused_on_every_rank(folder):
     sentences = {
         "unwrapped": "neither wrapped in DistributedDataParallel nor sharded",
@@ -200,6 +210,7 @@ def test_what_cannot_be_measured_is_refused_on_every_rank(folder):
     }  # fmt: skip
 
 
+@needs_sharding
 def test_meshes_that_cannot_be_measured_are_refused_on_every_rank(folder):
     sentences = {
         "column": "Shard(dim=0)), which fully_shard alone does not do; tensor parallelism is not measured.",

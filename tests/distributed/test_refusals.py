@@ -1,5 +1,6 @@
 """What is refused in one process already: wrappers whose gradients are not the model's, foreign optimizers."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,32 @@ def test_fsdp1(tmp_path, one_process_group):
         "FullyShardedDataParallel (FSDP1) is not measured, since its flat parameters are not the model's; use "
         "torch.distributed.fsdp.fully_shard (FSDP2)."
     )
+
+
+def test_shards_where_fully_shard_is_not_public_yet(tmp_path, one_process_group, monkeypatch):
+    early = torch.__version__ < (2, 5)
+    tensor = importlib.import_module("torch.distributed._tensor" if early else "torch.distributed.tensor")
+    mesh = dist.init_device_mesh("cpu", (1,))
+    model = nn.Linear(4, 3, bias=False)
+    model.weight = nn.Parameter(tensor.distribute_tensor(model.weight.detach(), mesh, [tensor.Shard(0)]))
+    monkeypatch.delattr("torch.distributed.fsdp.fully_shard", raising=False)
+    assert refused(tmp_path, model) == (
+        "Sharded parameters are measured from PyTorch 2.6 on, where fully_shard became public, and this is "
+        f"{torch.__version__}; train with DistributedDataParallel, or update PyTorch."
+    )
+
+
+def test_one_process_beside_tensor_parallel_code(tmp_path):
+    # Before PyTorch 2.5 the package that this lies in had no DTensor.
+    import torch.distributed.tensor.parallel
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        recorder.backward(lambda: model(torch.ones(2, 4)).square().sum())
+        optimizer.step()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 1}
 
 
 class DeepSpeedEngine(nn.Module):
@@ -108,6 +135,8 @@ def test_lightning_strategies_that_own_gradients_or_steps(name, tmp_path):
 
     from lsmooth.integrations.lightning import SmoothnessCallback
 
+    if not hasattr(strategies, name):
+        pytest.skip(f"this Lightning has no {name}")
     strategy = object.__new__(getattr(strategies, name))
     trainer = SimpleNamespace(strategy=strategy, optimizers=[None], global_step=0)
     with pytest.raises(lsmooth.LsmoothError) as error:
