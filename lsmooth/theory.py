@@ -305,7 +305,7 @@ def gd_lower_bound(L0: float, L1: float, M: float, delta: float, epsilon: float)
 
     Example:
         >>> round(gd_lower_bound(L0=1.0, L1=1.0, M=100.0, delta=100.0, epsilon=0.1))
-        89200
+        89199
     """
     _check_class(L0, L1, M, delta, epsilon)
     gap = delta - epsilon**2 / (2 * L0)

@@ -1,5 +1,7 @@
-"""Every Python snippet of README and docs runs, block after block, one namespace a page."""
+"""Every Python snippet of README and docs runs, block after block, one namespace a page; so do docstrings' examples."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -46,6 +48,22 @@ def test_snippets_run(page, tmp_path, monkeypatch):
         # Line numbers in a traceback are those of the page.
         exec(compile("\n" * line + code, str(page), "exec"), names)
     assert set(names) > {"__name__"}
+
+
+WITH_EXAMPLES = [
+    path.relative_to(ROOT).with_suffix("")
+    for folder in ("lsmooth", "figures", "cli")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    # Those on frameworks are not run, and only import where the frameworks are.
+    if ">>>" in path.read_text() and path.parent.name != "integrations"
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES, ids=str)
+def test_examples_in_docstrings_give_what_they_show(module):
+    name = ".".join(module.parts if module.parts[0] == "lsmooth" else ("lsmooth", *module.parts))
+    # `loader` is what examples take for given.
+    assert doctest.testmod(importlib.import_module(name), extraglobs={"loader": ()}).failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

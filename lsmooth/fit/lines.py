@@ -39,8 +39,8 @@ def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
         InvalidArgumentError: The arrays do not match, hold anything else, or all points lie at one gradient norm.
 
     Example:
-        >>> trend([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])
-        (1.0, 2.0)
+        >>> [round(constant, 6) for constant in trend([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])]
+        [1.0, 2.0]
     """
     return _one(trends, grad_norm, smoothness)
 
