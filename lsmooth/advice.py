@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.errors import LsmoothError, TraceError
-from lsmooth.theory import descent_check, theorem1
+from lsmooth.theory import Floats, descent_check, theorem1
 from lsmooth.trace.reader import Trace
+
+# A step this much shorter than lr |g| is not so by rounding.
+_SHORTER = 0.99
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def _stable_step(trace: Trace) -> Advice:
     limits = factor / cloud.smoothness[known, 0]
     above = lr[known] > limits
     spread = np.percentile(limits, [0, 50, 100])
+    caution += _shorter_steps(trace, known, lr[known], limits)
     return Advice(
         "stable step",
         f"The largest stable step had a median of {spread[1]:.3g} (from {spread[0]:.3g} to {spread[2]:.3g}); lr was "
@@ -104,6 +108,25 @@ def _stable_step(trace: Trace) -> Advice:
             "share_above": float(above.mean()),
             "steps": len(above),
         },
+    )
+
+
+def _shorter_steps(trace: Trace, known: NDArray[np.bool_], lr: Floats, limits: Floats) -> str:
+    """Say of plain SGD whose steps are shorter than lr |g|, as clipping makes them, what lr they amount to."""
+    groups = trace.metadata.get("optimizer_groups") or [{}]
+    plain = trace.metadata.get("optimizer") == "SGD" and len(groups) == 1
+    if not plain or groups[0].get("momentum") or groups[0].get("weight_decay"):
+        return ""
+    moved, norm = (
+        np.sqrt((trace.read(name)[known].astype(np.float64) ** 2).sum(axis=1)) for name in ("step_norm", "grad_norm")
+    )
+    rates = np.divide(moved, norm, out=lr.copy(), where=norm > 0)
+    shorter = rates < _SHORTER * lr
+    if not shorter.any():
+        return ""
+    return (
+        f" But {_share(shorter)} of them were shorter than lr |g|, as clipping makes them: what lr this comes to, "
+        f"|d|/|g|, had a median of {np.median(rates):.3g} and was above the limit at {_share(rates > limits)}."
     )
 
 

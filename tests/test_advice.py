@@ -15,7 +15,9 @@ from lsmooth.cli import main
 from lsmooth.theory import theorem1
 
 
-def traced(path, optimizer=None, steps=15, curvatures=(1.0, 4.0), lr=0.1, probes=0, shift=0.0, **arguments):
+def traced(
+    path, optimizer=None, steps=15, curvatures=(1.0, 4.0), lr=0.1, probes=0, shift=0.0, clip=math.inf, **arguments
+):
     """Train two tensors on a parabola in float64; `probes` noisy batches measure the gradient's noise."""
     torch.manual_seed(0)
 
@@ -36,6 +38,7 @@ def traced(path, optimizer=None, steps=15, curvatures=(1.0, 4.0), lr=0.1, probes
         for _ in range(steps):
             optimizer.zero_grad()
             recorder.backward(model.loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
     return lsmooth.Trace(path)
 
@@ -77,6 +80,18 @@ def test_the_stable_step_is_where_sgd_on_a_parabola_turns(tmp_path, arguments):
             x.grad = L * x.detach()
             optimizer.step()
         assert (abs(x.item()) < 1) == shrinks
+
+
+def test_clipped_steps_are_held_against_the_limit_as_long_as_they_are(tmp_path):
+    clipped = traced(tmp_path / "clipped.h5", lr=0.6, clip=1.0)
+    text = said(clipped)[0]["stable step"].text
+    norm = clipped.cloud().grad_norm[:, 0]
+    rates = 0.6 / np.maximum(norm, 1)
+    share = 100 * (rates > 2 / clipped.cloud().smoothness[:, 0]).mean()
+    assert f"But {100 * (norm > 1).mean():.3g} % of them were shorter" in text
+    assert f"|d|/|g|, had a median of {np.median(rates):.3g} and was above the limit at {share:.3g} %" in text
+    for name, others in (("whole", {}), ("decayed", {"weight_decay": 0.1}), ("adam", {"optimizer": torch.optim.Adam})):
+        assert "|d|/|g|" not in said(traced(tmp_path / f"{name}.h5", **others))[0]["stable step"].text
 
 
 def test_adaptive_optimizers_are_told_that_it_is_no_limit(tmp_path):
