@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import datetime
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -23,7 +25,6 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +67,9 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKe
 # Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
 _BUCKET_SHARE = 1 / 16
 _BUCKET_LEAST_BYTES = 1 << 16
+# Options of mallopt in malloc.h, and how much freed memory glibc was told to keep.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_kept_bytes = 0
 # Below this, a copy of all gradients costs less than taking them one by one.
 _TAKEN_WHOLE_BYTES = 1 << 20
 
@@ -251,7 +255,7 @@ class Recorder:
             optimizer.register_step_post_hook(self._after_step),
         ]
         if self._device.type == "cpu":
-            _keep_freed_memory()
+            _keep_freed_memory(total)
         # A script may end without closing its recorder.
         atexit.register(self.close)
 
@@ -1153,13 +1157,22 @@ def _imprint(gradient: Tensor) -> tuple[int, int]:
     return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep up to 64 MiB of freed memory, rather than give it back and fetch it again at every replay.
+def _keep_freed_memory(gradient_bytes: int) -> None:
+    """Have glibc keep freed memory, rather than give it back and fetch it again, page by page, at every replay.
 
-    Its limits grow with the largest block freed so far, up to blocks of 32 MiB (M_MMAP_THRESHOLD in mallopt(3)); this
-    one is never touched, and takes no memory. Elsewhere, this does nothing.
+    It then keeps the 64 MiB that it comes to keep by itself where blocks of 32 MiB are freed, and room for two
+    gradients, but no more than 1 GiB (mallopt(3)). Where the environment says how glibc is to go about it, or there is
+    no mallopt, this does nothing.
     """
-    np.empty((1 << 25) - (1 << 13), dtype=np.uint8)
+    global _kept_bytes
+    told = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"))
+    if told or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    _kept_bytes = max(_kept_bytes, min((1 << 26) + 2 * gradient_bytes, 1 << 30))
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        mallopt(_M_TRIM_THRESHOLD, _kept_bytes)
 
 
 def _constant(closure: Closure) -> Callable[[], Closure]:

@@ -1,5 +1,10 @@
 """What a measured step costs besides time: memory, as the allocator counts it, and no waiting for the device."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from loops import batches, classify, mlp, seed_all, sgd
@@ -148,3 +153,30 @@ def test_probes_do_not_read_values_either(tmp_path, meta_device_let_in):
             classify(model, x.to("meta"), y.to("meta")).backward()
             optimizer.step()
         assert recorder._handover._block.steps == [0, 1]
+
+
+FETCHED_AGAIN = """
+import resource, torch, lsmooth
+
+model = torch.nn.Linear(2, 2)
+with lsmooth.Recorder(model, torch.optim.SGD(model.parameters(), lr=0.1), "run.h5"):
+    def fill():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        b"1" * 20_000_000
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    fill()
+    print(fill())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False)])
+def test_freed_memory_is_kept_unless_the_environment_decides(environment, kept, tmp_path):
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FETCHED_AGAIN], env=others | environment, cwd=tmp_path, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    # 20 MB are about 5,000 pages, unless the system hands out larger ones.
+    assert (int(done.stdout) < 10) == kept
