@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from recorder import attached, setting
+from recorder import SETTINGS, attached, setting
 from row import Row
 from synthetic import header
 
@@ -71,7 +71,7 @@ def timed(work, repeats):
 
 def handing_over(steps):
     """Return the share of a run, every step of it measured, in which the training thread hands rows over."""
-    model, optimizer, closure = setting("1")
+    model, optimizer, closure = setting(*SETTINGS["1"])
     spent = 0.0
 
     def clocked(method):

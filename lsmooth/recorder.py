@@ -10,52 +10,54 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import datetime
 import math
 import os
-import signal
-import sys
-import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lsmooth import __version__
+from lsmooth.allocator import keep_freed_memory
+from lsmooth.arguments import (
+    checked_coordinates,
+    checked_every,
+    checked_gammas,
+    checked_norms,
+    checked_probes,
+    measured_parameters,
+    optimizer_inside,
+    plain,
+)
+from lsmooth.arrivals import Arrivals, counted_arrivals
 from lsmooth.coordinates import CoordinateReader, choose_coordinates
 from lsmooth.densities import DensityCounter
 from lsmooth.distributed import Ranks, SilentWriter, local, unwrapped
-from lsmooth.errors import InvalidArgumentError, RecorderError, unknown_name
+from lsmooth.errors import InvalidArgumentError, RecorderError
 from lsmooth.handover import Handover, Measurement, RowLayout
 from lsmooth.integrations.scalars import Scalars
-from lsmooth.norms import (
-    GEOMETRIES,
-    Kind,
-    TensorNorms,
-    accumulation_dtype,
-    tensor_norms,
-)
+from lsmooth.interrupts import DeferredInterrupt
+from lsmooth.norms import Kind, TensorNorms, tensor_norms
 from lsmooth.replay import (
     AutocastState,
     Closure,
     Microbatch,
     ModuleState,
     RandomState,
-    count_arrivals,
     detached,
     frozen,
     loss_of,
     reachable_leaves,
 )
 from lsmooth.segment import Segment
-from lsmooth.trace.layout import NORMS, Status
+from lsmooth.trace.layout import Status
 from lsmooth.trace.writer import BackgroundWriter, Header, Mode, TraceWriter
 from lsmooth.watching import Function, Watch
 
@@ -67,9 +69,6 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKe
 # Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
 _BUCKET_SHARE = 1 / 16
 _BUCKET_LEAST_BYTES = 1 << 16
-# Options of mallopt in malloc.h, and how much freed memory glibc was told to keep.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_kept_bytes = 0
 # Below this, a copy of all gradients costs less than taking them one by one.
 _TAKEN_WHOLE_BYTES = 1 << 20
 
@@ -163,15 +162,13 @@ class Recorder:
     ) -> None:
         self._called = model
         self._model = unwrapped(model)
-        self._optimizer = optimizer = _optimizer_inside(optimizer)
-        self._every = _checked_every(every)
-        self._gammas = _checked_gammas(gammas)
+        self._optimizer = optimizer = optimizer_inside(optimizer)
+        self._every = checked_every(every)
+        self._gammas = checked_gammas(gammas)
         self._endpoint = bool(endpoint)
         self._seed = seed
-        self._probes = _checked_probes(probe)
-        if isinstance(coordinates, bool) or not isinstance(coordinates, int) or coordinates < 0:
-            raise InvalidArgumentError(f"coordinates={coordinates!r} is not a number of coordinates, 0 or more.")
-        self._names, self._parameters = _measured_parameters(self._model, optimizer)
+        self._probes = checked_probes(probe)
+        self._names, self._parameters = measured_parameters(self._model, optimizer)
         self._groups = len(optimizer.param_groups)
         self._device = self._parameters[0].device
         self._ranks = Ranks(model, self._names, self._parameters)
@@ -181,9 +178,11 @@ class Recorder:
         self._bucket_bytes = max(_BUCKET_LEAST_BYTES, int(_BUCKET_SHARE * total))
         self._takes_early = total > _TAKEN_WHOLE_BYTES
 
-        chosen = choose_coordinates(self._names, [p.shape for p in self._parameters], coordinates, seed)
+        chosen = choose_coordinates(
+            self._names, [p.shape for p in self._parameters], checked_coordinates(coordinates), seed
+        )
         self._coordinates = CoordinateReader(chosen, self._parameters, self._device, self._ranks.held)
-        self._geometries = _checked_norms(norms, self._device)
+        self._geometries = checked_norms(norms, self._device)
         sizes = [local(p).numel() for p in self._parameters]
         # Gradients and their changes are measured in the dual of the norm that displacements are measured in. These are
         # used one after another, so that those of the same norms may be one.
@@ -255,7 +254,7 @@ class Recorder:
             optimizer.register_step_post_hook(self._after_step),
         ]
         if self._device.type == "cpu":
-            _keep_freed_memory(total)
+            keep_freed_memory(total)
         # A script may end without closing its recorder.
         atexit.register(self.close)
 
@@ -509,7 +508,7 @@ class Recorder:
         if scaler is not None and scaler.is_enabled():
             scale = scaler.scale(torch.ones((), device=loss.device))
         versions = [p._version for p in parameters]
-        with _counted_arrivals(parameters) as arrivals:
+        with counted_arrivals(parameters) as arrivals:
             (loss if scaler is None else scaler.scale(loss)).backward()
         self._check_unchanged(parameters, versions, watching)
         microbatch = Microbatch(fresh, random_state, modules.without_unchanged(), autocast, scale, context=context)
@@ -715,9 +714,9 @@ class Recorder:
         # gradients on their own schedule.
         early = self._takes_early and self._ranks.plain_gradients() and (edited or not current.lent)
         with (
-            _DeferredInterrupt() as interrupt,
+            DeferredInterrupt() as interrupt,
             self._set_aside(current, segment),
-            _Arrivals(self._parameters, current.arrivals if early else None, self._bucket_bytes) as arrivals,
+            Arrivals(self._parameters, current.arrivals if early else None, self._bucket_bytes) as arrivals,
         ):
             if edited:
                 self._recover_gradient(current, segment, arrivals, interrupt)
@@ -803,7 +802,7 @@ class Recorder:
         return False
 
     def _recover_gradient(
-        self, current: _Step, segment: Segment, arrivals: _Arrivals, interrupt: _DeferredInterrupt
+        self, current: _Step, segment: Segment, arrivals: Arrivals, interrupt: DeferredInterrupt
     ) -> None:
         """Evaluate the gradient at x_t again, training having changed its own, and copy gradients from now on."""
         self._borrows = False
@@ -863,7 +862,7 @@ class Recorder:
         half_eps, least = self._resolution
         return torch.linalg.vector_norm((self._norms.result()["l2"] + least) * half_eps)
 
-    def _evaluate(self, current: _Step, interrupt: _DeferredInterrupt) -> Tensor:
+    def _evaluate(self, current: _Step, interrupt: DeferredInterrupt) -> Tensor:
         """Evaluate all microbatches at the present parameters, gradients going to `.grad`; return the loss."""
         losses: list[Tensor] = []
         for microbatch in current.microbatches:
@@ -888,7 +887,7 @@ class Recorder:
         modules = ModuleState.capture(self._model)
         autocast = AutocastState.capture(self._device.type)
         noise: Tensor | None = None
-        with _DeferredInterrupt() as interrupt, self._set_aside(current, None):
+        with DeferredInterrupt() as interrupt, self._set_aside(current, None):
             for seen, probe in enumerate(self._probes):
                 microbatch = Microbatch(_constant(probe), random_state, modules, autocast, None)
 
@@ -903,7 +902,7 @@ class Recorder:
                         else:
                             total.add_(gradient)
 
-                with _counted_arrivals(self._parameters) as arrivals, torch.no_grad():
+                with counted_arrivals(self._parameters) as arrivals, torch.no_grad():
                     with interrupt.allowed():
                         current.losses.append(self._to_row_device(microbatch.evaluate()))
                     reached = [i for i, p in enumerate(self._parameters) if p.grad is not None]
@@ -991,7 +990,7 @@ class Recorder:
     def _description(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         optimizer = self._optimizer
         groups = [
-            {key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+            {key: plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
         ]
         return {
             "title": "Local smoothness of a training loss along its optimizer steps",
@@ -1009,134 +1008,8 @@ class Recorder:
             "endpoint": int(self._endpoint),
             "norms": list(self._geometries),
             "objective": self._objective(),
-            "user_metadata": _plain(dict(metadata)),
+            "user_metadata": plain(dict(metadata)),
         }
-
-
-class _Arrivals:
-    """Takes gradients from the parameters as a backward pass delivers them, and hands them on in buckets.
-
-    Autograd may deliver a parameter's gradient in several parts: one a microbatch, and more where a tied weight sits
-    in reentrant checkpoints. The counts of the step's own backward say when a gradient is whole; what is not whole at
-    the end (control flow took another way) is handed on then, and without counts everything is.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor], expected: Mapping[Tensor, int] | None, bucket_bytes: int) -> None:
-        self._parameters = parameters
-        self._early = expected is not None
-        self._expected = [(expected or {}).get(parameter, 0) for parameter in parameters]
-        self._left = list(self._expected)
-        self._bucket_bytes = bucket_bytes
-        self._consume: Callable[[Sequence[int], Sequence[Tensor]], None] | None = None
-        self._bucket: list[int] = []
-        self._filled = 0
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> _Arrivals:
-        for position, parameter in enumerate(self._parameters if self._early else ()):
-            # One that was trained in the step's own backward may have been frozen since.
-            frozen_since = self._expected[position] > 0 and not parameter.requires_grad
-            if frozen_since:
-                parameter.requires_grad_(True)
-            if parameter.requires_grad:
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(position)))
-            if frozen_since:
-                parameter.requires_grad_(False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    @contextlib.contextmanager
-    def taken_by(self, consume: Callable[[Sequence[int], Sequence[Tensor]], None]) -> Iterator[None]:
-        """Hand the gradients of one evaluation to `consume`, with the positions of their parameters."""
-        self._left, self._consume, self._bucket, self._filled = list(self._expected), consume, [], 0
-        yield
-        waiting = set(self._bucket)
-        self._bucket += [i for i, p in enumerate(self._parameters) if p.grad is not None and i not in waiting]
-        self._empty()
-        self._consume = None
-
-    def _hook(self, position: int) -> Callable[[Tensor], None]:
-        def arrived(parameter: Tensor) -> None:
-            self._left[position] -= 1
-            if self._left[position] == 0 and self._consume is not None and parameter.grad is not None:
-                self._bucket.append(position)
-                self._filled += parameter.grad.numel() * parameter.grad.element_size()
-                if self._filled >= self._bucket_bytes:
-                    self._empty()
-
-        return arrived
-
-    @torch.no_grad()
-    def _empty(self) -> None:
-        bucket, self._bucket, self._filled = self._bucket, [], 0
-        if bucket and self._consume is not None:
-            gradients = [local(self._parameters[i].grad) for i in bucket]  # type: ignore[arg-type]
-            self._consume(bucket, gradients)
-            for i in bucket:
-                self._parameters[i].grad = None
-
-
-@contextlib.contextmanager
-def _counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]]:
-    """Count how often a backward pass accumulates into each parameter."""
-    counts: dict[Tensor, int] = {}
-    hooks = count_arrivals(parameters, counts)
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _DeferredInterrupt:
-    """Keeps Ctrl-C from striking while parameters are being moved or put back.
-
-    An interrupt during an evaluation (the user's own code) strikes at once, and the measurement is unwound; at any
-    other moment it waits until everything is back in its place.
-    """
-
-    def __init__(self) -> None:
-        self._allowed = False
-        self._pending: FrameType | bool | None = False
-        self._previous: Any = None
-        self._installed = False
-
-    def __enter__(self) -> _DeferredInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            previous = signal.getsignal(signal.SIGINT)
-            if callable(previous):
-                self._previous = previous
-                signal.signal(signal.SIGINT, self._handle)
-                self._installed = True
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
-            if self._pending is not False:
-                self._previous(signal.SIGINT, self._pending)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._allowed:
-            self._allowed = False
-            self._previous(number, frame)
-        else:
-            self._pending = frame
-
-    @contextlib.contextmanager
-    def allowed(self) -> Iterator[None]:
-        """Let interrupts through in a block."""
-        self._allowed = True
-        try:
-            if self._pending is not False:
-                pending, self._pending, self._allowed = self._pending, False, False
-                self._previous(signal.SIGINT, pending)
-            yield
-        finally:
-            self._allowed = False
 
 
 @contextlib.contextmanager
@@ -1155,24 +1028,6 @@ def _imprint(gradient: Tensor) -> tuple[int, int]:
     """Return what changes when a gradient is replaced or written to."""
     part = local(gradient)
     return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)
-
-
-def _keep_freed_memory(gradient_bytes: int) -> None:
-    """Have glibc keep freed memory, rather than give it back and fetch it again, page by page, at every replay.
-
-    It then keeps the 64 MiB that it comes to keep by itself where blocks of 32 MiB are freed, and room for two
-    gradients, but no more than 1 GiB (mallopt(3)). Where the environment says how glibc is to go about it, or there is
-    no mallopt, this does nothing.
-    """
-    global _kept_bytes
-    told = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"))
-    if told or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    _kept_bytes = max(_kept_bytes, min((1 << 26) + 2 * gradient_bytes, 1 << 30))
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-        mallopt(_M_TRIM_THRESHOLD, _kept_bytes)
 
 
 def _constant(closure: Closure) -> Callable[[], Closure]:
@@ -1195,103 +1050,3 @@ def _of_geometry(norm: str, name: str) -> str:
 
 def _closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return any(callable(value) and not isinstance(value, Tensor) for value in (*args[1:], kwargs.get("closure")))
-
-
-def _checked_every(every: Any) -> int | Callable[[int], bool]:
-    if callable(every):
-        return every  # type: ignore[no-any-return]
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InvalidArgumentError(f"every={every!r} is neither a positive int nor a callable on the step number.")
-    return every
-
-
-def _checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(gamma) for gamma in gammas)
-    if not values or not all(math.isfinite(gamma) and 0 < gamma <= 1 for gamma in values):
-        raise InvalidArgumentError(f"gammas={list(values)} must be numbers in (0, 1], at least one.")
-    if len(set(values)) != len(values):
-        raise InvalidArgumentError(f"gammas={list(values)} has the same position twice.")
-    return values
-
-
-def _checked_probes(probe: Any) -> tuple[Closure, ...]:
-    if probe is None:
-        return ()
-    probes = (probe,) if callable(probe) else tuple(probe)
-    if not probes or not all(callable(item) for item in probes):
-        raise InvalidArgumentError("probe must be a closure that returns a loss, or a list of such closures.")
-    return probes
-
-
-def _checked_norms(norms: Any, device: torch.device) -> dict[str, tuple[Kind, Kind]]:
-    """Return the geometries to measure in, l2 first; by name, the norm of displacements and that of gradients."""
-    asked = (norms,) if isinstance(norms, str) else tuple(norms)
-    for norm in asked:
-        if norm not in NORMS:
-            raise unknown_name("norm", str(norm), NORMS)
-    if "spectral" in asked and accumulation_dtype(device) != torch.float64:
-        raise InvalidArgumentError(
-            f"norms={asked!r}: singular values need float64, which the device {device.type} lacks; "
-            "leave out 'spectral', or train on another device."
-        )
-    return {norm: GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked}
-
-
-def _optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer that takes the steps: some (Accelerate's) hand them on to one that they hold."""
-    inner = optimizer
-    while not hasattr(inner, "_optimizer_step_pre_hooks") or hasattr(inner, "optimizer"):
-        if not hasattr(inner, "optimizer"):
-            raise InvalidArgumentError(
-                f"{type(optimizer).__name__} is no torch.optim.Optimizer, which tells a recorder of its steps; give "
-                "the recorder the one that takes the steps."
-            )
-        inner = inner.optimizer
-    return inner  # type: ignore[no-any-return]
-
-
-def _measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[Tensor]]:
-    """Return names and tensors of the optimizer's parameters, in the model's order."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InvalidArgumentError(
-            "LBFGS evaluates the loss several times a step, which leaves no single step to measure; "
-            "use an optimizer whose step takes no closure."
-        )
-    held = {
-        p: f"optimizer.{g}.{i}" for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])
-    }
-    if not any(p.requires_grad for p in held):
-        raise InvalidArgumentError(
-            "None of the optimizer's parameters requires a gradient; give it the parameters that are trained."
-        )
-    named = [(_plain_name(name), p) for name, p in model.named_parameters() if p in held]
-    known = {p for _, p in named}
-    named += [(name, p) for p, name in held.items() if p not in known]
-    for name, parameter in named:
-        if parameter.is_complex():
-            raise InvalidArgumentError(
-                f"{name} is complex; train its real view (torch.view_as_real) to measure its smoothness."
-            )
-        if parameter.device.type == "meta":
-            raise InvalidArgumentError(f"{name} is on the meta device; load or initialise the model first.")
-        if not parameter.is_floating_point():
-            raise InvalidArgumentError(f"{name} has dtype {parameter.dtype}, which has no gradient.")
-    return [name for name, _ in named], [p for _, p in named]
-
-
-def _plain_name(name: str) -> str:
-    """Return a parameter's name without what torch.compile puts in front of it."""
-    return name.replace("_orig_mod.", "")
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it."""
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
-        return value.item()
-    return str(value)

@@ -107,7 +107,7 @@ def meta_device_let_in(monkeypatch):
     def parameters(model, optimizer):
         return [name for name, _ in model.named_parameters()], list(model.parameters())
 
-    monkeypatch.setattr("lsmooth.recorder._measured_parameters", parameters)
+    monkeypatch.setattr("lsmooth.recorder.measured_parameters", parameters)
     # What leaves the device does so in blocks, and is read on another thread.
     monkeypatch.setattr(Handover, "flush", lambda self: None)
 

@@ -1,0 +1,91 @@
+"""Gradients as a backward pass delivers them: counted, and handed on before the pass is over."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsmooth.distributed import local
+from lsmooth.replay import count_arrivals
+
+
+class Arrivals:
+    """Takes gradients from the parameters as a backward pass delivers them, and hands them on in buckets.
+
+    Autograd may deliver a parameter's gradient in several parts: one a microbatch, and more where a tied weight sits
+    in reentrant checkpoints. The counts of the step's own backward say when a gradient is whole; what is not whole at
+    the end (control flow took another way) is handed on then, and without counts everything is.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], expected: Mapping[Tensor, int] | None, bucket_bytes: int) -> None:
+        self._parameters = parameters
+        self._early = expected is not None
+        self._expected = [(expected or {}).get(parameter, 0) for parameter in parameters]
+        self._left = list(self._expected)
+        self._bucket_bytes = bucket_bytes
+        self._consume: Callable[[Sequence[int], Sequence[Tensor]], None] | None = None
+        self._bucket: list[int] = []
+        self._filled = 0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Arrivals:
+        for position, parameter in enumerate(self._parameters if self._early else ()):
+            # One that was trained in the step's own backward may have been frozen since.
+            frozen_since = self._expected[position] > 0 and not parameter.requires_grad
+            if frozen_since:
+                parameter.requires_grad_(True)
+            if parameter.requires_grad:
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(position)))
+            if frozen_since:
+                parameter.requires_grad_(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextlib.contextmanager
+    def taken_by(self, consume: Callable[[Sequence[int], Sequence[Tensor]], None]) -> Iterator[None]:
+        """Hand the gradients of one evaluation to `consume`, with the positions of their parameters."""
+        self._left, self._consume, self._bucket, self._filled = list(self._expected), consume, [], 0
+        yield
+        waiting = set(self._bucket)
+        self._bucket += [i for i, p in enumerate(self._parameters) if p.grad is not None and i not in waiting]
+        self._empty()
+        self._consume = None
+
+    def _hook(self, position: int) -> Callable[[Tensor], None]:
+        def arrived(parameter: Tensor) -> None:
+            self._left[position] -= 1
+            if self._left[position] == 0 and self._consume is not None and parameter.grad is not None:
+                self._bucket.append(position)
+                self._filled += parameter.grad.numel() * parameter.grad.element_size()
+                if self._filled >= self._bucket_bytes:
+                    self._empty()
+
+        return arrived
+
+    @torch.no_grad()
+    def _empty(self) -> None:
+        bucket, self._bucket, self._filled = self._bucket, [], 0
+        if bucket and self._consume is not None:
+            gradients = [local(self._parameters[i].grad) for i in bucket]  # type: ignore[arg-type]
+            self._consume(bucket, gradients)
+            for i in bucket:
+                self._parameters[i].grad = None
+
+
+@contextlib.contextmanager
+def counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]]:
+    """Count how often a backward pass accumulates into each parameter."""
+    counts: dict[Tensor, int] = {}
+    hooks = count_arrivals(parameters, counts)
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
