@@ -359,9 +359,14 @@ def _local_ranges(parameter: Any) -> list[tuple[int, int]]:
 
 
 class SilentWriter:
-    """Stands where the writer stands on rank 0, on the ranks that do not write."""
+    """Stands where the writer stands on rank 0, on the ranks that do not write.
 
-    failed = False
+    Args:
+        failure: Why nothing is written on rank 0 either, None where it is.
+    """
+
+    def __init__(self, failure: str | None) -> None:
+        self.failure = failure
 
     def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
         """Do nothing with a block."""

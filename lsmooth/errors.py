@@ -18,6 +18,10 @@ class TraceError(LsmoothError):
     """A trace file cannot be read, or cannot be written where it was asked for."""
 
 
+class TraceWarning(UserWarning):
+    """A trace cannot be written where it was asked for, or not any more, or lacks steps; training goes on."""
+
+
 class OptimizerError(LsmoothError, RuntimeError):
     """An optimizer meets parameters or gradients that it cannot step."""
 

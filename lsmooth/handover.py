@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lsmooth.densities import DensityCounter
 from lsmooth.distributed import SilentWriter
+from lsmooth.errors import TraceWarning
 from lsmooth.integrations.scalars import Scalars
 from lsmooth.norms import accumulation_dtype
 from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
@@ -178,6 +179,9 @@ class Handover:
             self._scalars.send()
         if self._block is not None and time.monotonic() - self._last > BLOCK_SECONDS:
             self.flush()
+        elif self._writer.failure is not None:
+            # No block may come any more, with which to tell.
+            self.tell()
 
     def flush(self) -> None:
         """Hand over what there is, and tell the user what the writer had to say."""
@@ -204,9 +208,11 @@ class Handover:
         """Pass on, from the training thread, what the writer's found: scalars, and what went wrong."""
         if self._scalars is not None:
             self._scalars.send()
+        for problem in self._writer.problems():
+            warnings.warn(problem, TraceWarning, stacklevel=2)
         told, self._told = self._told, None
-        for message in (*self._writer.problems(), *([told] if told is not None else [])):
-            warnings.warn(message, stacklevel=2)
+        if told is not None:
+            warnings.warn(told, stacklevel=2)
 
     def _decode(self, numbers: NDArray[np.float64], block: _Block) -> dict[str, NDArray[Any]]:
         layout = self.layout

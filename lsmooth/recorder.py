@@ -132,7 +132,10 @@ class Recorder:
 
     Raises:
         InvalidArgumentError: An argument is out of its range, or the optimizer or the model cannot be measured.
-        TraceError: The trace cannot be written at `path`.
+        TraceError: There is no folder for `path`, or what is there is not to be replaced, or not to be continued.
+
+    Where the system lets nothing be written (permissions, a full disk), from the start or from some step on, training
+    goes on without measurements, and one `TraceWarning` says so.
 
     Example:
         >>> with lsmooth.Recorder(model, optimizer, "run.h5", every=10) as recorder:  # doctest: +SKIP
@@ -226,7 +229,11 @@ class Recorder:
             probes=len(self._probes),
             every=self._every if isinstance(self._every, int) else "callable",
         )
-        self._writer = BackgroundWriter(self._file) if self._file is not None else SilentWriter()
+        next_step, refusal = self._ranks.from_rank_0(
+            (self._file.next_step, self._file.refusal) if self._file is not None else None
+        )
+        self._refused = refusal is not None
+        self._writer = BackgroundWriter(self._file) if self._file is not None else SilentWriter(refusal)
         self._densities = DensityCounter(self._parameters, self._device) if densities else None
         if self._densities is not None and self._file is not None and self._file.density is not None:
             self._densities.load(self._densities.packed(self._file.density))
@@ -234,8 +241,10 @@ class Recorder:
             self._layout, self._gammas, self._device, self._writer, header.real, self._densities, scalars
         )
 
+        self._handover.tell()
+
         # Step number, and whether it is measured: asked once, since `every` may be anything.
-        self._step = self._ranks.from_rank_0(self._file.next_step if self._file is not None else None) or 0
+        self._step = next_step or 0
         self._decision: tuple[int, bool] | None = None
         self._current: _Step | None = None
         self._mark: tuple[Tensor, int, int] | None = None
@@ -349,6 +358,14 @@ class Recorder:
         """The last well measured step that has left the device, up to a few seconds old; None before the first."""
         return self._handover.latest
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is recorded, or nothing any more, in one sentence; None while all is well.
+
+        Of several processes, all know it where nothing could be written from the start, and rank 0 what failed later.
+        """
+        return self._writer.failure
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue the trace from here, all measured so far being in the file.
 
@@ -446,9 +463,17 @@ class Recorder:
         """Say whether the step that comes next is measured."""
         if self._decision is None or self._decision[0] != self._step:
             every = self._every
-            measured = self._step % every == 0 if isinstance(every, int) else bool(every(self._step))
+            if self._in_vain():
+                measured = False
+            else:
+                measured = self._step % every == 0 if isinstance(every, int) else bool(every(self._step))
             self._decision = (self._step, measured)
         return self._decision[1]
+
+    def _in_vain(self) -> bool:
+        """Say whether nothing of a measurement would be kept."""
+        # All ranks measure the same steps, and what fails during the run, rank 0 alone hears of.
+        return self._refused or (self._ranks.alone and self._writer.failure is not None)
 
     def _wants_backward(self) -> bool:
         if self._mark is not None and not self._still_accumulating():

@@ -1,6 +1,7 @@
 """Fixtures that several areas share."""
 
 import os
+import resource
 import signal
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every process below inherits that; tests are
@@ -21,6 +22,14 @@ def small_trace(tmp_path_factory):
     from small_trace import write_small_trace
 
     return write_small_trace(tmp_path_factory.mktemp("small") / "small.h5")
+
+
+@pytest.fixture
+def small_files():
+    """A function that keeps all files from growing beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def pytest_addoption(parser):

@@ -1,5 +1,6 @@
 """Work done in a process of its own, which may crash, hang or give up its rights."""
 
+import contextlib
 import os
 import signal
 import traceback
@@ -32,3 +33,21 @@ def without_rights(folder):
         for above in (folder, *folder.parents):
             above.chmod(above.stat().st_mode | 0o555)
         os.setuid(65534)
+
+
+@contextlib.contextmanager
+def read_only(folder, mode=0o555):
+    """Run a block in which this process may not write into a folder, or, with mode 0, not even look into it."""
+    before = folder.stat().st_mode
+    folder.chmod(mode)
+    root = os.geteuid() == 0
+    if root:
+        for above in folder.parents:
+            above.chmod(above.stat().st_mode | 0o555)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(before)

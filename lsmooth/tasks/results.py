@@ -6,6 +6,7 @@ Reading it needs neither torch nor the task.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,8 @@ class Results:
         mode: "x" refuses an existing file, "w" begins anew, "a" continues one.
 
     Raises:
-        ResultsError: The file exists, is damaged, belongs to another comparison, or is being written by one.
+        ResultsError: The file exists, is damaged, belongs to another comparison, is being written by one, or cannot
+            be written.
 
     Attributes:
         path: The file.
@@ -60,7 +62,10 @@ class Results:
         self._lock: int | None = None
         begun = self._begin(mode)
         try:
-            self._lock = lock_as_writer(path, _busy)
+            try:
+                self._lock = lock_as_writer(path, _busy)
+            except OSError as error:
+                raise _not_writable(path, error) from error
             if mode == "a" and not begun:
                 theirs, self._runs = _read(path)
                 for key, value in self.description.items():
@@ -87,7 +92,7 @@ class Results:
                 f"{self.path} exists already; choose another -o, or --resume it, or --force to replace it."
             ) from None
         except OSError as error:
-            raise ResultsError(f"{self.path} cannot be written: {error.strerror}; choose another -o.") from error
+            raise _not_writable(self.path, error) from error
         return True
 
     def close(self) -> None:
@@ -122,7 +127,7 @@ class Results:
                 )
 
     def add(self, name: str, plan: Mapping[str, Any], result: RunResult) -> None:
-        """Take in a run and write the file."""
+        """Take in a run and write the file; raise a ResultsError if it cannot be."""
         self._runs[name] = (json.loads(json.dumps(plan)), result)
         self._write()
 
@@ -142,23 +147,28 @@ class Results:
         return pd.DataFrame(rows)
 
     def _write(self) -> None:
+        # In memory first: HDF5 crashes when the disk is full.
+        content = io.BytesIO()
+        with h5py.File(content, "w", track_order=True) as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = VERSION
+            file.attrs["description"] = json.dumps(self.description)
+            runs = file.create_group("runs", track_order=True)
+            for name, (plan, result) in self._runs.items():
+                _put(runs.create_group(name, track_order=True), plan, result)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         lock: int | None = None
         try:
-            with h5py.File(temporary, "w", track_order=True) as file:
-                file.attrs["format"] = FORMAT
-                file.attrs["format_version"] = VERSION
-                file.attrs["description"] = json.dumps(self.description)
-                runs = file.create_group("runs", track_order=True)
-                for name, (plan, result) in self._runs.items():
-                    _put(runs.create_group(name, track_order=True), plan, result)
+            temporary.write_bytes(content.getbuffer())
             lock = lock_as_writer(temporary, _busy)
             temporary.replace(self.path)
-        except BaseException:
+        except BaseException as error:
             if lock is not None:
                 unlock(lock)
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            if isinstance(error, OSError):
+                raise _not_writable(self.path, error) from error
             raise
         before, self._lock = self._lock, lock
         if before is not None:
@@ -168,6 +178,13 @@ class Results:
 def _busy(path: Path) -> ResultsError:
     return ResultsError(
         f"{path} is being written by another `lsmooth compare`; wait for it to end, or choose another -o."
+    )
+
+
+def _not_writable(path: Path, error: OSError) -> ResultsError:
+    return ResultsError(
+        f"{path} cannot be written ({error.strerror}); choose another -o, or see to the permissions and the room there "
+        "and go on with --resume."
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from lsmooth.errors import LsmoothError, TraceError
+from lsmooth.errors import LsmoothError, TraceError, TraceWarning
 from lsmooth.recorder import Recorder
 from lsmooth.tasks.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
 from lsmooth.tasks.parallel import ranks_wanted
@@ -43,7 +43,7 @@ class Session:
         parallel: Whether the processes of torch.distributed train together; the first of them writes.
 
     Raises:
-        TraceError: The trace cannot be written.
+        TraceError: The trace cannot be written: a session is there for it, and does not begin without.
 
     Attributes:
         run: The training run.
@@ -75,15 +75,21 @@ class Session:
         self._checkpoint_seconds = checkpoint_seconds
         self._saved = time.monotonic()
         self.run: TrainingRun = plan.start(task_data, parallel=parallel)
-        self.recorder = Recorder(
-            self.run.model,
-            self.run.optimizer,
-            trace,
-            mode=mode if checkpoint is None else "a",
-            seed=plan.seed,
-            metadata=_description(plan, task_data),
-            **self._recording,
-        )
+        with warnings.catch_warnings():
+            # What it would warn of is an error here.
+            warnings.simplefilter("ignore", TraceWarning)
+            self.recorder = Recorder(
+                self.run.model,
+                self.run.optimizer,
+                trace,
+                mode=mode if checkpoint is None else "a",
+                seed=plan.seed,
+                metadata=_description(plan, task_data),
+                **self._recording,
+            )
+        if self.recorder.failure is not None:
+            self.recorder.close()
+            raise TraceError(self.recorder.failure)
         if checkpoint is not None:
             self.recorder.load_state_dict(checkpoint.recorder)
             mine = checkpoint.ranks[self.run.parallel.rank] if self.run.parallel is not None else {}

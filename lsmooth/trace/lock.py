@@ -30,14 +30,10 @@ def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = bein
         busy_error: Makes the error for a file that has a writer already.
 
     Raises:
-        LsmoothError: Another writer holds the lock, or the file may not be written.
+        LsmoothError: Another writer holds the lock.
+        OSError: The file may not be written.
     """
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError as error:
-        raise TraceError(
-            f"{path} cannot be written: {error.strerror}; choose another name, or change its permissions."
-        ) from error
+    descriptor = os.open(path, os.O_RDWR)
     try:
         _lock(descriptor, fcntl.F_WRLCK)
         # Between opening and locking, a writer may have put another file in this one's place.

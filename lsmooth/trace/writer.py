@@ -131,11 +131,13 @@ class TraceWriter:
 
     Raises:
         InvalidArgumentError: `mode` is none of these.
-        TraceError: The file exists (mode "x"), is being written by another process, belongs to another run (mode
-            "a"), or its folder is missing or cannot be written.
+        TraceError: The file exists (mode "x"), is being written by another process, is damaged or belongs to another
+            run (mode "a"), is a folder, or its folder is missing.
 
     Attributes:
         path: Where the trace goes, as it was given.
+        refusal: Why the system lets nothing be written there (permissions, a full disk), in one sentence, None where it
+            does. Such a writer takes no rows, and leaves a file that is there as it is.
         next_step: Optimizer step that a continued trace goes on with, None for a new one.
         seconds: `time` of the last row that a continued trace keeps, 0 where there is none.
         density: What a continued trace has counted of all coordinates, None where it does not, or is new.
@@ -151,6 +153,7 @@ class TraceWriter:
         self._fields = header.fields()
         self._dtypes = {item.name: dtype_of(item, header.real) for item in self._fields}
         self._mode = mode
+        self.refusal: str | None = None
         self.next_step: int | None = None
         self.seconds = 0.0
         self.density: Counts | None = None
@@ -168,26 +171,49 @@ class TraceWriter:
         self._end = 0
         # Whether HDF5 is at work on the file, or was when an error occurred.
         self._in_doubt = False
+        try:
+            self._claim()
+        except (OSError, RuntimeError) as error:
+            refusal = (
+                f"{self.path} cannot be written ({_reason(error)}); choose another path, or see to the permissions and "
+                "the room there."
+            )
+            if _system_number(error) in (None, *_MISTAKES):
+                raise TraceError(refusal) from error
+            self.refusal = refusal
+        _WRITERS.add(self)
+
+    def _claim(self) -> None:
+        """Take possession of the path: create the file there, or lock the one that is to be continued."""
         if not self._place.parent.is_dir():
             raise TraceError(f"There is no folder {self.path.parent} to write {self.path.name} into; create it first.")
         exists = self._place.exists()
-        if mode == "x" and exists:
+        if exists and self._mode == "x":
             raise _exists(self.path)
         # Whoever holds the lock on the file at this path is its writer; a new file is locked before it gets the name.
-        held = lock_as_writer(self._place) if exists else None
+        held: int | None = None
         try:
-            if mode == "a" and exists:
-                if not os.access(self._place.parent, os.W_OK | os.X_OK):
-                    # A continued trace is written anew beside the old one, but only when the first rows come.
-                    raise _not_writable(self.path, errno.EACCES)
-                self._check_same_run()
+            if exists and self._mode == "a":
+                refused: OSError | None = None
+                try:
+                    held = lock_as_writer(self._place)
+                    # It is written anew beside the old one when the first rows come; whether it can be is asked now.
+                    with tempfile.TemporaryFile(dir=self._place.parent):
+                        pass
+                except OSError as error:
+                    refused = error
+                # To continue another run's is a mistake in any case, where it can be seen.
+                if refused is None or os.access(self._place, os.R_OK):
+                    self._check_same_run()
+                if refused is not None:
+                    raise refused
                 self._lock, held = held, None
             else:
+                held = lock_as_writer(self._place) if exists else None
                 self._create(replace=exists)
         finally:
             if held is not None:
                 unlock(held)
-        _WRITERS.add(self)
 
     @property
     def rows(self) -> int:
@@ -205,6 +231,10 @@ class TraceWriter:
             TraceError: The trace does not hold these rows, or has been written to already.
         """
         if self._mode != "a":
+            return
+        if self.next_step is None and self.refusal is not None:
+            # What is there cannot be seen: what the checkpoint says goes on into the next one.
+            self._whole, self.next_step = rows or 0, step
             return
         if self.next_step is None:
             if rows:
@@ -440,8 +470,6 @@ class TraceWriter:
                 if lock is not None:
                     unlock(lock)
                 raise
-        except (OSError, RuntimeError) as error:
-            raise TraceError(f"{self.path} cannot be written: {_reason(error)}.") from error
         finally:
             for temporary in temporaries:
                 temporary.unlink(missing_ok=True)
@@ -449,10 +477,7 @@ class TraceWriter:
     def _new_file(self, temporaries: list[Path]) -> h5py.File:
         """Create a file beside the path, the last one that is added to `temporaries`."""
         while True:
-            try:
-                handle, name = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
-            except OSError as error:
-                raise _not_writable(self.path, error.errno) from error
+            handle, name = tempfile.mkstemp(prefix=f".{self._place.name}.", dir=self._place.parent)
             temporaries.append(Path(name))
             try:
                 # Is there room? A file that HDF5 could not finish would crash it.
@@ -651,6 +676,18 @@ def _exists(path: Path) -> TraceError:
     )
 
 
+# What the system says of a path that is none for a file.
+_MISTAKES = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def _system_number(error: Exception) -> int | None:
+    """Return the system's number of an error, which HDF5 may pass on among its own words; None if it is not its."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    said = re.search(r"errno = (\d+)", str(error))
+    return int(said[1]) if said else None
+
+
 def _reason(error: Exception) -> str:
     """Return why something could not be written, in the system's words where HDF5 passes them on among its own."""
     text = str(error)
@@ -659,12 +696,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return text.split("\n")[0] or type(error).__name__
-
-
-def _not_writable(path: Path, number: int | None) -> TraceError:
-    return TraceError(
-        f"{path} cannot be written: {os.strerror(number or errno.EACCES)}; choose a folder that you may write to."
-    )
 
 
 def _umask() -> int:
@@ -717,12 +748,15 @@ if hasattr(os, "register_at_fork"):
 class BackgroundWriter:
     """Runs a `TraceWriter` on a thread of its own, so that a slow disk never holds up a training step.
 
-    A block that cannot be written (disk full, folder gone) ends the recording, not the training. Blocks that a stalled
-    disk does not take wait in memory, up to `QUEUE_BYTES`; further ones are dropped until it takes some again.
-    `problems` then says what happened, once.
+    A block that cannot be written (disk full, folder gone) ends the recording, not the training; a writer that the
+    system refused from the start does not begin it. Blocks that a stalled disk does not take wait in memory, up to
+    `QUEUE_BYTES`; further ones are dropped until it takes some again. `problems` then says what happened, once.
 
     Args:
         writer: Whom the blocks are for.
+
+    Attributes:
+        failure: Why nothing more is written, None while it is.
     """
 
     def __init__(self, writer: TraceWriter) -> None:
@@ -733,7 +767,9 @@ class BackgroundWriter:
         self._waiting_lock = threading.Lock()
         self._dropped: list[int] = []
         self._next_step: int | None = None
-        self.failed = False
+        self.failure = writer.refusal
+        if self.failure is not None:
+            self._problems.put(f"Nothing of this run is recorded, and training goes on: {self.failure}")
         self._thread = threading.Thread(target=self._run, name="lsmooth-writer", daemon=True)
         self._thread.start()
 
@@ -745,7 +781,7 @@ class BackgroundWriter:
             size: Bytes that it keeps in memory until then.
             steps: Optimizer steps in it.
         """
-        if self.failed:
+        if self.failure is not None:
             return
         with self._waiting_lock:
             full = self._waiting > 0 and self._waiting + size > QUEUE_BYTES
@@ -799,7 +835,7 @@ class BackgroundWriter:
                 if block is None:
                     self._writer.close(self._next_step)
                     return
-                if not self.failed:
+                if self.failure is None:
                     self._writer.append(*block())
             except Exception as error:
                 self._fail(error)
@@ -812,9 +848,10 @@ class BackgroundWriter:
                     self._waiting -= size
 
     def _fail(self, error: Exception) -> None:
-        if not self.failed:
+        if self.failure is None:
+            failure = f"{self._writer.path} cannot be written any more ({_reason(error)})"
             self._problems.put(
-                f"{self._writer.path} cannot be written any more ({_reason(error)}): measurements from here on are not "
-                "recorded, training goes on, and what was written stays readable."
+                f"{failure}: measurements from here on are not recorded, training goes on, and what was written stays "
+                "readable."
             )
-        self.failed = True
+            self.failure = f"{failure}."

@@ -9,6 +9,7 @@ import time
 import h5py
 import pytest
 from click.testing import CliRunner
+from forked import read_only
 
 from lsmooth.cli import main
 
@@ -55,6 +56,30 @@ def test_a_comparison_from_grid_to_table(compare, tmp_path):
     other = compare(*arguments, "--seeds", 2, "--resume", "--set", "dropout=0")
     assert other.exit_code == 1
     assert "dropout was 0.2 there and is 0.0 here" in other.output
+
+
+@pytest.mark.parametrize("room", [0, 7000])
+def test_results_that_cannot_be_written_end_it_in_a_sentence(compare, tmp_path, small_files, room):
+    """Before anything is trained, and when the first run is to be kept; what is there stays."""
+    small_files(room)
+    done = compare(*TINY, "--optimizers", "sgd", "--seeds", 1, "--jobs", 1, "-o", "r.h5")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == (
+        "Error: r.h5 cannot be written (File too large); choose another -o, or see to the permissions and the room "
+        "there and go on with --resume."
+    )
+    assert [item.name for item in tmp_path.iterdir()] == (["r.h5"] if room else [])
+    assert ("training" in done.stderr) == (room > 0)
+
+
+def test_results_in_a_folder_without_permission_are_refused(compare, tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    with read_only(folder):
+        done = compare(*TINY, "-o", "runs/r.h5")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: runs/r.h5 cannot be written (Permission denied); choose another -o")
+    assert list(folder.iterdir()) == []
 
 
 def test_without_clipping_nothing_is_said_of_it(compare):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from forked import read_only
 
 import lsmooth
 from lsmooth.cli import main
@@ -164,6 +165,29 @@ def test_a_diverged_run_says_so(train):
     assert "Diverged" in done.output
     assert "smaller --lr" in done.output
     assert "flagged" in done.output
+
+
+def test_a_trace_that_cannot_be_written_ends_it_before_it_begins(train, tmp_path):
+    """Where a script's recorder goes on without: this command is there for the trace."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    path = folder / "run.h5"
+    options = [*TINY, "--steps", 6, "--trace", path]
+    with read_only(folder):
+        begun = train(*options)
+    assert list(folder.iterdir()) == []
+    assert train(*options).exit_code == 0
+    before = {item.name: item.read_bytes() for item in folder.iterdir()}
+    with read_only(folder):
+        replaced = train(*options, "--force")
+        resumed = train("--trace", path, "--resume", "--steps", 9)
+    for done in (begun, replaced, resumed):
+        assert done.exit_code == 1
+        assert done.stderr == (
+            f"Error: {path} cannot be written (Permission denied); choose another path, or see to the permissions and "
+            "the room there.\n"
+        )
+    assert {item.name: item.read_bytes() for item in folder.iterdir()} == before
 
 
 def test_resuming_takes_its_options_from_the_checkpoint_and_refuses_others(train):

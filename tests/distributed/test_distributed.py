@@ -19,7 +19,7 @@ SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-
         "ddp-resumed", "ddp-probes", "fsdp-probes", "fsdp-linf", "ddp-norms",
         "ddp-compiled", "fsdp-compiled"]  # fmt: skip
 OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communication", "fsdp-communication",
-          "linf-communication", "refusals"]  # fmt: skip
+          "linf-communication", "ddp-unwritable", "fsdp-unwritable", "refusals"]  # fmt: skip
 # First, while there is nothing else that may be freed on the way.
 MEMORY = ["ddp-memory", "ddp-accumulated-memory", "fsdp-memory"]
 CASES = {2: [*MEMORY, *SAME, *OTHERS], 4: ["ddp-accumulated", "fsdp-watched", "hsdp", "hsdp-linf", "mesh-refusals"]}
@@ -186,6 +186,21 @@ def test_largest_entries_of_shards_are_joined_in_a_second_all_reduce(folder):
     for result in results(folder, "linf-communication", 2):
         # In the first, 1-norms of the gradient and of 5 changes of 6 tensors more; in the second, 6 steps.
         assert result["steps"][2]["reduced"] == [7 + 1 + 13 * 6 + 8 * 6 + 4, 6]
+
+
+@pytest.mark.parametrize("wrap", ["ddp", pytest.param("fsdp", marks=needs_sharding)])
+def test_where_nothing_can_be_written_all_ranks_train_on_without_measuring(folder, wrap):
+    case = f"{wrap}-unwritable"
+    path = folder / f"{case}.2.h5"
+    for rank, result in enumerate(results(folder, case, 2)):
+        assert result["changed"] == []
+        assert result["failure"].startswith(f"{path} cannot be written (File too large)")
+        told = f"Nothing of this run is recorded, and training goes on: {result['failure']}"
+        assert result["told"] == ([told] if rank == 0 else [])
+        bare, watched = result["calls"]
+        assert watched == bare != {}
+        assert result["kept"] == [6, 0]
+    assert not path.exists()
 
 
 @needs_sharding

@@ -9,9 +9,11 @@ import copy
 import gc
 import json
 import os
+import resource
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -280,6 +282,35 @@ def communication(path, wrap, **arguments):
     return {"steps": seen}
 
 
+def unwritable(path, wrap):
+    """Rank 0 cannot write the trace from the start: what every rank is told, evaluates and communicates."""
+    model = build(wrap)
+    optimizer = optimizer_for(model)
+    with Collectives() as bare:
+        loop(model, optimizer)
+    expected = state(model, optimizer)
+    model = build(wrap)
+    optimizer = optimizer_for(model)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if rank_and_size()[0] == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with warnings.catch_warnings(record=True) as caught, lsmooth.Recorder(model, optimizer, path) as recorder:
+            with Collectives() as watched:
+                loop(model, optimizer, recorder)
+            kept = recorder.state_dict()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = state(model, optimizer)
+    return {
+        "changed": [name for name in expected if not torch.equal(expected[name], found[name])],
+        "failure": recorder.failure,
+        "told": [str(warning.message) for warning in caught],
+        "calls": [bare.calls, watched.calls],
+        "kept": [kept["step"], kept["rows"]],
+    }
+
+
 def attempts(path):
     """Return a function that tries to make a recorder, and what it was told, by name."""
     said = {}
@@ -430,6 +461,8 @@ CASES = {
     "fsdp-linf": lambda path: run(path, "fsdp", norms=("l2", "linf")),
     "hsdp-linf": lambda path: run(path, "hsdp", norms=("l2", "linf")),
     "ddp-norms": lambda path: run(path, "ddp", norms=("l2", "linf", "spectral"), densities=True),
+    "ddp-unwritable": lambda path: unwritable(path, "ddp"),
+    "fsdp-unwritable": lambda path: unwritable(path, "fsdp"),
     "refusals": lambda path: refusals(path, "ddp"),
     "mesh-refusals": lambda path: mesh_refusals(path, "fsdp"),
     "ddp-dies": lambda path: dies(path, "ddp"),

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from forked import read_only
 from torch import nn
 
 import lsmooth
@@ -118,6 +119,24 @@ def test_weights_and_logs_are_those_without_the_callback(variant, returns, tmp_p
         assert len(trace) >= 4
         assert (trace.steps % 2 == 0).all()
         assert set(trace.status_counts()) == {"measured"}
+
+
+def test_training_goes_on_where_no_trace_can_be_written(tmp_path):
+    (tmp_path / "runs").mkdir()
+    callback = SmoothnessCallback(tmp_path / "runs" / "run.h5", every=1)
+    ends = []
+    for callbacks in ([], [callback]):
+        module = Module()
+        trainer = trainer_for(tmp_path, callbacks)
+        with read_only(tmp_path / "runs"):
+            trainer.fit(module, loader())
+        ends.append((dict(module.state_dict()), trainer.logger.told))
+    (weights, told), (others, other_told) = ends
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+    assert told == other_told
+    assert "cannot be written (Permission denied)" in callback.recorder.failure
+    assert callback.state_dict()["rows"] == 0
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("variant", ["plain", "clipped", "bf16"])

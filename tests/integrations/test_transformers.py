@@ -1,10 +1,12 @@
 """The Hugging Face Trainer, unmodified: nothing changes, and the numbers are those of a loop written by hand."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from forked import read_only
 from torch import nn
 
 import lsmooth
@@ -12,6 +14,7 @@ import lsmooth
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from lsmooth.errors import TraceWarning  # noqa: E402
 from lsmooth.integrations.transformers import SmoothnessCallback  # noqa: E402
 
 VOCABULARY, LENGTH, BATCH = 23, 9, 4
@@ -90,6 +93,24 @@ def test_the_weights_are_bit_for_bit_those_without_the_callback(variant, tmp_pat
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert trace.steps.tolist() == [0, 2, 4]
         assert trace.status_counts() == {"measured": 3}
+
+
+def test_training_goes_on_where_no_trace_can_be_written(tmp_path):
+    (tmp_path / "runs").mkdir()
+    callback = SmoothnessCallback(tmp_path / "runs" / "run.h5", every=1)
+    ends = []
+    for callbacks in ([], [callback]):
+        model = gpt2(dropout=0.1)
+        trainer = trainer_for(tmp_path / "out", model, callbacks)
+        with read_only(tmp_path / "runs"), warnings.catch_warnings(record=True) as caught:
+            trainer.train()
+        ends.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert "cannot be written (Permission denied)" in callback.recorder.failure
+    assert [str(warning.message) for warning in caught if warning.category is TraceWarning] == [
+        f"Nothing of this run is recorded, and training goes on: {callback.recorder.failure}"
+    ]
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def by_hand(path, batches, model, loss_fn, *, autocast=False):

@@ -1,12 +1,13 @@
 """When the disk is full, gone, read-only or slow: training goes on, one warning says so, what is there can be read."""
 
 import ast
+import contextlib
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -14,24 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import forked, without_rights
+from forked import read_only
 from rows import assert_rows, header, rows
 from torch import nn
 
 import lsmooth
 from lsmooth import handover
-from lsmooth.errors import TraceError
+from lsmooth.errors import TraceError, TraceWarning
 from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.reader import Trace
-from lsmooth.trace.writer import TraceWriter
+from lsmooth.trace.writer import BackgroundWriter, TraceWriter
 
 
-def train(path, steps, after=None, record=True):
-    """Train `steps` steps, call `after` with each step's number, and return the final parameters."""
+def train(path, steps, after=None, record=True, **arguments):
+    """Train `steps` steps, call `after` with each step's number, and return what training came to."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = lsmooth.Recorder(model, optimizer, path) if record else None
+    recorder = lsmooth.Recorder(model, optimizer, path, **arguments) if record else None
     for step in range(steps):
         x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
@@ -44,7 +45,7 @@ def train(path, steps, after=None, record=True):
             after(step, recorder)
     if recorder is not None:
         recorder.close()
-    return [parameter.detach().clone() for parameter in model.parameters()]
+    return [*(parameter.detach().clone() for parameter in model.parameters()), torch.get_rng_state()]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,6 @@ def flushing(monkeypatch):
     monkeypatch.setattr(handover, "BLOCK_ROWS", 1)
 
 
-@pytest.fixture
-def small_files():
-    """A function that keeps all files from growing beyond a size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def assert_goes_on(path, unwatched, after, reason):
     """Train through a disaster; return the one warning."""
     with warnings.catch_warnings(record=True) as caught:
@@ -77,6 +70,7 @@ def assert_goes_on(path, unwatched, after, reason):
     assert len(told) == 1, told
     assert f"cannot be written any more ({reason})" in told[0]
     assert "training goes on" in told[0]
+    assert caught[0].category is TraceWarning
     return told[0]
 
 
@@ -101,15 +95,6 @@ def test_full_disk_ends_the_recording_and_not_the_training(tmp_path, unwatched, 
             np.testing.assert_array_equal(trace.read(name), other.read(name, slice(len(trace))))
 
 
-@pytest.mark.parametrize("room", [0, 5_000, 30_000])
-def test_full_disk_is_noticed_before_training_starts(tmp_path, small_files, room):
-    path = tmp_path / "run.h5"
-    small_files(room)
-    with pytest.raises(TraceError, match=r"run.h5 cannot be written: File too large"):
-        TraceWriter(path, header(parameters=[f"p{i}" for i in range(60)]))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_full_disk_at_the_very_end_leaves_a_complete_trace(tmp_path, small_files):
     made, path = header(), tmp_path / "run.h5"
     writer = TraceWriter(path, made)
@@ -130,7 +115,7 @@ def test_full_disk_while_a_trace_is_continued_leaves_the_old_one(tmp_path, small
     writer.close()
     writer = TraceWriter(path, made, "a")
     small_files(path.stat().st_size - room)
-    with pytest.raises(TraceError, match="File too large"):
+    with pytest.raises(OSError, match="File too large"):
         writer.append(rows(made, 4 * CHUNK_STEPS, 5 * CHUNK_STEPS))
     assert_rows(Trace(path), made, 4 * CHUNK_STEPS)
     assert Trace(path).state == "complete"
@@ -179,23 +164,6 @@ def test_disk_that_turns_read_only_ends_the_recording_and_not_the_training(tmp_p
     monkeypatch.undo()
     with Trace(path) as trace:
         assert len(trace) == 61
-
-
-def test_folder_without_permission_is_refused_before_training_starts(tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-
-    def work():
-        without_rights(tmp_path)
-        try:
-            TraceWriter(folder / "run.h5", header())
-        except TraceError as error:
-            return str(error)
-        return "written"
-
-    answer = forked(work)
-    assert answer == f"{folder / 'run.h5'} cannot be written: Permission denied; choose a folder that you may write to."
-    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.usefixtures("flushing")
@@ -309,22 +277,234 @@ def test_disk_that_takes_nothing_for_long_drops_rows_and_says_which(tmp_path, un
     ]
 
 
-def test_folder_without_permission_is_refused_when_a_trace_is_continued(tmp_path):
-    """And not hours later, when the first rows have come."""
-    made, path = header(), tmp_path / "runs" / "run.h5"
-    path.parent.mkdir()
-    writer = TraceWriter(path, made)
-    writer.append(rows(made, 0, 5))
-    writer.close()
+# --- a path that cannot be written from the start ---
+
+
+def bytes_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """The trace of the first fifty steps, and its recorder's state then."""
+    path = tmp_path_factory.mktemp("earlier") / "run.h5"
+    states = []
+    train(path, 50, lambda step, recorder: states.append(recorder.state_dict()) if step == 49 else None)
+    return path, states[0]
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "mode", "reason"),
+    [
+        ("folder", "x", "Permission denied"),
+        ("folder", "w", "Permission denied"),
+        ("folder", "a", "Permission denied"),
+        ("unseen folder", "x", "Permission denied"),
+        ("unseen folder", "a", "Permission denied"),
+        ("file", "w", "Permission denied"),
+        ("file", "a", "Permission denied"),
+        ("room 0", "x", "File too large"),
+        ("room 5000", "x", "File too large"),
+        ("room 30000", "w", "File too large"),
+    ],
+)
+def test_training_goes_on_where_nothing_can_be_written(
+    obstacle, mode, reason, tmp_path, earlier, unwatched, small_files
+):
+    folder = tmp_path / "runs"
+    folder.mkdir(mode=0o777)
+    path = folder / "run.h5"
+    if mode != "x":
+        shutil.copy(earlier[0], path)
+    before = bytes_in(folder)
+    calls, told = [], []
+    with contextlib.ExitStack() as stack:
+        if obstacle == "file":
+            path.chmod(0o444)
+            folder.chmod(0o777)
+            stack.enter_context(read_only(folder, 0o777))
+        elif obstacle.endswith("folder"):
+            stack.enter_context(read_only(folder, 0 if obstacle.startswith("unseen") else 0o555))
+        else:
+            small_files(int(obstacle.split()[1]))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+
+            def after(step, recorder):
+                if step == 0:
+                    # Before the first measured step, or anything else that may take long.
+                    told.extend(str(warning.message) for warning in caught)
+                    calls.append(recorder)
+                assert recorder.latest is None
+                assert recorder.step == step + 1 + (50 if mode == "a" and not obstacle.startswith("unseen") else 0)
+
+            parameters = train(path, 200, after, mode=mode)
+    for ours, theirs in zip(parameters, unwatched, strict=True):
+        assert torch.equal(ours, theirs)
+    failure = f"{path} cannot be written ({reason}); choose another path, or see to the permissions and the room there."
+    assert told == [f"Nothing of this run is recorded, and training goes on: {failure}"]
+    assert [str(warning.message) for warning in caught] == told
+    assert caught[0].category is TraceWarning
+    assert calls[0].failure == failure
+    assert bytes_in(folder) == before
+    if mode != "x":
+        with Trace(path) as trace:
+            assert len(trace) == 50
+
+
+def net():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def evaluations(model, optimizer, recorder, steps):
+    """Train, and return how often the loss was evaluated in each step."""
+    counts = []
+    for step in steps:
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        counts.append(0)
+
+        def closure(x=x):
+            counts[-1] += 1
+            return model(x).square().mean()
+
+        optimizer.zero_grad()
+        recorder.backward(closure)
+        optimizer.step()
+    return counts
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize("probed", [False, True])
+def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
+    """From the start, and from the moment when the disk fails; the warning does not wait for a measured step."""
+    model, optimizer = net()
+    asked = []
+
+    def probe():
+        asked.append(1)
+        return model(torch.ones(2, 6)).square().mean()
+
+    arguments = {"probe": probe} if probed else {}
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    with read_only(folder), pytest.warns(TraceWarning, match="Nothing of this run is recorded"):
+        recorder = lsmooth.Recorder(model, optimizer, folder / "run.h5", every=lambda step: 1 // 0, **arguments)
+    with recorder:
+        assert evaluations(model, optimizer, recorder, range(5)) == [1] * 5
+    assert asked == []
+
+    path = tmp_path / "other.h5"
+    with lsmooth.Recorder(model, optimizer, path, coordinates=0, **arguments) as recorder:
+        assert evaluations(model, optimizer, recorder, range(5)) == ([1] * 5 if probed else [8] + [7] * 4)
+        assert recorder.failure is None
+        recorder.flush()
+        path.unlink()
+        evaluations(model, optimizer, recorder, [5])
+        recorder._writer.wait()
+        latest, count = recorder.latest, len(asked)
+        with pytest.warns(TraceWarning, match=r"cannot be written any more \(it was moved or deleted\)"):
+            assert evaluations(model, optimizer, recorder, range(6, 12)) == [1] * 6
+        assert recorder.failure == f"{path} cannot be written any more (it was moved or deleted)."
+        assert recorder.latest == latest
+        assert len(asked) == count
+
+
+@pytest.mark.parametrize("sight", ["seen", "unseen"])
+def test_a_run_that_could_not_be_recorded_can_be_resumed_where_it_can(tmp_path, sight):
+    """What a checkpoint knows of a trace lives on through a run that could not write to it."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    path = folder / "run.h5"
+    model, optimizer = net()
+    with lsmooth.Recorder(model, optimizer, path, densities=True) as recorder:
+        evaluations(model, optimizer, recorder, range(4))
+        state = recorder.state_dict()
+    before = path.read_bytes()
+    with read_only(folder, 0o555 if sight == "seen" else 0):
+        with pytest.warns(TraceWarning, match="Nothing of this run is recorded"):
+            recorder = lsmooth.Recorder(model, optimizer, path, densities=True, mode="a")
+        recorder.load_state_dict(state)
+        evaluations(model, optimizer, recorder, range(4, 7))
+        later = recorder.state_dict()
+        recorder.close()
+    assert path.read_bytes() == before
+    assert (later["step"], later["rows"]) == (7, state["rows"])
+    assert later["seconds"] > state["seconds"]
+    assert torch.equal(later["densities"], state["densities"])
+    with lsmooth.Recorder(model, optimizer, path, densities=True, mode="a") as recorder:
+        recorder.load_state_dict(later)
+        evaluations(model, optimizer, recorder, range(7, 10))
+    with Trace(path) as trace:
+        assert trace.steps.tolist() == [0, 1, 2, 3, 7, 8, 9]
+        assert (np.diff(trace.time) > 0).all()
+        assert trace.density_counts().steps == 7
+
+
+@pytest.mark.parametrize("number", ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ESTALE"])
+@pytest.mark.parametrize("mode", ["x", "w", "a"])
+def test_whatever_the_system_refuses_is_no_error(tmp_path, monkeypatch, number, mode):
+    made, path = header(), tmp_path / "run.h5"
+    number = getattr(errno, number)
+    if mode != "x":
+        TraceWriter(path, made).close()
+    before = bytes_in(tmp_path)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    writer = TraceWriter(path, made, mode)
+    assert os.strerror(number) in writer.refusal
+    background = BackgroundWriter(writer)
+    background.put(lambda: (rows(made, 0, 1),))
+    background.wait()
+    background.close()
+    assert len(background.problems()) == 1
+    monkeypatch.undo()
+    assert bytes_in(tmp_path) == before
+    with pytest.raises(OSError, match="it is closed"):
+        writer.append(rows(made, 0, 1))
+    # It holds on to nothing.
+    TraceWriter(path, made, "w").close()
+
+
+def test_mistakes_stay_errors_where_nothing_can_be_written(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    made, path = header(), folder / "run.h5"
+    TraceWriter(path, made).close()
+    (folder / "torn.h5").write_bytes(path.read_bytes()[:-500])
+    (folder / "folder.h5").mkdir()
+    with read_only(folder):
+        for name, given, mode, said in (
+            ("run.h5", made, "x", "exists already"),
+            ("run.h5", header(gammas=(0.5,)), "a", "its gammas are 0.25, 0.5, this run's are 0.5"),
+            ("torn.h5", made, "a", "is damaged"),
+            ("folder.h5", made, "w", "cannot be written (Is a directory)"),
+            ("elsewhere/run.h5", made, "x", "There is no folder"),
+            ("run.h5/run.h5", made, "x", "There is no folder"),
+            (f"{'long' * 100}.h5", made, "x", "cannot be written (File name too long)"),
+        ):
+            with pytest.raises(TraceError) as caught:
+                TraceWriter(folder / name, given, mode)
+            assert said in str(caught.value)
+    writer = TraceWriter(path, made, "w")
     path.chmod(0o666)
+    with read_only(folder), pytest.raises(TraceError, match="is being written by another recorder"):
+        TraceWriter(path, made, "a")
+    writer.close()
 
-    def work():
-        without_rights(tmp_path)
-        try:
-            TraceWriter(path, made, "a")
-        except TraceError as error:
-            return str(error)
-        return "written"
 
-    assert forked(work) == f"{path} cannot be written: Permission denied; choose a folder that you may write to."
-    assert_rows(Trace(path), made, 5)
+def test_a_warning_that_is_made_an_error_leaves_nothing_attached(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    model, optimizer = net()
+    with read_only(folder), warnings.catch_warnings():
+        warnings.simplefilter("error", TraceWarning)
+        with pytest.raises(TraceWarning):
+            lsmooth.Recorder(model, optimizer, folder / "run.h5")
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
