@@ -486,8 +486,10 @@ class TraceWriter:
                 os.close(handle)
             os.chmod(name, 0o666 & ~_umask())
             try:
-                # No cache of chunks: each is written once, whole, and datasets stay open as long as the run lasts.
-                return h5py.File(name, "w", libver="latest", track_order=True, rdcc_nbytes=0)
+                # Structures of HDF5 1.10, which SWMR came with: those of 2.0 cannot be read by HDF5 1.x, which h5dump,
+                # netCDF and MATLAB have. No cache of chunks: each is written once, whole, and datasets stay open as
+                # long as the run lasts.
+                return h5py.File(name, "w", libver=("v110", "v110"), track_order=True, rdcc_nbytes=0)
             except OSError as error:
                 # The system gives the number of a deleted file to the next one, and HDF5, which tells files apart by
                 # it, still counts as open what it could not write to. While this file stays, the next has another one.

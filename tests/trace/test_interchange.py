@@ -1,5 +1,6 @@
 """A trace in other tools' hands: netCDF-4 for xarray and netCDF4, tables for pandas, and a copy made while it grows."""
 
+import shutil
 import subprocess
 import sys
 
@@ -61,6 +62,40 @@ def test_netcdf4_sees_every_dataset_with_named_dimensions(recorded):
         assert dataset["parameter"][:].tolist() == trace.parameters
         assert dataset["density/counts"].dimensions == ("copy", "parameter", "grad_bin", "smoothness_bin")
         assert dataset["recent/rows"].dimensions == ("slot", "byte")
+
+
+def layout_versions(data):
+    """Return the version of each dataset's layout message: 4 came with HDF5 1.10, 5 with 2.0."""
+    found, at = [], -1
+    while (at := data.find(b"OHDR\x02", at + 1)) >= 0:
+        flags, place = data[at + 5], at + 6
+        place += 16 * bool(flags & 32) + 4 * bool(flags & 16)
+        width = 1 << (flags & 3)
+        end = place + width + int.from_bytes(data[place : place + width], "little")
+        place += width
+        while place + 4 <= end:
+            kind, size = data[place], int.from_bytes(data[place + 1 : place + 3], "little")
+            place += 4 + 2 * bool(flags & 4)
+            if kind == 8:
+                found.append(data[place])
+            place += size
+    return found
+
+
+def test_tools_with_hdf5_1_10_can_read_it(recorded):
+    """Those of Debian 12, for one; h5py's own HDF5 is newer, and so may be netCDF4's."""
+    found = layout_versions(recorded.read_bytes())
+    assert len(found) > 30
+    assert set(found) <= {3, 4}
+
+
+@pytest.mark.skipif(shutil.which("h5dump") is None, reason="needs h5dump")
+def test_h5dump_shows_names_units_and_descriptions(recorded):
+    done = subprocess.run(["h5dump", "-A", recorded], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for field in FIELDS:
+        if Trace(recorded).has(field.name):
+            assert field.description in done.stdout
 
 
 def test_to_xarray_holds_what_the_trace_holds(recorded):
