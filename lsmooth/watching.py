@@ -65,6 +65,20 @@ class _Backward:
             hook.remove()
 
 
+class _Hook:
+    """A hook that stays with its module: a copy of that, or a file it is saved to, gets one that does nothing."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        self._function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Takes any arguments, returns None, and is found where lsmooth is not installed.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
 class Watch:
     """What a recorder knows of the functions that it watches.
 
@@ -117,8 +131,8 @@ class Watch:
                 self._end_call(begun.pop(), returned)
 
         # First to see the arguments and last to see the output: a replay goes through the other hooks again.
-        self._hooks.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-        self._hooks.append(module.register_forward_hook(after))
+        self._hooks.append(module.register_forward_pre_hook(_Hook(before), prepend=True, with_kwargs=True))
+        self._hooks.append(module.register_forward_hook(_Hook(after)))
 
     def close(self) -> None:
         """Stop watching; what was wrapped stays usable, and does what it did before."""

@@ -1,6 +1,8 @@
 """Loops that call `loss.backward()` themselves: measured exactly as with `recorder.backward`, and changed as little."""
 
 import contextlib
+import copy
+import pickle
 from dataclasses import dataclass
 
 import numpy as np
@@ -385,6 +387,26 @@ def test_a_loss_computed_elsewhere_is_refused(tmp_path):
         loss = nn.functional.cross_entropy(model(x).logits, y)
         with pytest.raises(RecorderError, match="no backward pass came from a loss"):
             one_step(recorder, loss, optimizer)
+
+
+def test_a_model_that_is_copied_or_saved_whole_leaves_the_watch_behind(tmp_path):
+    model = Classifier("alone")
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5").watch_forward() as recorder:
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            loss = model(x, y)
+            teacher = copy.deepcopy(model)
+            # Its loss is no business of the recorder's, though it is computed between the model's and the step.
+            teacher(x, y).backward()
+            loss.backward()
+            optimizer.step()
+        saved = pickle.dumps(model)
+    assert b"lsmooth" not in saved
+    assert torch.equal(pickle.loads(saved).eval()(x, y), model.eval()(x, y))
+    assert recorder.step == 3
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 3}
 
 
 def test_inputs_overwritten_before_the_step_are_refused(tmp_path):
