@@ -261,7 +261,7 @@ def _fetch(rows: Tensor, dtype: torch.dtype) -> Callable[[], NDArray[Any]]:
     """Start copying rows to the host, and return a callable that waits for them, to be called on another thread."""
     if rows.device.type != "cuda":
         return lambda: rows.to("cpu", dtype).numpy()
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    host = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
     host.copy_(rows, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(rows.device))

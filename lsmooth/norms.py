@@ -165,9 +165,9 @@ class TensorNorms:
                 parts.append(self._scratch.norm(left, right, kind))
             if third is not None:
                 product = self._scratch.product(left, right, third)
-                self._products.append(self._brought(torch.tensor(product, dtype=torch.float64)))
+                self._products.append(self._brought(_double(product)))
         return {
-            kind: self._brought(torch.linalg.vector_norm(torch.tensor(parts, dtype=torch.float64), _ORDERS[kind]))
+            kind: self._brought(torch.linalg.vector_norm(_double(parts), _ORDERS[kind]))
             for kind, parts in norms.items()
         }
 
@@ -220,7 +220,7 @@ class _Scratch:
     _FACTORS = (1.0, 2.0**60, 2.0**-60)
 
     def __init__(self, size: int) -> None:
-        self._memory = torch.empty(size)
+        self._memory = torch.empty(size, dtype=torch.float32, device="cpu")
 
     def takes(self, tensor: Tensor) -> bool:
         """Say whether pieces of a tensor are to be taken here."""
@@ -322,6 +322,10 @@ def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, pi
     if scale is not None:
         values = values * scale
     return torch.where(finite, values, torch.full_like(values, float("nan")))
+
+
+def _double(numbers: float | list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[Sequence[_T]]:

@@ -194,8 +194,8 @@ class Recorder:
         self._norms, self._step_norms, self._dual_norms = (norms_of[some] for some in kinds)
         limits = [torch.finfo(p.dtype) for p in self._parameters]
         least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
-        self._resolution = torch.tensor([[limit.eps / 2 for limit in limits], least], dtype=self._norms.dtype).to(
-            self._device
+        self._resolution = torch.tensor(
+            [[limit.eps / 2 for limit in limits], least], dtype=self._norms.dtype, device=self._device
         )
         header = Header(
             parameters=tuple(self._names),

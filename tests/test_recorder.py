@@ -1,5 +1,6 @@
 """The recorder itself: which steps it measures, what it flags and refuses, and that it never waits for the device."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import weakref
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -1008,3 +1010,49 @@ def test_time_goes_on_when_a_run_is_resumed(tmp_path, monkeypatch):
     clock.now += 1000
     run(6, 7, "a")
     np.testing.assert_array_equal(lsmooth.Trace(tmp_path / "run.h5").time, [10, 20, 30, 40, 50, 60, 70])
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16, "meta"], ids=str)
+def other_default(request):
+    """A context in which tensors are made with another dtype, or elsewhere, unless they are told."""
+
+    @contextlib.contextmanager
+    def context():
+        if isinstance(request.param, str):
+            with torch.device(request.param):
+                yield
+        else:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(request.param)
+            yield
+            torch.set_default_dtype(before)
+
+    return context
+
+
+@pytest.mark.parametrize("arguments", [{}, {"norms": ("linf", "spectral"), "densities": True}, {"probe": 2}])
+def test_torchs_defaults_for_new_tensors_do_not_matter(arguments, other_default, tmp_path):
+    def numbers(name, context):
+        seed_all()
+        # One layer is large enough to be taken in pieces.
+        model = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 3))
+        optimizer = sgd(model)
+        given = dict(arguments)
+        if "probe" in given:
+            given["probe"] = [lambda x=x, y=y: classify(model, x, y) for x, y in batches(given["probe"])]
+        data = batches(3)
+        with context(), lsmooth.Recorder(model, optimizer, tmp_path / name, **given) as recorder:
+            for x, y in data:
+                optimizer.zero_grad()
+                recorder.backward(lambda x=x, y=y: classify(model, x, y))
+                optimizer.step()
+        with h5py.File(tmp_path / name) as file:
+            found = {}
+            file.visititems(lambda path, item: found.update({path: item[()]} if isinstance(item, h5py.Dataset) else {}))
+        # Clock times differ; newest rows are kept a second time, with theirs.
+        return {path: values for path, values in found.items() if path not in ("time", "recent/rows")}
+
+    expected, found = numbers("as_ever.h5", contextlib.nullcontext), numbers("other.h5", other_default)
+    assert {"grad_diff", "step_norm", "coordinate/grad_along"} <= expected.keys() == found.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
