@@ -307,7 +307,7 @@ def _through_two_points(x: Floats, y: Floats, q: float, rank: int, low_point: ND
         down = rise < 0
         found = np.zeros(len(active), dtype=bool)
         if turn % 3 == 0:
-            found = inside & _is_vertex(pencil, at, low_point, high_point)
+            found = inside & _is_vertex(pencil, low_point, high_point)
         exhausted = (middle <= low) | (middle >= high) | (turn == _HALVINGS - 1)
         done = found | exhausted
         if done.any():
@@ -335,10 +335,10 @@ def _through_two_points(x: Floats, y: Floats, q: float, rank: int, low_point: ND
     return np.maximum(level, 0.0), slope
 
 
-def _is_vertex(pencil: _Pencil, slope: Floats, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Say whether the lines of a slope through two points of each cloud are optimal.
+def _is_vertex(pencil: _Pencil, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Say whether the line through two points of each cloud, whose slope was evaluated last, is optimal.
 
-    They are when the two points can be given weights between q - 1 and q with which the weights of all points, and
+    It is when the two points can be given weights between q - 1 and q with which the weights of all points, and
     the weights times x, sum to zero. `pencil.work` holds y - slope x.
     """
     x, q, rows = pencil.x, pencil.q, pencil.rows
