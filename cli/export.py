@@ -31,6 +31,8 @@ def command(trace: str, output: str, by: str | None, displacement: str, force: b
     from lsmooth.errors import InvalidArgumentError
     from lsmooth.trace.reader import Trace
 
+    if by is None and displacement != "layer":
+        raise click.UsageError("--displacement goes with --by.")
     path = Path(output)
     kind = path.suffix.lower()
     if kind not in (".csv", ".parquet", ".nc"):

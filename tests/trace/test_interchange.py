@@ -174,6 +174,15 @@ def test_export_refuses_what_would_lose_something(small_trace, tmp_path):
     assert small_trace.read_bytes() == before
 
 
+def test_export_divides_by_the_whole_step_where_it_is_asked_to(small_trace, tmp_path):
+    done = export(small_trace, "-o", tmp_path / "out.csv", "--displacement", "global")
+    assert done.exit_code == 2
+    assert "--displacement goes with --by." in done.output
+    assert export(small_trace, "-o", tmp_path / "out.csv", "--displacement", "global", "--by", "module").exit_code == 0
+    expected = Trace(small_trace).smoothness("module", displacement="global")["smoothness"]
+    np.testing.assert_array_equal(pd.read_csv(tmp_path / "out.csv")["smoothness"], expected)
+
+
 def test_copies_made_while_a_trace_grows_can_be_read(tmp_path):
     made = header()
     path = tmp_path / "run.h5"
