@@ -125,7 +125,7 @@ def _shorter_steps(trace: Trace, known: NDArray[np.bool_], lr: Floats, limits: F
     if not shorter.any():
         return ""
     return (
-        f" But {_share(shorter)} of them were shorter than lr |g|, as clipping makes them: what lr this comes to, "
+        f" But {_share(shorter)} of them were shorter than lr |g|, as clipping makes them: the lr this comes to, "
         f"|d|/|g|, had a median of {np.median(rates):.3g} and was above the limit at {_share(rates > limits)}."
     )
 
