@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +21,9 @@ def checked_every(every: Any) -> int | Callable[[int], bool]:
     """Return which steps are measured: every so many, or those of which a function says so."""
     if callable(every):
         return every  # type: ignore[no-any-return]
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
         raise InvalidArgumentError(f"every={every!r} is neither a positive int nor a callable on the step number.")
-    return every
+    return int(every)
 
 
 def checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
@@ -36,9 +38,9 @@ def checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
 
 def checked_coordinates(coordinates: Any) -> int:
     """Return how many coordinates of each parameter tensor are followed."""
-    if isinstance(coordinates, bool) or not isinstance(coordinates, int) or coordinates < 0:
+    if isinstance(coordinates, bool) or not isinstance(coordinates, Integral) or coordinates < 0:
         raise InvalidArgumentError(f"coordinates={coordinates!r} is not a number of coordinates, 0 or more.")
-    return coordinates
+    return int(coordinates)
 
 
 def checked_probes(probe: Any) -> tuple[Closure, ...]:
@@ -120,6 +122,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return plain(value.tolist())
     if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
         return value.item()
     return str(value)

@@ -920,6 +920,20 @@ def test_arguments_out_of_range_are_refused(arguments, tmp_path, model):
     assert not (tmp_path / "run.h5").exists()
 
 
+def test_arguments_may_be_numpys(tmp_path, model):
+    arguments = {"every": np.int64(2), "coordinates": np.int32(1), "gammas": np.array([0.5, 1.0])}
+    metadata = {"width": np.int64(8), "rate": np.float32(0.5), "sizes": np.arange(3), "sweep": {"seeds": (1, 2)}}
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", metadata=metadata, **arguments) as recorder:
+        train(recorder, model, optimizer, 3)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.steps.tolist() == [0, 2]
+        assert trace.metadata["every"] == 2
+        assert trace.metadata["user_metadata"] == {
+            "width": 8, "rate": 0.5, "sizes": [0, 1, 2], "sweep": {"seeds": [1, 2]},
+        }  # fmt: skip
+
+
 def test_an_existing_file_is_refused_and_left_alone(tmp_path, model):
     (tmp_path / "run.h5").write_bytes(b"precious")
     with pytest.raises(TraceError, match="exists already"):

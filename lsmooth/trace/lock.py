@@ -19,7 +19,9 @@ _FLOCK = "hhqqi4x"
 
 def being_written(path: Path) -> TraceError:
     """Return the error for a trace that has a writer already."""
-    return TraceError(f"{path} is being written by another recorder; wait for it to end, or choose another name.")
+    return TraceError(
+        f"{path} is being written by another recorder; close it or wait for it to end, or choose another name."
+    )
 
 
 def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = being_written) -> int:

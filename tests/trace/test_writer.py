@@ -198,7 +198,10 @@ def test_second_process_is_refused_in_one_sentence(path):
     tests = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", code, tests, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path} is being written by another recorder; wait for it to end, or choose another name.\n"
+    assert (
+        done.stdout
+        == f"{path} is being written by another recorder; close it or wait for it to end, or choose another name.\n"
+    )
     writer.append(rows(made, 0, 3))
     writer.close()
     assert_rows(Trace(path), made, 3)
