@@ -1,5 +1,7 @@
 # make demo    train a Transformer on real text, trace it, draw Figures 1 and 3, print L0 and L1 per layer
 # make test    the test suite (make test-slow: the long tests)
+# make test-oldest  the test suite with the oldest versions that pyproject.toml admits, in .venv-oldest; needs Python 3.11
+#              (PYTHON=python3.11), and gets a PyTorch of about 3 GB
 # make lint    ruff and mypy
 # make docs    build docs/ into build/site, strictly
 # make gallery draw figures/gallery/ anew
@@ -9,15 +11,16 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-slow lint types docs gallery bench bench-check clean
+.PHONY: demo test test-slow test-oldest lint types docs gallery bench bench-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) -e '.[test]'
 	touch $@
 
@@ -37,6 +40,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 lint: $(VENV)/.installed-dev types
 	$(BIN)/ruff check .
@@ -66,6 +72,6 @@ bench-check: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py --short --check
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info
 
 FORCE:

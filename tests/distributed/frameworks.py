@@ -35,6 +35,7 @@ def trainer(path):
         str(path) + ".out", max_steps=4, per_device_train_batch_size=BATCH // ranks(), gradient_accumulation_steps=2,
         max_grad_norm=0.5, learning_rate=1e-2, lr_scheduler_type="constant", optim="adamw_torch", use_cpu=True,
         report_to=[], disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False,
+        average_tokens_across_devices=True,  # not every version's default
     )  # fmt: skip
     transformers.Trainer(
         transformers.GPT2LMHeadModel(config),

@@ -55,7 +55,7 @@ class Module(lightning.LightningModule):
         return {"loss": loss, "logits": logits} if self.returns == "dict" else loss
 
     def on_train_epoch_end(self):
-        self.log("count", float(len(self.listed.compute())))
+        self.log("count", float(self.listed.compute().numel()))
         self.listed.reset()
 
     def configure_optimizers(self):
