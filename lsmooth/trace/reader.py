@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
@@ -111,9 +112,23 @@ class Trace:
         self._whole = min(self._file[name].shape[0] for name in self._fields)
         self._recent = read_recent(self._file, self._whole)
         self._closed = read_closed(self._file)
+        if self._closed is None:
+            self._check_chunks()
         if self._closed is not None and self._closed[0] != self._whole:
             raise ValueError(f"it was closed with {self._closed[0]} rows, and has {self._whole}")
         self._length = self._whole + len(self._recent)
+
+    def _check_chunks(self) -> None:
+        """Refuse datasets that count rows which they do not hold: HDF5 would make these up, of zeros.
+
+        A copy made while the trace grew has that if it took the file's parts in another order than from first to last.
+        """
+        for name in self._fields:
+            dataset = self._file[name]
+            lengths = (self._whole, *dataset.shape[1:])
+            wanted = math.prod(-(-length // chunk) for length, chunk in zip(lengths, dataset.chunks, strict=True))
+            if dataset.id.get_num_chunks() < wanted:
+                raise ValueError(f"{name} lacks rows that it counts, as in a copy made while they were written")
 
     def __enter__(self) -> Trace:
         return self

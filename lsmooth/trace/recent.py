@@ -88,6 +88,9 @@ class RecentWriter:
 def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
     """Return the records of a trace's rows from `rows` on, in order, as far as there are any.
 
+    Of a file that was copied while these were written, there may be later ones than the first that is missing; what
+    comes before that one is whole.
+
     Args:
         file: The open trace.
         rows: How many rows stand in the chunked datasets.
@@ -104,18 +107,20 @@ def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
     # Later rows belong to the next chunk: a file copied while it was written may have them, and not yet this chunk.
     chunk_end = (rows // len(raw) + 1) * len(raw)
     records = raw.view(record)[:, 0]
+    intact = [zlib.crc32(slot[:-4].tobytes()) == checksum for slot, checksum in zip(raw, records["crc32"], strict=True)]
     for i in range(len(records)):
         number = int(records["row"][i])
         # A slot that was being written when the run was killed, or that was never used, does not pass.
-        if (
-            rows <= number < chunk_end
-            and number % len(records) == i
-            and zlib.crc32(raw[i, :-4].tobytes()) == records["crc32"][i]
-        ):
+        if rows <= number < chunk_end and number % len(records) == i and intact[i]:
             found[number] = records[i]
-    kept = [found[number] for number in range(rows, rows + len(found)) if number in found]
+    kept: list[NDArray[Any]] = []
+    while rows + len(kept) in found:
+        kept.append(found[rows + len(kept)])
     if len(kept) < len(found):
-        raise ValueError(f"row {rows + len(kept)} does not match its checksum")
+        # Its slot is as it was before that row came: with an older one, or empty.
+        missing = (rows + len(kept)) % len(records)
+        if raw[missing].any() and not intact[missing]:
+            raise ValueError(f"row {rows + len(kept)} does not match its checksum")
     return np.array(kept, record) if kept else np.empty(0, record)
 
 

@@ -1,9 +1,11 @@
 """A trace in other tools' hands: netCDF-4 for xarray and netCDF4, tables for pandas, and a copy made while it grows."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
 
+import h5py
 import netCDF4
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from rows import assert_rows, header, rows
 
 from lsmooth.cli import main
+from lsmooth.errors import TraceError
 from lsmooth.trace.layout import CHUNK_STEPS, FIELDS
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
@@ -197,6 +200,63 @@ def test_copies_made_while_a_trace_grows_can_be_read(tmp_path):
             lengths.append(len(copy))
     writer.close()
     assert lengths[-1] == 90
+
+
+def mixed(path, late, early, ranges):
+    """Write a copy that has some ranges of bytes from an earlier moment than the rest."""
+    data = bytearray(late)
+    for start, stop in ranges:
+        data[start:stop] = early[start:stop]
+    path.write_bytes(data)
+    return path
+
+
+def test_a_copy_with_a_later_row_and_not_the_one_before_holds_what_comes_before_both(tmp_path):
+    """As `cp` leaves it that has read a slot just before the row came into it, and the next slot just after."""
+    made, path = header(), tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    for earlier, later in ((3, 8), (CHUNK_STEPS + 3, CHUNK_STEPS + 8)):
+        writer.append(rows(made, writer.rows, earlier))
+        early = path.read_bytes()
+        writer.append(rows(made, earlier, later))
+        late = path.read_bytes()
+        with h5py.File(path) as file:
+            slots = file["recent/rows"]
+            start, width = slots.id.get_offset(), slots.shape[1]
+        slot = start + (earlier + 2) % CHUNK_STEPS * width
+        copy = mixed(tmp_path / "copy.h5", late, early, [(slot, slot + width)])
+        with Trace(copy) as trace:
+            assert_rows(trace, made, earlier + 2)
+        # A slot that is damaged is no such thing.
+        copy.write_bytes(late[: slot + 20] + bytes([late[slot + 20] ^ 1]) + late[slot + 21 :])
+        with pytest.raises(TraceError, match=f"row {earlier + 2} does not match its checksum"):
+            Trace(copy)
+    writer.close()
+
+
+def test_a_copy_with_older_parts_is_refused_or_right(tmp_path):
+    """As tools leave it that take a growing file's parts in any order: HDF5 reads zeros for chunks that it misses."""
+    made, path = header(), tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, CHUNK_STEPS))
+    early = path.read_bytes()
+    writer.append(rows(made, CHUNK_STEPS, 3 * CHUNK_STEPS))
+    late = path.read_bytes()
+    writer.close()
+    changed = [at for at in range(0, len(early), 64) if early[at : at + 64] != late[at : at + 64]]
+    holes, said = 0, set()
+    # Each changed part by itself, and all from each on.
+    for ranges in (*([(at, at + 64)] for at in changed), *([(at, len(early))] for at in changed)):
+        copy = mixed(tmp_path / "copy.h5", late, early, ranges)
+        with contextlib.suppress(Exception), h5py.File(copy) as file:
+            holes += len(file["loss"]) == 3 * CHUNK_STEPS and not file["loss"][-1]
+        try:
+            with Trace(copy) as trace:
+                assert_rows(trace, made, len(trace))
+        except TraceError as error:
+            said.add(str(error))
+    assert holes > 0
+    assert any("lacks rows that it counts" in sentence for sentence in said)
 
 
 def test_reading_needs_no_torch(small_trace):
