@@ -86,7 +86,9 @@ def training_curves(
                 label=f"{label}{note}".replace("$", r"\$"),
             )
             if runs > 1:
-                ax.fill_between(curve.index, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
+                # Arrays: numpy 1.24 takes the `_data` of a Series for that of a masked array.
+                low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
+                ax.fill_between(curve.index, low, high, color=colour, alpha=0.18, linewidth=0)
             shown.append(curve)
         values = np.concatenate([curve[column].to_numpy() for curve in shown for column in ("mean", "low", "high")])
         if not np.isfinite(values).any():
