@@ -123,7 +123,7 @@ def test_a_mesh_that_holds_copies_of_shards(case, folder, alone):
         (case, size)
         for size in CASES
         for case in CASES[size]
-        if not case.endswith(("communication", "memory", "probes", "usals"))
+        if not case.endswith(("communication", "memory", "probes", "usals", "unwritable"))
     ],
 )
 def test_no_rank_is_changed(case, size, folder):
