@@ -11,6 +11,13 @@ from enum import IntFlag
 
 FORMAT = "lsmooth-trace"
 FORMAT_VERSION = "1.1"
+# For whoever opens a trace with nothing but h5dump at hand.
+COMMENT = (
+    "An optimizer step goes from x_t to x_{t+1} = x_t + d. The local Lipschitz constant of the gradient along it is "
+    "the maximum over gamma of total_grad_diff / (gamma * total_step_norm), to be held against total_grad_norm; that "
+    "of one parameter tensor is the same of grad_diff, step_norm and grad_norm. Rows whose status is exactly 1 are "
+    "measured well."
+)
 COORDINATE_GROUP = "coordinate"
 
 RECENT_GROUP = "recent"

@@ -31,6 +31,7 @@ from lsmooth.trace.attributes import put_text
 from lsmooth.trace.density import Counts, DensityWriter, create_density, density_bytes
 from lsmooth.trace.layout import (
     CHUNK_STEPS,
+    COMMENT,
     COORDINATE_FIELDS,
     ENDPOINT_FIELDS,
     FIELDS,
@@ -526,13 +527,14 @@ class TraceWriter:
         put_text(file, "format", FORMAT)
         put_text(file, "format_version", FORMAT_VERSION)
         put_text(file, "Conventions", "CF-1.10")
+        put_text(file, "comment", COMMENT)
         for name, value in header.attributes.items():
             if isinstance(value, (int, float)):
                 file.attrs[name] = value
             else:
                 put_text(file, name, value if isinstance(value, str) else json.dumps(value))
         scales = {
-            "gamma": _scale(file, "gamma", np.asarray(header.gammas), "position between x_t and x_{t+1}"),
+            "gamma": _scale(file, "gamma", np.asarray(header.gammas), "position between x_t (0) and x_{t+1} (1)"),
             "parameter": _scale(file, "parameter", _text(header.parameters), "name of the parameter tensor"),
             "group": _scale(file, "group", np.arange(header.groups), "parameter group of the optimizer"),
         }
@@ -540,6 +542,7 @@ class TraceWriter:
             "parameter_size", data=np.asarray(header.parameter_sizes), chunks=(len(header.parameters),), **_FILTERS
         )
         put_text(size, "long_name", "number of elements of the parameter tensor")
+        put_text(size, "units", "1")
         size.dims[0].attach_scale(scales["parameter"])
         if header.coordinate_names:
             folder = file.create_group("coordinate", track_order=True)
@@ -710,6 +713,8 @@ def _scale(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str) ->
     dataset = parent.create_dataset(name, data=values, chunks=(max(1, len(values)),), **_FILTERS)
     dataset.make_scale(name)
     put_text(dataset, "long_name", meaning)
+    if values.dtype.kind == "f":
+        put_text(dataset, "units", "1")
     if values.dtype.kind == "S":
         # By this netCDF readers know text from bytes.
         put_text(dataset, "_Encoding", "utf-8")
