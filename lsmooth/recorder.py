@@ -54,6 +54,7 @@ from lsmooth.replay import (
     detached,
     frozen,
     loss_of,
+    models_reached,
     reachable_leaves,
 )
 from lsmooth.segment import Segment
@@ -87,7 +88,7 @@ class _Step:
     lent: dict[int, tuple[Tensor, tuple[int, int]]] = field(default_factory=dict)
     lent_norms: Tensor | None = None
     arrivals: dict[Tensor, int] = field(default_factory=dict)
-    leaves: list[Tensor] = field(default_factory=list)
+    leaves: list[tuple[Tensor, int]] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     companions: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
     foreign: Tensor | None = None
@@ -518,7 +519,7 @@ class Recorder:
     def _watched_backward(self, closure: Closure, scaler: torch.amp.GradScaler | None, watching: list[Recorder]) -> Any:
         device_type = self._device.type
         random_state = RandomState.capture()
-        modules = ModuleState.capture(self._model)
+        modules = ModuleState.capture(self._model, *models_reached(closure))
         autocast = AutocastState.capture(device_type)
         context = self._ranks.context()
         fresh = frozen(closure)
@@ -586,7 +587,7 @@ class Recorder:
         assert current is not None
         current.microbatches += microbatches
         current.losses += [self._to_row_device(loss) for loss in losses]
-        current.leaves += leaves
+        current.leaves += [(leaf, leaf._version) for leaf in leaves]
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         # A gradient that carries a scaler's factor is unscaled in place before it is used.
@@ -684,7 +685,9 @@ class Recorder:
                 f"optimizer.step() was called at measured step {self._step} without recorder.backward; replace "
                 "loss.backward() by loss = recorder.backward(lambda: loss_fn(model(inputs), targets))."
             )
-        if [p._version for p in self._parameters] != current.versions:
+        restored = {*self._parameters, *self._companions}
+        others_moved = any(leaf._version != version for leaf, version in current.leaves if leaf not in restored)
+        if others_moved or [p._version for p in self._parameters] != current.versions:
             current.flags |= Status.MOVED
         current.lr = [
             lr.detach().clone() if isinstance(lr, Tensor) else float(lr)
@@ -740,7 +743,7 @@ class Recorder:
         early = self._takes_early and self._ranks.plain_gradients() and (edited or not current.lent)
         with (
             DeferredInterrupt() as interrupt,
-            self._set_aside(current, segment),
+            self._set_aside(current, segment, *(microbatch.modules for microbatch in current.microbatches)),
             Arrivals(self._parameters, current.arrivals if early else None, self._bucket_bytes) as arrivals,
         ):
             if edited:
@@ -909,10 +912,10 @@ class Recorder:
         current = self._current = _Step(gradient=[None] * len(self._parameters))
         current.versions = [p._version for p in self._parameters]
         random_state = RandomState.seeded(self._seed)
-        modules = ModuleState.capture(self._model)
+        modules = ModuleState.capture(self._model, *models_reached(*self._probes))
         autocast = AutocastState.capture(self._device.type)
         noise: Tensor | None = None
-        with DeferredInterrupt() as interrupt, self._set_aside(current, None):
+        with DeferredInterrupt() as interrupt, self._set_aside(current, None, modules):
             for seen, probe in enumerate(self._probes):
                 microbatch = Microbatch(_constant(probe), random_state, modules, autocast, None)
 
@@ -951,11 +954,19 @@ class Recorder:
             current.noise = noise / math.sqrt(len(self._probes) - 1)
 
     @contextlib.contextmanager
-    def _set_aside(self, current: _Step, segment: Segment | None) -> Iterator[None]:
-        """Run a block that may change gradients, buffers, flags, random state and parameters; put all of it back."""
+    def _set_aside(self, current: _Step, segment: Segment | None, *states: ModuleState) -> Iterator[None]:
+        """Run a block that may change gradients, buffers, flags, random state and parameters; put all of it back.
+
+        Args:
+            current: The step.
+            segment: What the parameters are moved along; None where they stay.
+            states: Of the models that are evaluated.
+        """
         random_state = RandomState.capture()
-        modules = ModuleState.capture(self._model)
-        holders = list(dict.fromkeys([*self._parameters, *self._model.parameters(), *current.leaves]))
+        models = list(dict.fromkeys(model for state in states for model in state.models))
+        modules = ModuleState.capture(*models)
+        leaves = [leaf for leaf, _ in current.leaves]
+        holders = list(dict.fromkeys([*self._parameters, *(p for m in models for p in m.parameters()), *leaves]))
         gradients = [holder.grad for holder in holders]
         contents = [
             gradient.clone() if gradient is not None and self._ranks.shares_gradient_memory() else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,25 +96,28 @@ class RandomState:
 
 @dataclass(frozen=True)
 class ModuleState:
-    """Buffers, training flags and frozen parameters of a model: what an evaluation reads besides parameter values."""
+    """Buffers, training flags and frozen parameters of models: what an evaluation reads besides parameter values."""
 
+    models: tuple[nn.Module, ...]
     buffers: tuple[tuple[nn.Module, str, Tensor, Tensor | None], ...]
     training: tuple[tuple[nn.Module, bool], ...]
     requires_grad: tuple[tuple[Tensor, bool], ...]
     versions: tuple[int, ...] = field(repr=False, default=())
 
     @classmethod
-    def capture(cls, model: nn.Module) -> ModuleState:
+    def capture(cls, *models: nn.Module) -> ModuleState:
         """Return a copy of the present state."""
         buffers: list[tuple[nn.Module, str, Tensor, Tensor | None]] = []
         training: list[tuple[nn.Module, bool]] = []
-        for module in model.modules():
+        for module in dict.fromkeys(module for model in models for module in model.modules()):
             training.append((module, module.training))
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     buffers.append((module, name, buffer, buffer.detach().clone()))
-        requires_grad = tuple((parameter, parameter.requires_grad) for parameter in model.parameters())
-        return cls(tuple(buffers), tuple(training), requires_grad, tuple(entry[2]._version for entry in buffers))
+        parameters = dict.fromkeys(parameter for model in models for parameter in model.parameters())
+        requires_grad = tuple((parameter, parameter.requires_grad) for parameter in parameters)
+        versions = tuple(entry[2]._version for entry in buffers)
+        return cls(models, tuple(buffers), tuple(training), requires_grad, versions)
 
     def without_unchanged(self) -> ModuleState:
         """Return the same state without the copies of large buffers that nothing has written to since."""
@@ -124,7 +129,7 @@ class ModuleState:
             else (module, name, buffer, copy)
             for (module, name, buffer, copy), version in zip(self.buffers, self.versions, strict=True)
         )
-        return ModuleState(kept, self.training, self.requires_grad)
+        return ModuleState(self.models, kept, self.training, self.requires_grad)
 
     def restore(self) -> None:
         """Put the buffers (the same tensors, with the same contents) and the flags back."""
@@ -260,12 +265,7 @@ def frozen(closure: Closure) -> Callable[[], Closure]:
     if not isinstance(closure, types.FunctionType):
         return lambda: closure
     names = dict(closure.__globals__)
-    contents: list[tuple[bool, Any]] = []
-    for cell in closure.__closure__ or ():
-        try:
-            contents.append((True, cell.cell_contents))
-        except ValueError:
-            contents.append((False, None))
+    contents = [(True, c.cell_contents) if _is_bound(c) else (False, None) for c in closure.__closure__ or ()]
 
     def thaw() -> Closure:
         cells = tuple(types.CellType(value) if bound else types.CellType() for bound, value in contents)
@@ -275,6 +275,64 @@ def frozen(closure: Closure) -> Callable[[], Closure]:
         return copy
 
     return thaw
+
+
+# How far from a closure modules are looked for: from variable to attribute to item, and so on.
+_REACH = 4
+# Containers with more items than this hold data, not models.
+_FEW = 64
+
+
+def models_reached(*starts: Any) -> list[nn.Module]:
+    """Return the modules that closures and their arguments can reach, each as the root of those that it registers.
+
+    They are looked for in the variables that functions read, in the objects that methods belong to, in arguments that
+    are bound already, in attributes of objects, and in small containers: a closure that computes one network's loss by
+    way of another (a generator's, by the discriminator) changes the buffers of both.
+    """
+    found: dict[nn.Module, None] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[Any, int]] = [(start, 0) for start in starts]
+    while waiting:
+        value, distance = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if issubclass(type(value), nn.Module):
+            found[value] = None
+        elif distance < _REACH:
+            waiting += [(item, distance + 1) for item in _within(value)]
+    return list(found)
+
+
+def _within(value: Any) -> list[Any]:
+    """Return what can be reached from a value in one step."""
+    if type(value) in weakref.ProxyTypes:
+        # It passes for what it stands for, and may outlive that.
+        return []
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_bound(cell)]
+        names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        return [*cells, *names, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, dict):
+        return list(value.values()) if len(value) <= _FEW else []
+    if isinstance(value, (list, tuple, set)):
+        return list(value) if len(value) <= _FEW else []
+    if isinstance(value, (type, types.ModuleType, Tensor)):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _is_bound(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int]) -> list[RemovableHandle]:

@@ -28,6 +28,7 @@ from lsmooth.replay import (
     RandomState,
     count_arrivals,
     frozen,
+    models_reached,
     reachable_leaves,
     replaying,
 )
@@ -162,7 +163,7 @@ class Watch:
         return (
             _again(function, args, kwargs, during_replay),
             RandomState.capture(),
-            ModuleState.capture(recorder._model),
+            ModuleState.capture(recorder._model, *models_reached(function, args, kwargs)),
             AutocastState.capture(recorder._device.type),
             recorder._ranks.context(),
         )

@@ -1,12 +1,18 @@
 """The recorder on every kind of training loop: it changes nothing, replays exactly, and measures right."""
 
+import functools
+import weakref
+
 import numpy as np
 import pytest
 import torch
-from loops import LOOPS, Bare, Recorded, Reference, differences, everything, seed_all
+from loops import LOOPS, Bare, Recorded, Reference, batches, differences, everything, seed_all, sgd
+from torch import nn
 
 import lsmooth
 from lsmooth.handover import Handover
+from lsmooth.replay import models_reached
+from lsmooth.trace.layout import Status
 
 
 @pytest.fixture(params=LOOPS)
@@ -99,3 +105,94 @@ def test_the_loops_are_measured_well(loop, tmp_path):
             assert trace.status_counts() == {"measured": len(trace)}
             assert np.isfinite(trace.smoothness()["smoothness"]).all()
     assert torch.is_grad_enabled()
+
+
+class Adversary:
+    """A generator that is trained through a critic, which is no part of the model that is measured."""
+
+    def __init__(self):
+        seed_all()
+        self.generator = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+        linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8))
+        self.critics = [nn.Sequential(linear, nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))]
+        self.optimizer = sgd(self.generator)
+        self.of_critic = sgd(self.critics[0])
+
+    def loss(self, noise):
+        return -self.critics[0](self.generator(noise)).mean()
+
+
+def loss_by_variable(game, noise):
+    generator, critic = game.generator, game.critics[0]
+    return lambda: -critic(generator(noise)).mean()
+
+
+CLOSURES = {
+    "variable": loss_by_variable,
+    "attribute": lambda game, noise: lambda: game.loss(noise),
+    "bound": lambda game, noise: functools.partial(game.loss, noise),
+}
+
+
+def play(game, recorder, closure_of, critic_steps_last=False):
+    for noise, _ in batches(5):
+        game.of_critic.zero_grad()
+        (game.critics[0](torch.randn(8, 4)).mean() - game.critics[0](game.generator(noise).detach()).mean()).backward()
+        if not critic_steps_last:
+            game.of_critic.step()
+        game.optimizer.zero_grad()
+        closure = closure_of(game, noise)
+        recorder.backward(closure) if recorder is not None else closure().backward()
+        if critic_steps_last:
+            game.of_critic.step()
+        game.optimizer.step()
+
+
+def networks(game):
+    of_critic = everything(game.critics[0], game.of_critic)
+    return everything(game.generator, game.optimizer) | {f"critic.{name}": value for name, value in of_critic.items()}
+
+
+@pytest.mark.parametrize("closure_of", CLOSURES.values(), ids=CLOSURES)
+@pytest.mark.parametrize("how", ["backward", "watch", "probe"])
+def test_a_second_network_in_the_loss_is_left_as_it_was_and_evaluated_as_it_was(closure_of, how, tmp_path):
+    bare = Adversary()
+    play(bare, None, closure_of)
+    traces = []
+    # With both networks in one model, nothing has to be looked for in the closure.
+    for name, model_of in (
+        ("one", lambda game: game.generator),
+        ("both", lambda game: nn.ModuleList([game.generator, game.critics[0]])),
+    ):
+        game = Adversary()
+        arguments = {"probe": [closure_of(game, x) for x, _ in batches(2, seed=5)]} if how == "probe" else {}
+        with lsmooth.Recorder(model_of(game), game.optimizer, tmp_path / f"{name}.h5", **arguments) as recorder:
+            watched = closure_of
+            if how == "watch":
+                watched = lambda game, noise, recorder=recorder: recorder.watch(closure_of(game, noise))  # noqa: E731
+            play(game, recorder if how == "backward" else None, watched)
+        assert differences(networks(bare), networks(game)) == []
+        with lsmooth.Trace(tmp_path / f"{name}.h5") as trace:
+            assert trace.status_counts() == {"measured": 5}
+            traces.append({field: trace.read(field) for field in ("loss", "loss_along", "grad_norm", "grad_diff")})
+    for field, values in traces[0].items():
+        np.testing.assert_array_equal(values, traces[1][field], err_msg=field)
+
+
+def test_a_second_network_that_moves_between_backward_and_step_flags_the_step(tmp_path):
+    game = Adversary()
+    with lsmooth.Recorder(game.generator, game.optimizer, tmp_path / "run.h5") as recorder:
+        play(game, recorder, CLOSURES["variable"], critic_steps_last=True)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert set(trace.read("status")) == {Status.MOVED}
+
+
+def test_looking_for_networks_follows_no_proxy_and_reads_no_data():
+    model, hidden = nn.Linear(2, 2), nn.Linear(2, 2)
+    gone = nn.Linear(2, 2)
+    dead = weakref.proxy(gone)
+    del gone
+    data = [hidden] * 1000
+    recursive = {"itself": None, "networks": (model,)}
+    recursive["itself"] = recursive
+    assert models_reached(lambda: (dead, data, recursive)) == [model]
