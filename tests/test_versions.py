@@ -13,7 +13,7 @@ def bounds():
     text = (ROOT / "pyproject.toml").read_text()
     text = text[text.index("\ndependencies = [") : text.index("\ndev = [")]
     # Some are declared twice, and alike.
-    found = set(re.findall(r'"([\w-]+)>=([\d.]+)"', text))
+    found = set(re.findall(r'"([\w-]+)>=([\w.]+)"', text))
     assert len(found) == len(dict(found))
     return dict(found)
 

@@ -122,6 +122,8 @@ def test_a_loss_is_the_same_again_and_leaves_no_mark(name, plans):
 
 @pytest.mark.parametrize("name", tasks.NAMES)
 def test_mixed_precision_gives_about_the_same_loss(name, plans):
+    if name == "transformer-translation" and torch.__version__ < (2, 5):
+        pytest.skip("PyTorch 2.4 overlooks autocast on the CPU where it evaluates nn.TransformerEncoder")
     plan, data = plans[name]
     problem = plan.start(data).problem
     problem.model.eval()
