@@ -54,8 +54,8 @@ from lsmooth.replay import (
     detached,
     frozen,
     loss_of,
-    models_reached,
     reachable_leaves,
+    reached,
 )
 from lsmooth.segment import Segment
 from lsmooth.trace.layout import Status
@@ -518,8 +518,9 @@ class Recorder:
 
     def _watched_backward(self, closure: Closure, scaler: torch.amp.GradScaler | None, watching: list[Recorder]) -> Any:
         device_type = self._device.type
-        random_state = RandomState.capture()
-        modules = ModuleState.capture(self._model, *models_reached(closure))
+        models, generators = reached(closure, self._model)
+        random_state = RandomState.capture(*generators)
+        modules = ModuleState.capture(*models)
         autocast = AutocastState.capture(device_type)
         context = self._ranks.context()
         fresh = frozen(closure)
@@ -743,7 +744,7 @@ class Recorder:
         early = self._takes_early and self._ranks.plain_gradients() and (edited or not current.lent)
         with (
             DeferredInterrupt() as interrupt,
-            self._set_aside(current, segment, *(microbatch.modules for microbatch in current.microbatches)),
+            self._set_aside(current, segment, *((m.modules, m.random) for m in current.microbatches)),
             Arrivals(self._parameters, current.arrivals if early else None, self._bucket_bytes) as arrivals,
         ):
             if edited:
@@ -911,11 +912,12 @@ class Recorder:
         """
         current = self._current = _Step(gradient=[None] * len(self._parameters))
         current.versions = [p._version for p in self._parameters]
-        random_state = RandomState.seeded(self._seed)
-        modules = ModuleState.capture(self._model, *models_reached(*self._probes))
+        models, generators = reached(*self._probes, self._model)
+        random_state = RandomState.seeded(self._seed, *generators)
+        modules = ModuleState.capture(*models)
         autocast = AutocastState.capture(self._device.type)
         noise: Tensor | None = None
-        with DeferredInterrupt() as interrupt, self._set_aside(current, None, modules):
+        with DeferredInterrupt() as interrupt, self._set_aside(current, None, (modules, random_state)):
             for seen, probe in enumerate(self._probes):
                 microbatch = Microbatch(_constant(probe), random_state, modules, autocast, None)
 
@@ -933,8 +935,8 @@ class Recorder:
                 with counted_arrivals(self._parameters) as arrivals, torch.no_grad():
                     with interrupt.allowed():
                         current.losses.append(self._to_row_device(microbatch.evaluate()))
-                    reached = [i for i, p in enumerate(self._parameters) if p.grad is not None]
-                    consume(reached, [local(self._parameters[i].grad) for i in reached])  # type: ignore[arg-type]
+                    arrived = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+                    consume(arrived, [local(self._parameters[i].grad) for i in arrived])  # type: ignore[arg-type]
                     for parameter in self._parameters:
                         parameter.grad = None
                 for parameter, count in arrivals.items():
@@ -954,16 +956,18 @@ class Recorder:
             current.noise = noise / math.sqrt(len(self._probes) - 1)
 
     @contextlib.contextmanager
-    def _set_aside(self, current: _Step, segment: Segment | None, *states: ModuleState) -> Iterator[None]:
+    def _set_aside(
+        self, current: _Step, segment: Segment | None, *states: tuple[ModuleState, RandomState]
+    ) -> Iterator[None]:
         """Run a block that may change gradients, buffers, flags, random state and parameters; put all of it back.
 
         Args:
             current: The step.
             segment: What the parameters are moved along; None where they stay.
-            states: Of the models that are evaluated.
+            states: What evaluations begin with.
         """
-        random_state = RandomState.capture()
-        models = list(dict.fromkeys(model for state in states for model in state.models))
+        random_state = RandomState.capture(*{g: None for _, state in states for g, _ in state.others})
+        models = list(dict.fromkeys(model for state, _ in states for model in state.models))
         modules = ModuleState.capture(*models)
         leaves = [leaf for leaf, _ in current.leaves]
         holders = list(dict.fromkeys([*self._parameters, *(p for m in models for p in m.parameters()), *leaves]))

@@ -48,37 +48,44 @@ def _replay() -> Iterator[None]:
         _replays -= 1
 
 
+# Objects that random numbers are drawn from, besides those that torch, numpy and `random` keep for everyone.
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
 @dataclass(frozen=True)
 class RandomState:
     """The state of every random number generator that a closure may draw from.
 
-    PyTorch's on the CPU and on each device in use, numpy's global one, and that of `random`.
+    PyTorch's on the CPU and on each device in use, numpy's global one, that of `random`, and given ones.
     """
 
     cpu: Tensor
     devices: tuple[tuple[str, int, Tensor], ...]
     numpy: Any
     python: Any
+    others: tuple[tuple[Generator, Any], ...]
 
     @classmethod
-    def capture(cls) -> RandomState:
-        """Return the present state."""
+    def capture(cls, *generators: Generator) -> RandomState:
+        """Return the present state, that of `generators` included."""
         devices: list[tuple[str, int, Tensor]] = []
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             devices += [("cuda", i, torch.cuda.get_rng_state(i)) for i in range(torch.cuda.device_count())]
         if torch.backends.mps.is_available():
             devices.append(("mps", 0, torch.mps.get_rng_state()))
-        return cls(torch.get_rng_state(), tuple(devices), np.random.get_state(), random.getstate())  # noqa: NPY002
+        others = tuple((generator, _state_of(generator)) for generator in generators)
+        return cls(torch.get_rng_state(), tuple(devices), np.random.get_state(), random.getstate(), others)  # noqa: NPY002
 
     @classmethod
-    def seeded(cls, seed: int) -> RandomState:
-        """Return the state that all generators have after being seeded with `seed`, leaving them as they are."""
+    def seeded(cls, seed: int, *generators: Generator) -> RandomState:
+        """Return the state after torch, numpy and `random` are seeded with `seed`, leaving all as they are."""
         now = cls.capture()
         try:
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
             random.seed(seed)
-            return cls.capture()
+            return cls.capture(*generators)
         finally:
             now.restore()
 
@@ -92,6 +99,23 @@ class RandomState:
                 torch.mps.set_rng_state(state)
         np.random.set_state(self.numpy)  # noqa: NPY002
         random.setstate(self.python)
+        for generator, state in self.others:
+            _set_state(generator, state)
+
+
+def _state_of(generator: Generator) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Generator, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 @dataclass(frozen=True)
@@ -277,20 +301,25 @@ def frozen(closure: Closure) -> Callable[[], Closure]:
     return thaw
 
 
-# How far from a closure modules are looked for: from variable to attribute to item, and so on.
+# How far from a closure things are looked for: from variable to attribute to item, and so on.
 _REACH = 4
+# Generators are looked for in variables and their attributes: those of data loaders lie deeper, and are drawn from by
+# other threads at any time.
+_REACH_OF_GENERATORS = 2
 # Containers with more items than this hold data, not models.
 _FEW = 64
 
 
-def models_reached(*starts: Any) -> list[nn.Module]:
-    """Return the modules that closures and their arguments can reach, each as the root of those that it registers.
+def reached(*starts: Any) -> tuple[list[nn.Module], list[Generator]]:
+    """Return the models and the random number generators that closures and their arguments can reach.
 
     They are looked for in the variables that functions read, in the objects that methods belong to, in arguments that
     are bound already, in attributes of objects, and in small containers: a closure that computes one network's loss by
-    way of another (a generator's, by the discriminator) changes the buffers of both.
+    way of another (a generator's, by the discriminator) changes the buffers of both. Modules that a model registers are
+    part of it.
     """
-    found: dict[nn.Module, None] = {}
+    models: list[nn.Module] = []
+    generators: list[Generator] = []
     seen: set[int] = set()
     waiting: list[tuple[Any, int]] = [(start, 0) for start in starts]
     while waiting:
@@ -299,10 +328,15 @@ def models_reached(*starts: Any) -> list[nn.Module]:
             continue
         seen.add(id(value))
         if issubclass(type(value), nn.Module):
-            found[value] = None
+            models.append(value)
+            held = (item for module in value.modules() for item in vars(module).values())
+            waiting += [(item, 0) for item in held if issubclass(type(item), _GENERATORS)]
+        elif issubclass(type(value), _GENERATORS):
+            if distance <= _REACH_OF_GENERATORS and not isinstance(value, random.SystemRandom):
+                generators.append(value)
         elif distance < _REACH:
             waiting += [(item, distance + 1) for item in _within(value)]
-    return list(found)
+    return models, generators
 
 
 def _within(value: Any) -> list[Any]:
@@ -316,6 +350,8 @@ def _within(value: Any) -> list[Any]:
         return [*cells, *names, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
+    if isinstance(value, types.BuiltinMethodType):
+        return [value.__self__]
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, dict):

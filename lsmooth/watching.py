@@ -28,8 +28,8 @@ from lsmooth.replay import (
     RandomState,
     count_arrivals,
     frozen,
-    models_reached,
     reachable_leaves,
+    reached,
     replaying,
 )
 
@@ -160,10 +160,11 @@ class Watch:
         self._abandon()
         if not recorder._wants_backward():
             return None
+        models, generators = reached(function, args, kwargs, recorder._model)
         return (
             _again(function, args, kwargs, during_replay),
-            RandomState.capture(),
-            ModuleState.capture(recorder._model, *models_reached(function, args, kwargs)),
+            RandomState.capture(*generators),
+            ModuleState.capture(*models),
             AutocastState.capture(recorder._device.type),
             recorder._ranks.context(),
         )

@@ -1,7 +1,10 @@
 """The recorder on every kind of training loop: it changes nothing, replays exactly, and measures right."""
 
+import contextlib
 import functools
+import random
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from torch import nn
 
 import lsmooth
 from lsmooth.handover import Handover
-from lsmooth.replay import models_reached
+from lsmooth.replay import reached
 from lsmooth.trace.layout import Status
 
 
@@ -195,4 +198,63 @@ def test_looking_for_networks_follows_no_proxy_and_reads_no_data():
     data = [hidden] * 1000
     recursive = {"itself": None, "networks": (model,)}
     recursive["itself"] = recursive
-    assert models_reached(lambda: (dead, data, recursive)) == [model]
+    loader = SimpleNamespace(sampler=SimpleNamespace(generator=random.Random(1)))
+    assert reached(lambda: (dead, data, recursive, loader)) == ([model], [])
+
+
+class Noisy(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.generator = torch.Generator().manual_seed(3)
+
+    def noise(self, x):
+        return torch.randn(x.shape, generator=self.generator)
+
+    def forward(self, x, noise=None):
+        return self.inner(x + 0.1 * (self.noise(x) if noise is None else noise))
+
+
+def noisy_loss(model, x, y, noise=None):
+    return nn.functional.cross_entropy(model(x, noise), y)
+
+
+def draw(path, how):
+    """Train with noise that is drawn inside of the loss, or beforehand; return the state at the end."""
+    seed_all()
+    model = Noisy()
+    optimizer = sgd(model)
+    numbers, integers = np.random.default_rng(4), random.Random(5)
+    with lsmooth.Recorder(model, optimizer, path) if how != "bare" else contextlib.nullcontext() as recorder:
+        for x, y in batches(4):
+            optimizer.zero_grad()
+            if how == "beforehand":
+                scale, shift, noise = float(numbers.normal()), integers.random(), model.noise(x)
+                loss = functools.partial(noisy_loss, model, x * scale + shift, y, noise)
+            else:
+
+                def loss(x=x, y=y):
+                    return noisy_loss(model, x * float(numbers.normal()) + integers.random(), y)
+
+            if how == "watch":
+                recorder.watch(loss)().backward()
+            elif how == "bare":
+                loss().backward()
+            else:
+                recorder.backward(loss)
+            optimizer.step()
+    own = [float(numbers.random()), integers.random(), model.noise(torch.zeros(1)).item()]
+    return everything(model, optimizer) | {"own": own}
+
+
+@pytest.mark.parametrize("how", ["backward", "watch"])
+def test_generators_of_ones_own_are_left_as_they_were_and_drawn_from_as_they_were(how, tmp_path):
+    state = draw(tmp_path / "inside.h5", how)
+    assert differences(draw(None, "bare"), state) == []
+    assert differences(draw(tmp_path / "beforehand.h5", "beforehand"), state) == []
+    with lsmooth.Trace(tmp_path / "inside.h5") as one, lsmooth.Trace(tmp_path / "beforehand.h5") as other:
+        assert one.status_counts() == {"measured": 4}
+        for field in ("loss", "loss_along", "grad_norm", "grad_diff"):
+            np.testing.assert_array_equal(one.read(field), other.read(field), err_msg=field)
