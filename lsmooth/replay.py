@@ -7,6 +7,7 @@ import functools
 import random
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -316,26 +317,28 @@ def reached(*starts: Any) -> tuple[list[nn.Module], list[Generator]]:
     They are looked for in the variables that functions read, in the objects that methods belong to, in arguments that
     are bound already, in attributes of objects, and in small containers: a closure that computes one network's loss by
     way of another (a generator's, by the discriminator) changes the buffers of both. Modules that a model registers are
-    part of it.
+    part of it; of its other attributes, only these kinds and lists are looked at.
     """
     models: list[nn.Module] = []
     generators: list[Generator] = []
     seen: set[int] = set()
-    waiting: list[tuple[Any, int]] = [(start, 0) for start in starts]
+    # Nearest first: a thing is taken at its shortest distance.
+    waiting = deque((start, 0) for start in starts)
     while waiting:
-        value, distance = waiting.pop()
+        value, distance = waiting.popleft()
         if id(value) in seen:
             continue
         seen.add(id(value))
         if issubclass(type(value), nn.Module):
             models.append(value)
+            # Models that are kept from being registered lie in lists and the like.
             held = (item for module in value.modules() for item in vars(module).values())
-            waiting += [(item, 0) for item in held if issubclass(type(item), _GENERATORS)]
+            waiting.extend((item, 1) for item in held if issubclass(type(item), (*_GENERATORS, nn.Module, list, tuple)))
         elif issubclass(type(value), _GENERATORS):
             if distance <= _REACH_OF_GENERATORS and not isinstance(value, random.SystemRandom):
                 generators.append(value)
         elif distance < _REACH:
-            waiting += [(item, distance + 1) for item in _within(value)]
+            waiting.extend((item, distance + 1) for item in _within(value))
     return models, generators
 
 

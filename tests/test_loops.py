@@ -198,6 +198,9 @@ def test_looking_for_networks_follows_no_proxy_and_reads_no_data():
     data = [hidden] * 1000
     recursive = {"itself": None, "networks": (model,)}
     recursive["itself"] = recursive
+    model.teachers = [hidden]
+    assert reached(model) == ([model, hidden], [])
+    del model.teachers
     loader = SimpleNamespace(sampler=SimpleNamespace(generator=random.Random(1)))
     assert reached(lambda: (dead, data, recursive, loader)) == ([model], [])
 
