@@ -98,6 +98,8 @@ def measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> t
     known = {p for _, p in named}
     named += [(name, p) for p, name in held.items() if p not in known]
     for name, parameter in named:
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InvalidArgumentError(f"{name} has no shape yet; run the model on a batch before it is recorded.")
         if parameter.is_complex():
             raise InvalidArgumentError(
                 f"{name} is complex; train its real view (torch.view_as_real) to measure its smoothness."

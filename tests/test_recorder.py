@@ -905,6 +905,12 @@ def test_gamma_1_may_stand_beside_the_endpoint(tmp_path, model):
     np.testing.assert_array_equal(trace.read("coordinate/grad_next")[0], trace.read("coordinate/grad_along")[0, 1])
 
 
+def test_a_model_without_shapes_is_refused(tmp_path):
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(InvalidArgumentError, match=r"^0\.weight has no shape yet; run the model on a batch before"):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5")
+
+
 def test_an_optimizer_of_frozen_parameters_is_refused(tmp_path, model):
     model.requires_grad_(False)
     with pytest.raises(InvalidArgumentError, match="None of the optimizer's parameters requires a gradient"):
