@@ -466,7 +466,7 @@ class Trace:
         try:
             import xarray
         except ImportError:
-            raise TraceError("xarray is not installed; `pip install lsmooth[xarray]` brings it.") from None
+            raise TraceError("xarray is not installed; pip install 'lsmooth[xarray]'.") from None
         coordinates: dict[str, Any] = {
             "step": self.steps,
             "gamma": self.gammas,
