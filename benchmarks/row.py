@@ -38,7 +38,7 @@ class Row:
 
     def format(self, number: float) -> str:
         """Return a number with its unit."""
-        text = f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+        text = f"{number:,.0f}" if abs(number) >= 100 else f"{number:#.3g}"
         return f"{text} {self.unit}"
 
 

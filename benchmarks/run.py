@@ -82,7 +82,7 @@ def table(rows: list[Row]) -> str:
     lines = ["| what | measured | target | |", "|---|---|---|---|"]
     for row in rows:
         verdict = "" if row.target is None else "met" if row.met() else "**missed**"
-        target = "" if row.target is None else f"{row.sense} {row.format(row.target)}"
+        target = "" if row.target is None else f"{row.sense} {row.target:,g} {row.unit}"
         lines.append(f"| {row.what} | {row.format(row.value)} | {target} | {verdict} |")
     return "\n".join(lines)
 
