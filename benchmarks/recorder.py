@@ -74,8 +74,16 @@ def setting(shape, tokens):
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), closure
 
 
-def textbook(model, optimizer, closure_of):
+def train(_, optimizer, closure):
+    """Take a training step."""
+    optimizer.zero_grad()
+    closure().backward()
+    optimizer.step()
+
+
+def textbook(model, optimizer, closure):
     """Measure one step the straightforward way."""
+    closure_of = closure_maker(closure)
     optimizer.zero_grad()
     state = torch.get_rng_state()
     closure_of(model)().backward()
@@ -141,28 +149,22 @@ def rows(short):
 
 def timed(shape, tokens, kinds):
     """Return the median seconds that each kind of step takes."""
-    _, plain_optimizer, plain_closure = setting(shape, tokens)
-    other, other_optimizer, other_closure = setting(shape, tokens)
-    make = closure_maker(other_closure)
-
-    def bare():
-        plain_optimizer.zero_grad()
-        plain_closure().backward()
-        plain_optimizer.step()
+    plain, other = setting(shape, tokens), setting(shape, tokens)
 
     def floor():
-        bare()
+        train(*plain)
+        _, optimizer, closure = plain
         for _ in range(POINTS):
-            plain_optimizer.zero_grad()
-            plain_closure().backward()
+            optimizer.zero_grad()
+            closure().backward()
 
     with attached(*setting(shape, tokens)) as step:
         functions = {
-            "step": bare,
+            "step": lambda: train(*plain),
             "floor": floor,
             "measured": lambda: step(True),
             "unmeasured": lambda: step(False),
-            "textbook": lambda: textbook(other, other_optimizer, make),
+            "textbook": lambda: textbook(*other),
         }
         return interleaved({kind: functions[kind] for kind in kinds})
 
@@ -194,22 +196,16 @@ def millions(size):
 def of_size(size):
     """Return time and memory at one size."""
     times = timed(*SETTINGS[size], ("step", "floor", "measured", "unmeasured", "textbook"))
-    model, optimizer, closure = setting(*SETTINGS[size])
-    other, other_optimizer, other_closure = setting(*SETTINGS[size])
-    copies = sum(p.numel() * p.element_size() for p in model.parameters())
+    mine, other = setting(*SETTINGS[size]), setting(*SETTINGS[size])
+    copies = sum(p.numel() * p.element_size() for p in mine[0].parameters())
 
     def first_step():
         # What a recorder keeps from one step to the next counts, too.
-        with attached(model, optimizer, closure) as step:
+        with attached(*mine) as step:
             step(True)
 
-    def bare():
-        optimizer.zero_grad()
-        closure().backward()
-        optimizer.step()
-
-    by_hand = peak_bytes(lambda: textbook(other, other_optimizer, closure_maker(other_closure)))
-    base = peak_bytes(bare)
+    by_hand = peak_bytes(lambda: textbook(*other))
+    base = peak_bytes(lambda: train(*mine))
     above = (peak_bytes(first_step) - base) / copies
     above_by_hand = (by_hand - base) / copies
     parameters = millions(size)

@@ -248,7 +248,7 @@ class _Scratch:
         """Return the inner product of the difference with another piece."""
         difference = self._difference(tensor, other)
         product = torch.mul(difference, along, out=self._memory[: len(tensor)]).sum().item()
-        if self._in_range(product, len(tensor)):
+        if self._in_range(product, len(tensor)) or (product == 0 and not along.any()):
             return product
         return torch.dot(self._difference(tensor, other).double(), along.double()).item()
 
