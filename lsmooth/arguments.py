@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lsmooth.closures import Closure
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.norms import GEOMETRIES, Kind, accumulation_dtype
-from lsmooth.replay import Closure
 from lsmooth.trace.layout import NORMS
 
 

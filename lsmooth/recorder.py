@@ -37,6 +37,7 @@ from lsmooth.arguments import (
     plain,
 )
 from lsmooth.arrivals import Arrivals, counted_arrivals
+from lsmooth.closures import Closure, frozen, reached
 from lsmooth.coordinates import CoordinateReader, choose_coordinates
 from lsmooth.densities import DensityCounter
 from lsmooth.distributed import Ranks, SilentWriter, local, unwrapped
@@ -47,15 +48,12 @@ from lsmooth.interrupts import DeferredInterrupt
 from lsmooth.norms import Kind, TensorNorms, tensor_norms
 from lsmooth.replay import (
     AutocastState,
-    Closure,
     Microbatch,
     ModuleState,
     RandomState,
     detached,
-    frozen,
     loss_of,
     reachable_leaves,
-    reached,
 )
 from lsmooth.segment import Segment
 from lsmooth.trace.layout import Status

@@ -19,17 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lsmooth.closures import Closure, frozen, reached
 from lsmooth.errors import RecorderError
 from lsmooth.replay import (
     AutocastState,
-    Closure,
     Microbatch,
     ModuleState,
     RandomState,
     count_arrivals,
-    frozen,
     reachable_leaves,
-    reached,
     replaying,
 )
 

@@ -13,8 +13,8 @@ from loops import LOOPS, Bare, Recorded, Reference, batches, differences, everyt
 from torch import nn
 
 import lsmooth
+from lsmooth.closures import reached
 from lsmooth.handover import Handover
-from lsmooth.replay import reached
 from lsmooth.trace.layout import Status
 
 
