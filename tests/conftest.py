@@ -12,8 +12,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Tests run side by side, one a core: threads of their own would wait for one another. Before torch is imported, and for
 # the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# cuBLAS adds in the same order every time only where it is told how much memory it may take for that.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
+import torch
+
+NEEDS_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def device(request, monkeypatch):
+    """Where all tensors of a test are made that do not say where: the device's name."""
+    if request.param == "cpu":
+        yield request.param
+    else:
+        # Of cuDNN's algorithms, some add in whatever order threads come.
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+        with torch.device(request.param):
+            yield request.param
 
 
 @pytest.fixture(scope="session")

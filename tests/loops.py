@@ -16,6 +16,15 @@ import lsmooth
 from lsmooth.recorder import DEFAULT_GAMMAS as GAMMAS
 
 
+def device_type():
+    """What tensors are made on by default, and so are the models and batches here."""
+    return torch.get_default_device().type
+
+
+def on_gpu():
+    return device_type() == "cuda"
+
+
 def everything(model, optimizer):
     """All that a recorder could have changed, in a form that compares bit for bit."""
     state = {f"model.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -31,6 +40,7 @@ def everything(model, optimizer):
     state["training"] = [module.training for module in model.modules()]
     state["hooks"] = [len(p._post_accumulate_grad_hooks or ()) for p in model.parameters()]
     state["torch"] = torch.get_rng_state()
+    state["cuda"] = torch.cuda.get_rng_state() if on_gpu() else None
     state["numpy"] = [np.asarray(part).tolist() for part in np.random.get_state()[1:]]
     state["random"] = random.getstate()
     return state
@@ -164,13 +174,20 @@ class Reference(Bare):
 
 
 def random_states():
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+    return (
+        torch.get_rng_state(),
+        np.random.get_state(),
+        random.getstate(),
+        torch.cuda.get_rng_state() if on_gpu() else None,
+    )
 
 
 def set_random_states(states):
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
+    if states[3] is not None:
+        torch.cuda.set_rng_state(states[3])
 
 
 def snapshot(model):
@@ -180,7 +197,7 @@ def snapshot(model):
         "random": random_states(),
         "training": [module.training for module in model.modules()],
         "requires_grad": [p.requires_grad for p in model.parameters()],
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        "autocast": (torch.is_autocast_enabled(device_type()), torch.get_autocast_dtype(device_type())),
     }
 
 
@@ -201,7 +218,7 @@ def restore(model, state):
 
 @contextmanager
 def contextlib_stack(autocast):
-    with torch.autocast("cpu", enabled=autocast[0], dtype=autocast[1]):
+    with torch.autocast(device_type(), enabled=autocast[0], dtype=autocast[1]):
         torch.clear_autocast_cache()
         yield
 
@@ -222,15 +239,22 @@ def classify(model, x, y):
     return nn.functional.cross_entropy(model(x), y)
 
 
+class Drawn:
+    """Numbers that are the same on every device."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, device="cpu").to(torch.get_default_device())
+
+    def classes(self, count, *shape):
+        return torch.randint(count, shape, generator=self.generator, device="cpu").to(torch.get_default_device())
+
+
 def batches(count, size=8, features=6, classes=3, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(size, features, generator=generator),
-            torch.randint(classes, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
+    drawn = Drawn(seed)
+    return [(drawn.normal(size, features), drawn.classes(classes, size)) for _ in range(count)]
 
 
 def simple(model, optimizer, watch, *, between=None, steps=6, context=None, dtype=None, scheduler=None):
@@ -352,10 +376,9 @@ def rnn_hidden(watch):
     optimizer = sgd(model, 0.5)
     watch.attach(model, optimizer)
     hidden, cell = torch.zeros(1, 4, 5), torch.zeros(1, 4, 5)
-    generator = torch.Generator().manual_seed(3)
+    drawn = Drawn(3)
     for _ in range(6):
-        x = torch.randn(4, 7, 6, generator=generator)
-        y = torch.randint(3, (4, 7), generator=generator)
+        x, y = drawn.normal(4, 7, 6), drawn.classes(3, 4, 7)
 
         def closure(x=x, y=y, state=(hidden, cell)):
             out, (h, c) = model(x, state)
@@ -535,7 +558,7 @@ def zeroed_not_dropped(watch):
 
 def autocast_outside(watch):
     model = mlp(nn.Linear(8, 8))
-    return simple(model, sgd(model), watch, context=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    return simple(model, sgd(model), watch, context=lambda: torch.autocast(device_type(), dtype=torch.bfloat16))
 
 
 def autocast_inside(watch):
@@ -545,7 +568,7 @@ def autocast_inside(watch):
             self.inner = mlp(nn.Linear(8, 8))
 
         def forward(self, x):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(device_type(), dtype=torch.bfloat16):
                 return self.inner(x).float()
 
     model = Mixed()
@@ -557,7 +580,7 @@ def autocast_around_everything(watch):
     optimizer = sgd(model)
     watch.attach(model, optimizer)
     for x, y in batches(5):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device_type(), dtype=torch.bfloat16):
             optimizer.zero_grad()
             watch.backward(lambda x=x, y=y: classify(model, x, y))
             watch.before_step()
@@ -694,10 +717,9 @@ def channels_last(watch):
     model = model.to(memory_format=torch.channels_last)
     optimizer = sgd(model, 0.5)
     watch.attach(model, optimizer)
-    generator = torch.Generator().manual_seed(4)
+    drawn = Drawn(4)
     for _ in range(4):
-        x = torch.randn(5, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)
-        y = torch.randint(3, (5,), generator=generator)
+        x, y = drawn.normal(5, 3, 8, 8).to(memory_format=torch.channels_last), drawn.classes(3, 5)
         optimizer.zero_grad()
         watch.backward(lambda x=x, y=y: classify(model, x, y))
         watch.before_step()

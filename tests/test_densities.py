@@ -13,6 +13,7 @@ from loops import (
     batches,
     channels_last,
     classify,
+    device_type,
     differences,
     double_precision,
     dropout,
@@ -26,6 +27,8 @@ from torch import nn
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError, TraceError
+
+pytestmark = pytest.mark.usefixtures("device")
 
 EVERYTHING = 10**6
 
@@ -132,7 +135,7 @@ def test_gradients_behind_a_scaler_are_counted_unscaled_and_skipped_steps_not_at
     seed_all()
     model = mlp().double()
     optimizer = sgd(model)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(device_type(), init_scale=1024.0)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", coordinates=EVERYTHING, densities=True) as recorder:
         for i, (x, y) in enumerate(batches(6)):
             optimizer.zero_grad()

@@ -17,6 +17,8 @@ from lsmooth.closures import reached
 from lsmooth.handover import Handover
 from lsmooth.trace.layout import Status
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(params=LOOPS)
 def loop(request):
@@ -211,7 +213,7 @@ class Noisy(nn.Module):
     def __init__(self):
         super().__init__()
         self.inner = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-        self.generator = torch.Generator().manual_seed(3)
+        self.generator = torch.Generator(torch.get_default_device()).manual_seed(3)
 
     def noise(self, x):
         return torch.randn(x.shape, generator=self.generator)

@@ -12,13 +12,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from loops import Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd, simple
+from loops import Bare, Recorded, batches, classify, device_type, differences, everything, mlp, seed_all, sgd, simple
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError, LsmoothError, RecorderError, TraceError
 from lsmooth.trace.layout import Status
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def train(recorder, model, optimizer, steps, between=None):
@@ -134,7 +136,7 @@ def scaled_loop(poisoned=()):
     def loop(watch):
         model = mlp()
         optimizer = sgd(model, 0.3)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        scaler = torch.amp.GradScaler(device_type(), init_scale=1024.0, growth_interval=2)
         watch.attach(model, optimizer)
         for i, (x, y) in enumerate(batches(7)):
             optimizer.zero_grad()
@@ -155,7 +157,7 @@ def test_the_slope_is_that_of_the_unscaled_gradient(scale, tmp_path):
     seed_all()
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    scaler = torch.amp.GradScaler(device_type(), init_scale=scale or 1.0, enabled=scale is not None)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
         for x, y in batches(3):
             optimizer.zero_grad()

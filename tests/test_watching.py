@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from loops import LOOPS, Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd
+from loops import LOOPS, Bare, Recorded, batches, classify, device_type, differences, everything, mlp, seed_all, sgd
 from test_recorder import CountsWaits
 from torch import nn
 
 import lsmooth
 from lsmooth.errors import RecorderError
 from lsmooth.replay import replaying
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 class Watched(Recorded):
@@ -155,7 +157,7 @@ def test_a_gradient_scaler_is_taken_out_of_what_is_measured(tmp_path):
         seed_all()
         model = mlp()
         optimizer = sgd(model)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14) if watch else None
+        scaler = torch.amp.GradScaler(device_type(), init_scale=2.0**14) if watch else None
         with lsmooth.Recorder(model, optimizer, tmp_path / f"{watch}.h5") as recorder:
             compute = recorder.watch(classify, scaler=scaler)
             for x, y in batches(4):
