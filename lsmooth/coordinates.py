@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+# Tensors up to this many elements are read end to end: copying them costs less than a call for each.
+_SMALL = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class CoordinateReader:
     ) -> None:
         self._indices: dict[int, Tensor] = {}
         self._places: dict[int, slice | Tensor] = {}
+        # Of small tensors that arrived together before, by their positions: indices in all of them end to end.
+        self._joint: dict[tuple[int, ...], Tensor] = {}
         for position, tensor in enumerate(tensors):
             mine = np.flatnonzero(coordinates.owners == position)
             here, indices = held(tensor, coordinates.indices[mine])
@@ -85,10 +90,9 @@ class CoordinateReader:
         """Copy the followed coordinates of the tensors at `positions` into their places in `into`, (c,)."""
         run: list[Tensor] = []
         begin = end = 0
-        for position, tensor in zip(positions, tensors, strict=True):
-            if position not in self._indices:
-                continue
-            values = torch.take(tensor.detach(), self._indices[position])
+        for position, values in self._values(
+            {i: t for i, t in zip(positions, tensors, strict=True) if i in self._indices}
+        ):
             place = self._places[position]
             if not isinstance(place, slice):
                 into.index_copy_(0, place, values.to(into.device, into.dtype, non_blocking=True))
@@ -103,3 +107,21 @@ class CoordinateReader:
             end = place.stop
         if run:
             into[begin:end].copy_(torch.cat(run) if len(run) > 1 else run[0], non_blocking=True)
+
+    def _values(self, tensors: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Yield the followed coordinates of each tensor, by position, as they are given."""
+        together = {i: t.detach() for i, t in tensors.items() if t.numel() <= _SMALL}
+        found: dict[int, Tensor] = {}
+        for device in {tensor.device for tensor in together.values()}:
+            some = {i: t for i, t in together.items() if t.device == device}
+            key = tuple(some)
+            if key not in self._joint:
+                starts = np.cumsum([0, *(t.numel() for t in some.values())]).tolist()
+                self._joint[key] = torch.cat([self._indices[i] + starts[n] for n, i in enumerate(some)])
+            values = torch.take(torch.cat([t.reshape(-1) for t in some.values()]), self._joint[key])
+            found |= zip(some, values.split([len(self._indices[i]) for i in some]), strict=True)
+        for position, tensor in tensors.items():
+            if position in found:
+                yield position, found[position]
+            else:
+                yield position, torch.take(tensor.detach(), self._indices[position])

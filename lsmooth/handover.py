@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -131,7 +132,8 @@ class Handover:
         self._device = device
         self._writer = writer
         self._block: _Block | None = None
-        self._last = time.monotonic()
+        # What cannot be read at once is handed over at once the first time: it tells the next steps of the loop's ways.
+        self._last = time.monotonic() if device.type == "cpu" else -math.inf
         self._told: str | None = None
         self.latest: Measurement | None = None
         # Whether a gradient was found to have been changed unseen; set on the writer's thread.

@@ -19,9 +19,11 @@ GEOMETRIES: Mapping[str, tuple[Kind, Kind]] = {
 }
 
 # Elements that are taken at a time: on the CPU what stays in cache between the difference and its norm, on a GPU what
-# keeps it busy at little memory.
+# keeps it busy at little memory, a share of the whole within bounds.
 _CPU_PIECE = 1 << 17
 _GPU_PIECE = 1 << 22
+_GPU_LEAST_PIECE = 1 << 18
+_GPU_SHARE = 1 / 24
 # On the CPU, pieces from this size on pay for a call of their own each; smaller ones are taken together up to this.
 _CPU_LARGE = 1 << 13
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -72,7 +74,10 @@ class TensorNorms:
         # Vectors need their 2-norm where matrices need singular values.
         self._entry_kinds = [kind for kind in _ORDERS if kind in kinds or (kind == "l2" and self._matrix_kinds)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
-        piece = self._piece = piece_size(device)
+        piece = piece_size(device)
+        if device.type != "cpu":
+            piece = min(piece, max(_GPU_LEAST_PIECE, int(_GPU_SHARE * sum(sizes))))
+        self._piece = piece
         self._together = _CPU_LARGE if device.type == "cpu" else piece
         # The CPU's memory for differences; none where all tensors are too small to pay for calls of their own.
         longest = min(piece, max(sizes, default=0)) if device.type == "cpu" else 0
@@ -148,14 +153,17 @@ class TensorNorms:
     def _add_small(self, given: list[_Given]) -> None:
         """Take in tensors of one piece each, several at a time."""
         for group in _grouped(given, [tensor.numel() for _, tensor, _, _ in given], self._together):
-            differences = _differences([tensor for _, tensor, _, _ in group], [other for _, _, other, _ in group])
-            by_kind = [_entry_norms(differences, kind, self.dtype) for kind in self._entry_kinds]
-            for (position, *_), norms in zip(group, zip(*by_kind, strict=True), strict=True):
-                self._found[position] = dict(zip(self._entry_kinds, map(self._brought, norms), strict=True))
-            pairs = [(d, third) for d, (*_, third) in zip(differences, group, strict=True) if third is not None]
-            for some in _grouped(pairs, [difference.numel() for difference, _ in pairs], self._piece // 8):
-                flat = (torch.cat([self._brought(t.reshape(-1)) for t in ts]) for ts in zip(*some, strict=True))
-                self._products.append(self._product(*flat))
+            self._add_group(group)
+
+    def _add_group(self, group: Sequence[_Given]) -> None:
+        differences = _differences([tensor for _, tensor, _, _ in group], [other for _, _, other, _ in group])
+        by_kind = [_entry_norms(differences, kind, self.dtype) for kind in self._entry_kinds]
+        for (position, *_), norms in zip(group, zip(*by_kind, strict=True), strict=True):
+            self._found[position] = dict(zip(self._entry_kinds, map(self._brought, norms), strict=True))
+        pairs = [(d, third) for d, (*_, third) in zip(differences, group, strict=True) if third is not None]
+        for some in _grouped(pairs, [difference.numel() for difference, _ in pairs], self._piece // 8):
+            flat = (torch.cat([self._brought(t.reshape(-1)) for t in ts]) for ts in zip(*some, strict=True))
+            self._products.append(self._product(*flat))
 
     def _in_scratch(self, tensor: Tensor, other: Tensor | None, along: Tensor | None) -> dict[str, Tensor]:
         """Return by kind the norms of a difference that lies on the CPU."""

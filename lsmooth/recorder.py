@@ -42,6 +42,7 @@ from lsmooth.coordinates import CoordinateReader, choose_coordinates
 from lsmooth.densities import DensityCounter
 from lsmooth.distributed import Ranks, SilentWriter, local, unwrapped
 from lsmooth.errors import InvalidArgumentError, RecorderError
+from lsmooth.graphs import owned_by_graphs
 from lsmooth.handover import Handover, Measurement, RowLayout
 from lsmooth.integrations.scalars import Scalars
 from lsmooth.interrupts import DeferredInterrupt
@@ -251,6 +252,8 @@ class Recorder:
         # The gradient of a step is read where training left it, in `.grad`, until a loop is seen to change it before
         # or in its optimizer's step; from then on, it is copied.
         self._borrows = self._ranks.plain_gradients()
+        # Whether CUDA graphs overwrite gradients at each replay; None until the first has been seen.
+        self._in_graphs: bool | None = None
         self._segment: Segment | None = None
         # `time` goes on where a continued trace left off.
         self._started = time.monotonic() - (self._file.seconds if self._file is not None else 0.0)
@@ -295,7 +298,8 @@ class Recorder:
                 (loss if scaler is None else scaler.scale(loss)).backward()
         for recorder in recorders:
             recorder._leave_mark()
-        return detached(returned)
+        # What a graph has returned must outlast the replays, too.
+        return detached(returned, copy=any(recorder._in_graphs for recorder in watching))
 
     def watch(
         self,
@@ -590,7 +594,10 @@ class Recorder:
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         # A gradient that carries a scaler's factor is unscaled in place before it is used.
-        borrows = self._borrows and not self._handover.gradient_edited and _common_scale(microbatches) is None
+        if self._in_graphs is None:
+            self._in_graphs = owned_by_graphs(local(p.grad) for p in self._parameters if p.grad is not None)
+        borrows = self._borrows and not self._in_graphs and not self._handover.gradient_edited
+        borrows = borrows and _common_scale(microbatches) is None
         lent: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         for position, parameter in enumerate(self._parameters):
             current.arrivals[parameter] = current.arrivals.get(parameter, 0) + arrivals.get(parameter, 0)
@@ -760,6 +767,8 @@ class Recorder:
                 segment.move_to(gamma)
 
                 def consume(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
+                    if self._overwritten(current, where, gradients):
+                        return
                     if self._probes:
                         torch._foreach_div_(list(gradients), len(current.microbatches))
                     if norms is not None:
@@ -827,6 +836,20 @@ class Recorder:
         view = self._layout.view
         view(row, "edited_grad").copy_(changed.any())
         return False
+
+    def _overwritten(self, current: _Step, where: Sequence[int], gradients: Sequence[Tensor]) -> bool:
+        """Say whether a replay's gradients lie where the lent ones lay: the loop has come to use CUDA graphs meanwhile.
+
+        The step is flagged then, and later ones copy their gradients.
+        """
+        if not current.lent or not any(
+            position in current.lent and current.lent[position][1][0] == gradient.data_ptr()
+            for position, gradient in zip(where, gradients, strict=True)
+        ):
+            return False
+        self._in_graphs = True
+        current.flags |= Status.OTHER_GRADIENT
+        return True
 
     def _recover_gradient(
         self, current: _Step, segment: Segment, arrivals: Arrivals, interrupt: DeferredInterrupt
@@ -970,6 +993,8 @@ class Recorder:
         leaves = [leaf for leaf, _ in current.leaves]
         holders = list(dict.fromkeys([*self._parameters, *(p for m in models for p in m.parameters()), *leaves]))
         gradients = [holder.grad for holder in holders]
+        if self._in_graphs:
+            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
         contents = [
             gradient.clone() if gradient is not None and self._ranks.shares_gradient_memory() else None
             for gradient in gradients
@@ -1001,7 +1026,7 @@ class Recorder:
     # --- small things ---
 
     def _to_row_device(self, loss: Tensor) -> Tensor:
-        return loss.detach().reshape(()).to(self._device, self._norms.dtype, non_blocking=True)
+        return loss.detach().reshape(()).to(self._device, self._norms.dtype, non_blocking=True, copy=True)
 
     def _put_lr(self, row: Tensor, rates: Sequence[float | Tensor]) -> None:
         place = self._layout.view(row, "lr")

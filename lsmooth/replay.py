@@ -263,11 +263,13 @@ def loss_of(returned: Any) -> Tensor:
     return loss
 
 
-def detached(returned: Any) -> Any:
-    """Return a closure's return value with every tensor in it detached from the graph."""
-    if isinstance(returned, Tensor):
-        return returned.detach()
-    return pytree.tree_map_only(Tensor, Tensor.detach, returned)
+def detached(returned: Any, copy: bool = False) -> Any:
+    """Return a closure's return value with every tensor in it detached from its graph; in its own memory, if asked."""
+
+    def of(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if copy else tensor.detach()
+
+    return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
 
 
 def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int]) -> list[RemovableHandle]:

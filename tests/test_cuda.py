@@ -9,6 +9,7 @@ from loops import Bare, Recorded, batches, classify, differences, everything, ml
 from torch import nn
 
 import lsmooth
+from lsmooth.trace.layout import Status
 
 pytestmark = [
     pytest.mark.cuda,
@@ -244,3 +245,54 @@ def test_training_on_a_stream_of_its_own_is_measured_the_same(tmp_path):
     with lsmooth.Trace(tmp_path / "one.h5") as first, lsmooth.Trace(tmp_path / "other.h5") as second:
         for name in ("loss_along", "grad_diff", "coordinate/grad_along"):
             np.testing.assert_array_equal(first.read(name), second.read(name))
+
+
+def graphed(watch):
+    """A model whose forward and backward are CUDA graphs: its gradients come in memory that the next run overwrites."""
+    model = mlp(nn.Linear(8, 8))
+    torch.cuda.make_graphed_callables(model, (batches(1)[0][0],))
+    return simple(model, sgd(model), watch)
+
+
+def test_gradients_in_the_memory_of_graphs(tmp_path):
+    results = []
+    for watch in (Bare(), Recorded(tmp_path / "run.h5")):
+        seed_all()
+        results.append(everything(*graphed(watch)))
+    assert differences(*results) == []
+    seed_all()
+    model = mlp(nn.Linear(8, 8))
+    simple(model, sgd(model), Recorded(tmp_path / "plain.h5"))
+    with lsmooth.Trace(tmp_path / "run.h5") as trace, lsmooth.Trace(tmp_path / "plain.h5") as plain:
+        assert trace.status_counts() == {"measured": 6}
+        for name in ("loss", "loss_along", "grad_norm", "grad_diff"):
+            np.testing.assert_allclose(trace.read(name), plain.read(name), rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_graphs_that_a_loop_comes_to_use_are_noticed(tmp_path):
+    seed_all()
+    model = mlp(nn.Linear(8, 8))
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for i, (x, y) in enumerate(batches(6)):
+            if i == 2:
+                torch.cuda.make_graphed_callables(model, (x.clone(),))
+            optimizer.zero_grad()
+            recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+    status = lsmooth.Trace(tmp_path / "run.h5").status.tolist()
+    assert status == [Status.MEASURED] * 2 + [Status.OTHER_GRADIENT] + [Status.MEASURED] * 3
+
+
+def test_losses_of_graphs_outlast_the_step(tmp_path):
+    seed_all()
+    model = mlp()
+    fast = torch.compile(lambda x, y: classify(model, x, y), mode="reduce-overhead")
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for x, y in batches(5):
+            optimizer.zero_grad()
+            before = classify(model, x, y).item()
+            loss = recorder.backward(lambda x=x, y=y: fast(x, y))
+            optimizer.step()
+            assert loss.item() == pytest.approx(before, rel=1e-4)

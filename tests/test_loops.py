@@ -25,6 +25,13 @@ def loop(request):
     return LOOPS[request.param]
 
 
+@pytest.fixture
+def seen_at_once(loop, device):
+    """Skip the loop whose first steps are flagged on a GPU, where nothing waits to see how its gradient was changed."""
+    if device == "cuda" and loop is LOOPS["clip_past_the_version_counter"]:
+        pytest.skip("flagged at first")
+
+
 @pytest.fixture(autouse=True)
 def gradients_taken_early(monkeypatch):
     """Take gradients as they arrive, in buckets of about one layer, as with models that are not as tiny as these."""
@@ -43,7 +50,7 @@ def test_run_with_recorder_is_bit_for_bit_the_run_without(loop, tmp_path):
     assert differences(bare, recorded) == []
 
 
-def test_replay_at_gamma_0_gives_the_steps_own_gradient_bit_for_bit(loop, tmp_path, monkeypatch):
+def test_replay_at_gamma_0_gives_the_steps_own_gradient_bit_for_bit(loop, seen_at_once, tmp_path, monkeypatch):
     errors = []
     check, measure = Handover._check_replay, lsmooth.Recorder._measure
 
@@ -62,7 +69,7 @@ def test_replay_at_gamma_0_gives_the_steps_own_gradient_bit_for_bit(loop, tmp_pa
     assert errors == [0.0] * len(errors)
 
 
-def test_estimates_agree_with_a_slow_reference(loop, tmp_path):
+def test_estimates_agree_with_a_slow_reference(loop, seen_at_once, tmp_path):
     reference = Reference()
     finished(loop, reference)
     finished(loop, Recorded(tmp_path / "run.h5"))
@@ -100,10 +107,13 @@ def test_gradients_taken_all_at_once_give_the_same_numbers(tmp_path, monkeypatch
             np.testing.assert_array_equal(early.read(name), whole.read(name))
 
 
-def test_the_loops_are_measured_well(loop, tmp_path):
+def test_the_loops_are_measured_well(loop, device, tmp_path):
     finished(loop, Recorded(tmp_path / "run.h5"))
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
-        if loop is LOOPS["half_precision"]:
+        if device == "cuda" and loop is LOOPS["clip_past_the_version_counter"]:
+            assert trace.status[0] == Status.OTHER_GRADIENT
+            assert set(trace.status) <= {Status.OTHER_GRADIENT, Status.MEASURED}
+        elif loop is LOOPS["half_precision"]:
             # bfloat16 keeps 8 bits: interpolated points are rounded by more than 1 % of the way, and it says so.
             assert set(trace.status_counts()) == {"below_resolution"}
         else:

@@ -9,6 +9,7 @@ sequences of varying length.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,6 +101,8 @@ class WeightDropLSTM(nn.Module):
 
     def __init__(self, inputs: int, units: int, weight_drop: float) -> None:
         super().__init__()
+        # cuDNN copies weights into one piece of memory at each call: they are new at each.
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
         self.weight_drop = weight_drop
         self.weight_ih = nn.Parameter(torch.empty(4 * units, inputs))
         self.weight_hh = nn.Parameter(torch.empty(4 * units, units))

@@ -614,7 +614,9 @@ def test_reading_the_names_does_not_import_torch():
 def test_cuda_steps_are_cpu_steps(setting):
     host = weights(torch.float32)
     device = [torch.nn.Parameter(p.detach().cuda()) for p in host]
-    a, b = SETTINGS[setting](host), SETTINGS[setting](device)
+    # CUDA's fused kernel computes with beta2 as float32 has it.
+    rounded = {"betas": (0.9, torch.tensor(0.999).item())} if "signsgd" in setting else {}
+    a, b = SETTINGS[setting](host, **rounded), SETTINGS[setting](device, **rounded)
     for step in range(5):
         set_gradients(host, step)
         for h, d in zip(host, device, strict=True):
