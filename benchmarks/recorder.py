@@ -62,11 +62,11 @@ class Model(nn.Module):
         return self.decode(self.encoder(self.embed(tokens)))
 
 
-def setting(shape, tokens):
+def setting(shape, tokens, device="cpu"):
     torch.manual_seed(0)
     width, layers, vocabulary = shape
-    model = Model(width, layers, vocabulary)
-    inputs, targets = torch.randint(vocabulary, (2, tokens // 64, 64))
+    model = Model(width, layers, vocabulary).to(device)
+    inputs, targets = torch.randint(vocabulary, (2, tokens // 64, 64)).to(device)
 
     def closure():
         return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
@@ -147,9 +147,9 @@ def rows(short):
     return found
 
 
-def timed(shape, tokens, kinds):
+def timed(shape, tokens, kinds, device="cpu", repeats=7):
     """Return the median seconds that each kind of step takes."""
-    plain, other = setting(shape, tokens), setting(shape, tokens)
+    plain, other = setting(shape, tokens, device), setting(shape, tokens, device)
 
     def floor():
         train(*plain)
@@ -158,15 +158,20 @@ def timed(shape, tokens, kinds):
             optimizer.zero_grad()
             closure().backward()
 
-    with attached(*setting(shape, tokens)) as step:
+    with contextlib.ExitStack() as stack:
+        step = stack.enter_context(attached(*setting(shape, tokens, device)))
+        if "played" in kinds:
+            play = stack.enter_context(attached(*setting(shape, tokens, device), cuda_graphs=True))
         functions = {
             "step": lambda: train(*plain),
             "floor": floor,
             "measured": lambda: step(True),
+            "played": lambda: play(True),
             "unmeasured": lambda: step(False),
             "textbook": lambda: textbook(*other),
         }
-        return interleaved({kind: functions[kind] for kind in kinds})
+        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        return interleaved({kind: functions[kind] for kind in kinds}, repeats, wait)
 
 
 def measured(size, times):
@@ -190,7 +195,11 @@ def measured(size, times):
 
 def millions(size):
     """Return the number of parameters, to be read."""
-    return f"{sum(p.numel() for p in setting(*SETTINGS[size])[0].parameters()) / 1e6:.2g} M"
+    return millions_of(SETTINGS[size][0])
+
+
+def millions_of(shape):
+    return f"{sum(p.numel() for p in Model(*shape).parameters()) / 1e6:.2g} M"
 
 
 def of_size(size):

@@ -42,14 +42,21 @@ class Row:
         return f"{text} {self.unit}"
 
 
-def interleaved(kinds: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
-    """Return the median seconds of several functions, timed in turn `repeats` times after one call each."""
+def interleaved(
+    kinds: Mapping[str, Callable[[], object]], repeats: int = 7, wait: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Return the median seconds of several functions, timed in turn `repeats` times after one call each.
+
+    What a function has started on a device is part of its time: `wait` waits for it.
+    """
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for function in kinds.values():
         function()
     for _ in range(repeats):
         for name, function in kinds.items():
+            wait()
             start = time.perf_counter()
             function()
+            wait()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}

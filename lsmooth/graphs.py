@@ -1,11 +1,14 @@
-"""CUDA graphs: whose memory is theirs."""
+"""CUDA graphs: whose memory is theirs, and a step's evaluations played back as one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from lsmooth.errors import RecorderError
+from lsmooth.replay import Microbatch
 
 
 def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
@@ -22,3 +25,97 @@ def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
     return any(
         pool["address"] <= pointer < pool["address"] + pool["total_size"] for pool in pools for pointer in pointers
     )
+
+
+class Player:
+    """Captures evaluations as CUDA graphs, and plays them back: one launch in place of one a kernel.
+
+    Kernels, their order and their random numbers are those of an evaluation without graph. What a closure computes on
+    the host is not computed again; it depends on the point only where the host waits for the device, which capturing
+    refuses.
+
+    Args:
+        parameters: Whose gradients are wanted.
+        device: Where they are.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], device: torch.device) -> None:
+        self._parameters = parameters
+        self._stream = torch.cuda.Stream(device)
+        # A graph can have the memory of one that is still there: the last step's is kept until this step's has it.
+        self._last: torch.cuda.CUDAGraph | None = None
+
+    def captured(self, microbatches: Sequence[Microbatch]) -> list[Played]:
+        """Return what stands in for these microbatches; they must have been evaluated before.
+
+        Raises:
+            RecorderError: One waits for the device, or does something else that graphs do not allow.
+        """
+        played: list[Played] = []
+        for microbatch in microbatches:
+            played.append(self._capture(microbatch, played[-1].graph if played else self._last))
+        self._last = played[-1].graph
+        return played
+
+    def _capture(self, microbatch: Microbatch, before: torch.cuda.CUDAGraph | None) -> Played:
+        graph = torch.cuda.CUDAGraph()
+        microbatch.prepare()
+        for generator, _ in microbatch.random.others:
+            if isinstance(generator, torch.Generator) and generator.device.type == "cuda":
+                graph.register_generator_state(generator)
+        kept = [parameter.grad for parameter in self._parameters]
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                # Other threads (a data loader's) go on using the GPU meanwhile.
+                graph.capture_begin(None if before is None else before.pool(), capture_error_mode="thread_local")
+                try:
+                    for parameter in self._parameters:
+                        parameter.grad = None
+                    loss = microbatch.run()
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            raise RecorderError(
+                f"The closure cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); let nothing in it "
+                "wait for the GPU (.item(), .cpu(), copies from memory that is not pinned), or leave out "
+                "cuda_graphs=True."
+            ) from error
+        finally:
+            gradients = [parameter.grad for parameter in self._parameters]
+            for parameter, gradient in zip(self._parameters, kept, strict=True):
+                parameter.grad = gradient
+        current.wait_stream(self._stream)
+        found = [(p, g) for p, g in zip(self._parameters, gradients, strict=True) if g is not None]
+        return Played(microbatch, graph, loss, found)
+
+
+class Played:
+    """A microbatch whose evaluation is a CUDA graph.
+
+    Args:
+        microbatch: What was captured.
+        graph: The capture.
+        loss: Where the graph leaves the loss.
+        gradients: Parameters, and where the graph leaves their gradients.
+    """
+
+    def __init__(
+        self, microbatch: Microbatch, graph: torch.cuda.CUDAGraph, loss: Tensor, gradients: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.graph = graph
+        self._microbatch = microbatch
+        self._loss = loss
+        self._gradients = gradients
+
+    def evaluate(self) -> Tensor:
+        """Do what `Microbatch.evaluate` does; loss and gradients last until the next call."""
+        self._microbatch.prepare()
+        self.graph.replay()
+        for parameter, gradient in self._gradients:
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
+        return self._loss

@@ -221,8 +221,16 @@ class Microbatch:
 
     def evaluate(self) -> Tensor:
         """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
+        self.prepare()
+        return self.run()
+
+    def prepare(self) -> None:
+        """Put generators, buffers and flags back to where the first evaluation found them."""
         self.random.restore()
         self.modules.restore()
+
+    def run(self) -> Tensor:
+        """Do what `evaluate` does, once all is prepared."""
         with torch.enable_grad(), _replay(), self.context():
             with self.autocast.restored():
                 loss = loss_of(self.closure()())

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from loops import Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd, simple
+from loops import LOOPS, Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd, simple
 from torch import nn
 
 import lsmooth
@@ -45,6 +45,7 @@ def fixed_losses(model, count):
 
 ARGUMENTS = {
     "plain": {},
+    "graphs": {"cuda_graphs": True},
     "linf": {"norms": ("linf",), "gammas": (0.5, 1.0)},
     "densities": {"densities": True, "endpoint": False},
     "no coordinates": {"coordinates": 0},
@@ -296,3 +297,79 @@ def test_losses_of_graphs_outlast_the_step(tmp_path):
             loss = recorder.backward(lambda x=x, y=y: fast(x, y))
             optimizer.step()
             assert loss.item() == pytest.approx(before, rel=1e-4)
+
+
+CAPTURED = (
+    *("plain", "dropout", "numpy_and_random_draws", "batch_norm", "spectral_norm", "weight_norm", "buffer_rebound"),
+    *("rnn_hidden", "accumulation", "clip_norm", "gradient_penalty", "autocast_outside", "double_precision", "tied"),
+    *("channels_last", "foreign_leaf", "frozen_and_unreached", "other_optimizer_steps_first", "compiled"),
+    "frozen_and_unfrozen_on_the_way",
+)
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_evaluations_played_back_are_evaluations(name, tmp_path):
+    results = []
+    for watch in (Bare(), Recorded(tmp_path / "graphs.h5", cuda_graphs=True), Recorded(tmp_path / "eager.h5")):
+        seed_all()
+        results.append(everything(*LOOPS[name](watch)))
+        torch._dynamo.reset()
+    assert differences(results[0], results[1]) == []
+    with lsmooth.Trace(tmp_path / "graphs.h5") as played, lsmooth.Trace(tmp_path / "eager.h5") as eager:
+        assert played.status_counts() == {"measured": len(eager)}
+        for field in ("loss", "loss_along", "loss_next", "slope", "grad_norm", "grad_diff", "coordinate/grad_along"):
+            np.testing.assert_array_equal(played.read(field), eager.read(field), err_msg=field)
+
+
+def test_probes_are_played_back(tmp_path):
+    for path, cuda_graphs in ((tmp_path / "graphs.h5", True), (tmp_path / "eager.h5", False)):
+        seed_all()
+        model = mlp(nn.Dropout(0.2))
+        probe = fixed_losses(model, 3)
+        simple(model, sgd(model), Recorded(path, probe=probe, cuda_graphs=cuda_graphs))
+    with lsmooth.Trace(tmp_path / "graphs.h5") as played, lsmooth.Trace(tmp_path / "eager.h5") as eager:
+        for field in ("loss", "loss_along", "grad_norm", "grad_diff", "grad_noise"):
+            np.testing.assert_array_equal(played.read(field), eager.read(field), err_msg=field)
+
+
+def test_a_closure_that_waits_cannot_be_captured_and_leaves_all_as_it_was(tmp_path):
+    states = []
+    for watched in (False, True):
+        seed_all()
+        model = mlp(nn.Dropout(0.2), nn.BatchNorm1d(8))
+        optimizer = sgd(model)
+        recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", cuda_graphs=True) if watched else None
+        for x, y in batches(4):
+            optimizer.zero_grad()
+
+            def closure(model=model, x=x, y=y):
+                loss = classify(model, x, y)
+                return loss * (1.0 if loss.item() > 0 else 2.0)
+
+            if recorder is None:
+                closure().backward()
+                optimizer.step()
+                continue
+            recorder.backward(closure)
+            with pytest.raises(lsmooth.LsmoothError, match="cannot be captured as a CUDA graph"):
+                optimizer.step()
+        states.append(everything(model, optimizer))
+        if recorder is not None:
+            recorder.close()
+    for state in states:
+        del state["hooks"]
+    assert differences(*states) == []
+
+
+def test_graphs_do_not_pile_up(tmp_path):
+    seed_all()
+    model = mlp(nn.Dropout(0.2))
+    optimizer = sgd(model, 1e-3)
+    reserved = []
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", cuda_graphs=True) as recorder:
+        for x, y in batches(60):
+            optimizer.zero_grad()
+            recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+            reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] == reserved[5]

@@ -594,6 +594,14 @@ def test_non_finite_losses_are_flagged(value, tmp_path, model):
     assert not trace.status[0] & Status.MEASURED
 
 
+def test_cuda_graphs_need_cuda(tmp_path):
+    with torch.device("cpu"):
+        model = mlp()
+    with pytest.raises(InvalidArgumentError, match="cuda_graphs=True needs a model on an NVIDIA GPU"):
+        lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5", cuda_graphs=True)
+    assert not (tmp_path / "run.h5").exists()
+
+
 def test_parameters_changed_between_backward_and_step_are_flagged(tmp_path, model):
     (x, y), *_ = batches(1)
 
