@@ -6,6 +6,7 @@
 # make docs    build docs/ into build/site, strictly
 # make gallery draw figures/gallery/ anew
 # make bench   measure everything that docs/performance.md says, and rewrite its table
+# make bench-gpu  measure what it says of GPUs, on a machine with one
 # make bench-check  measure small sizes, and fail where a ratio is 25 % worse than the committed one
 # Each makes .venv when missing and installs what it needs.
 
@@ -15,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-slow test-oldest lint types docs gallery bench bench-check clean
+.PHONY: demo test test-slow test-oldest lint types docs gallery bench bench-gpu bench-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +69,9 @@ gallery: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py --only gpu
 
 bench-check: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py --short --check

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py                    all, at full size; rewrites table and committed.json
     python benchmarks/run.py --only recorder    some of them; the other rows stay
+    python benchmarks/run.py --only gpu         on a machine with a GPU: the table of GPUs
     python benchmarks/run.py --short            small sizes; rewrites what these are compared with in committed.json
     python benchmarks/run.py --short --check    small sizes; exit code 1 if a ratio is 25 % worse than the committed one
 
@@ -34,6 +35,7 @@ MODULES = ("recorder", "optimizers", "trace", "fit", "figures", "commands", "gro
 TOLERANCE = 1.25
 ATTEMPTS = 5
 START, END = "<!-- table: made by `make bench` -->", "<!-- end of table -->"
+GPU_START, GPU_END = "<!-- table: made by `make bench-gpu` -->", "<!-- end of table of GPUs -->"
 README = HERE.parent / "README.md"
 # What README quotes of the table.
 QUOTED = (
@@ -45,6 +47,26 @@ QUOTED = (
     *("optimizers.signsgd", "trace.bytes", "trace.handing_over", "trace.series", "fit.envelope", "figures.scatter"),
     *("commands.help", "commands.info", "commands.plot"),
 )
+
+
+def gpu() -> str:
+    """Name the GPU that the numbers were taken on."""
+    import torch
+
+    source = torch.empty(1 << 28, device="cuda").normal_()
+    target = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    target.copy_(source)
+    start.record()
+    for _ in range(10):
+        target.copy_(source)
+    end.record()
+    torch.cuda.synchronize()
+    rate = 10 * 2 * source.numel() * 4 / start.elapsed_time(end) / 1e6
+    return (
+        f"{torch.cuda.get_device_name()}, Python {platform.python_version()}, torch {torch.__version__}; copying its "
+        f"memory runs at {rate:,.0f} GB/s (read and written bytes)"
+    )
 
 
 def machine() -> str:
@@ -92,10 +114,10 @@ def notes(rows: list[Row]) -> str:
     return "\n".join(f"- {row.what}: {row.note}" for row in rows if row.note)
 
 
-def rewrite(path: Path, body: str) -> None:
+def rewrite(path: Path, body: str, start: str = START, end: str = END) -> None:
     """Put a text between the marks on a page."""
     page = path.read_text()
-    path.write_text(f"{page[: page.index(START)]}{START}\n\n{body}\n\n{page[page.index(END) :]}")
+    path.write_text(f"{page[: page.index(start)]}{start}\n\n{body}\n\n{page[page.index(end) :]}")
 
 
 def check(rows: list[Row], committed: dict[str, float]) -> dict[str, str]:
@@ -144,7 +166,8 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(MODULES), help="benchmarks to run, separated by commas")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
-    size = "short" if arguments.short else "full"
+    on_gpu = chosen == ["gpu"]
+    size = "short" if arguments.short else "gpu" if on_gpu else "full"
     stored = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
     before = {name: row["value"] for name, row in stored.get(size, {}).items()}
     if arguments.check:
@@ -153,13 +176,18 @@ def main() -> None:
     modules = {name: [row.name for row in rows if row.name.startswith(f"{name}.")] for name in chosen}
     kept = {k: v for k, v in stored.get(size, {}).items() if k.split(".")[0] not in modules}
     stored[size] = kept | {row.name: asdict(row) for row in rows}
-    ordered = sorted(stored[size], key=lambda name: MODULES.index(name.split(".")[0]))
+    order = (*MODULES, "gpu")
+    ordered = sorted(stored[size], key=lambda name: order.index(name.split(".")[0]))
     stored[size] = {name: stored[size][name] for name in ordered}
     COMMITTED.write_text(json.dumps(stored, indent=1) + "\n")
     if not arguments.short:
         figures = {name: Row(**row) for name, row in stored[size].items()}
-        taken = f"Taken on {datetime.date.today()}: {machine()}."
+        taken = f"Taken on {datetime.date.today()}: {gpu() if on_gpu else machine()}."
         floors = f"Floors, and what the rest is spent on:\n\n{notes(list(figures.values()))}"
+        if on_gpu:
+            rewrite(PAGE, f"{taken}\n\n{table(list(figures.values()))}\n\n{floors}", GPU_START, GPU_END)
+            print(f"Wrote {PAGE} and {COMMITTED}.")
+            return
         rewrite(PAGE, f"{taken}\n\n{table(list(figures.values()))}\n\n{floors}")
         rewrite(README, f"{taken}\n\n{table([figures[name] for name in QUOTED])}")
         print(f"Wrote {PAGE}, {README} and {COMMITTED}.")

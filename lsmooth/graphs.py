@@ -17,7 +17,7 @@ def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
     Gradients are such where a model was compiled with mode="reduce-overhead" or went through
     `torch.cuda.make_graphed_callables`. Asks the allocator for its books, which takes longer the more blocks there are.
     """
-    pointers = [tensor.data_ptr() for tensor in tensors if tensor.is_cuda]
+    pointers = [tensor.data_ptr() for tensor in tensors if tensor.is_cuda and tensor.layout == torch.strided]
     if not pointers or torch.cuda.get_allocator_backend() != "native":
         return False
     # Graphs allocate in pools of their own; (0, 0) is everyone else's.
@@ -60,9 +60,7 @@ class Player:
     def _capture(self, microbatch: Microbatch, before: torch.cuda.CUDAGraph | None) -> Played:
         graph = torch.cuda.CUDAGraph()
         microbatch.prepare()
-        for generator, _ in microbatch.random.others:
-            if isinstance(generator, torch.Generator) and generator.device.type == "cuda":
-                graph.register_generator_state(generator)
+        _register(graph, microbatch)
         kept = [parameter.grad for parameter in self._parameters]
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
@@ -77,6 +75,7 @@ class Player:
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
+            self._after_failure(microbatch)
             raise RecorderError(
                 f"The closure cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); let nothing in it "
                 "wait for the GPU (.item(), .cpu(), copies from memory that is not pinned), or leave out "
@@ -89,6 +88,22 @@ class Player:
         current.wait_stream(self._stream)
         found = [(p, g) for p, g in zip(self._parameters, gradients, strict=True) if g is not None]
         return Played(microbatch, graph, loss, found)
+
+    def _after_failure(self, microbatch: Microbatch) -> None:
+        """Capture nothing: generators take themselves for captured until a capture that held them has ended well."""
+        graph = torch.cuda.CUDAGraph()
+        _register(graph, microbatch)
+        with torch.cuda.stream(torch.cuda.Stream(self._stream.device)):
+            graph.capture_begin(capture_error_mode="thread_local")
+            torch.zeros((), device=self._stream.device)
+            graph.capture_end()
+
+
+def _register(graph: torch.cuda.CUDAGraph, microbatch: Microbatch) -> None:
+    """Tell a graph of the generators of its own that a microbatch draws from; torch's own it knows."""
+    for generator, _ in microbatch.random.others:
+        if isinstance(generator, torch.Generator) and generator.device.type == "cuda":
+            graph.register_generator_state(generator)
 
 
 class Played:

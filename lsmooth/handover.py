@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -132,8 +131,7 @@ class Handover:
         self._device = device
         self._writer = writer
         self._block: _Block | None = None
-        # What cannot be read at once is handed over at once the first time: it tells the next steps of the loop's ways.
-        self._last = time.monotonic() if device.type == "cpu" else -math.inf
+        self._last = time.monotonic()
         self._told: str | None = None
         self.latest: Measurement | None = None
         # Whether a gradient was found to have been changed unseen; set on the writer's thread.

@@ -78,6 +78,8 @@ class TensorNorms:
         if device.type != "cpu":
             piece = min(piece, max(_GPU_LEAST_PIECE, int(_GPU_SHARE * sum(sizes))))
         self._piece = piece
+        # On the CPU, a difference that is written to memory costs more than one that stays in cache.
+        self._overwrites = device.type != "cpu"
         self._together = _CPU_LARGE if device.type == "cpu" else piece
         # The CPU's memory for differences; none where all tensors are too small to pay for calls of their own.
         longest = min(piece, max(sizes, default=0)) if device.type == "cpu" else 0
@@ -104,6 +106,8 @@ class TensorNorms:
         tensors: Sequence[Tensor],
         minus: Sequence[Tensor | None],
         along: Sequence[Tensor | None] | None = None,
+        *,
+        consumed: bool = False,
     ) -> None:
         """Take in the tensors at some positions, less their counterparts; temporary memory is one piece.
 
@@ -112,7 +116,10 @@ class TensorNorms:
             tensors: a_i.
             minus: b_i; None for 0.
             along: c_i, whose inner product with a_i - b_i is summed up; None for none.
+            consumed: The a_i are needed no more, and may be overwritten: on a GPU that saves memory and kernels.
         """
+        if consumed and self._overwrites:
+            minus = _subtract_in_place(tensors, minus)
         small: list[_Given] = []
         for position, tensor, other, third in zip(
             positions, tensors, minus, along or [None] * len(positions), strict=True
@@ -122,7 +129,7 @@ class TensorNorms:
                 self._found[position] = {}
             elif self._scratch.takes(tensor):
                 self._found[position] = self._in_scratch(tensor, other, third)
-            elif size > self._piece:
+            elif size > self._piece and self._takes_memory(tensor, other):
                 self._found[position] = self._in_pieces(tensor, other, third)
             else:
                 small.append((position, tensor, other, third))
@@ -152,16 +159,32 @@ class TensorNorms:
 
     def _add_small(self, given: list[_Given]) -> None:
         """Take in tensors of one piece each, several at a time."""
-        for group in _grouped(given, [tensor.numel() for _, tensor, _, _ in given], self._together):
+        sizes = [tensor.numel() * self._takes_memory(tensor, other) for _, tensor, other, _ in given]
+        for group in _grouped(given, sizes, self._together):
             self._add_group(group)
+
+    def _takes_memory(self, tensor: Tensor, other: Tensor | None) -> bool:
+        """Say whether a norm takes a temporary tensor: a difference, or what `_entry_norms` scales."""
+        return other is not None or tensor.dtype == self.dtype
 
     def _add_group(self, group: Sequence[_Given]) -> None:
         differences = _differences([tensor for _, tensor, _, _ in group], [other for _, _, other, _ in group])
         by_kind = [_entry_norms(differences, kind, self.dtype) for kind in self._entry_kinds]
         for (position, *_), norms in zip(group, zip(*by_kind, strict=True), strict=True):
             self._found[position] = dict(zip(self._entry_kinds, map(self._brought, norms), strict=True))
-        pairs = [(d, third) for d, (*_, third) in zip(differences, group, strict=True) if third is not None]
-        for some in _grouped(pairs, [difference.numel() for difference, _ in pairs], self._piece // 8):
+        self._add_products([(d, third) for d, (*_, third) in zip(differences, group, strict=True) if third is not None])
+
+    def _add_products(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take in inner products, of small tensors several at a time, of large ones a piece at a time."""
+        small = []
+        for pair in pairs:
+            if pair[0].numel() <= self._piece // 8:
+                small.append(pair)
+                continue
+            for left, right, _ in _flat_pieces(*pair, None, self._piece):
+                assert right is not None
+                self._products.append(self._brought(self._product(left, right)))
+        for some in _grouped(small, [difference.numel() for difference, _ in small], self._piece // 8):
             flat = (torch.cat([self._brought(t.reshape(-1)) for t in ts]) for ts in zip(*some, strict=True))
             self._products.append(self._product(*flat))
 
@@ -202,10 +225,8 @@ class TensorNorms:
         return {kind: self._brought(norm) for kind, norm in norms.items()}
 
     def _product(self, difference: Tensor, along: Tensor) -> Tensor:
-        """Return the inner product of a difference and its counterpart, both flat, in little memory."""
-        size = max(1, self._piece // 8)
-        parts = zip(difference.split(size), along.split(size), strict=True)
-        return torch.stack([torch.dot(left.to(self.dtype), right.to(self.dtype)) for left, right in parts]).sum()
+        """Return the inner product of a difference and its counterpart, both flat."""
+        return difference.to(self.dtype, copy=True).mul_(along).sum()
 
     def _brought(self, norm: Tensor) -> Tensor:
         return norm if norm.device == self._device else norm.to(self._device, non_blocking=True)
@@ -382,6 +403,18 @@ def _flat(tensor: Tensor) -> Tensor:
     # lies.
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).reshape(-1)
+
+
+def _subtract_in_place(tensors: Sequence[Tensor], minus: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Subtract in place where nothing is lost by it; return what is left to be subtracted."""
+    taken = [
+        other is not None and tensor.dtype == other.dtype and tensor.dtype not in _LOW_PRECISION
+        for tensor, other in zip(tensors, minus, strict=True)
+    ]
+    pairs = [(a, b) for a, b, taken_here in zip(tensors, minus, taken, strict=True) if taken_here and b is not None]
+    if pairs:
+        torch._foreach_sub_([a for a, _ in pairs], [b for _, b in pairs])
+    return [None if taken_here else other for other, taken_here in zip(minus, taken, strict=True)]
 
 
 def _differences(left: list[Tensor], right: list[Tensor | None]) -> list[Tensor]:

@@ -784,13 +784,13 @@ class Recorder:
                         return
                     if self._probes:
                         torch._foreach_div_(list(gradients), len(current.microbatches))
-                    if norms is not None:
-                        norms.add(where, gradients, [current.gradient[i] for i in where])
                     if into is not None:
                         self._coordinates.read(where, gradients, into)
                     if densities is not None:
                         for position, gradient in zip(where, gradients, strict=True):
                             densities.add(position, gamma, current.gradient[position], gradient)
+                    if norms is not None:
+                        norms.add(where, gradients, [current.gradient[i] for i in where], consumed=True)
 
                 with arrivals.taken_by(consume):
                     loss = self._evaluate(current, interrupt)
@@ -890,7 +890,8 @@ class Recorder:
         view(row, "loss").copy_(self._joined(current.losses))
         arrived = [i for i, gradient in enumerate(current.gradient) if gradient is not None]
         of_gradient = _unscaled(of_gradient, scale)
-        self._step_norms.add(positions, segment.stop, segment.start, [current.gradient[i] for i in positions])
+        along = [current.gradient[i] for i in positions]
+        self._step_norms.add(positions, segment.parameters_to_move(), segment.start, along, consumed=True)
         of_step, slope = self._step_norms.result_and_product()
         for name, (primal, dual) in self._geometries.items():
             view(row, _of_geometry(name, "grad_norm")).copy_(of_gradient[dual])

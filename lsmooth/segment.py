@@ -45,6 +45,12 @@ class Segment:
         if self.parameters:
             torch._foreach_copy_(self.stop, self.parameters)
 
+    def parameters_to_move(self) -> list[Tensor]:
+        """Return the parameters, at x_{t+1}, to be overwritten at will before they are moved."""
+        self.put_back()
+        self._at_stop = False
+        return self.parameters
+
     @torch.no_grad()
     def move_to(self, gamma: float) -> None:
         """Set the parameters to x_t + gamma (x_{t+1} - x_t); exactly to the ends at gamma = 0 and 1."""

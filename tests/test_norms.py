@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.norms import _CPU_PIECE, _GPU_PIECE, TensorNorms, singular_values, tensor_norms
+from lsmooth.norms import _CPU_PIECE, _GPU_PIECE, TensorNorms, _Scratch, singular_values, tensor_norms
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -84,6 +84,31 @@ def test_the_product_is_of_those_with_a_counterpart_and_begins_anew():
     assert found["linf"].tolist() == [2, 4, 1]
     assert total == 20_000 + 3 * 2 * 3
     assert norms.result_and_product()[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tensors_that_may_be_overwritten_give_the_same_norms_and_products(dtype):
+    """On the CPU, this goes the way that is a GPU's."""
+    torch.manual_seed(0)
+    shapes = [(3,), (40, 30), (), (0,), (70_000,), (5, 6)]
+    left, right, along = ([torch.randn(shape).to(dtype) for shape in shapes] for _ in range(3))
+    right[5], along[2] = None, None
+    kinds = ("l2", "l1", "spectral")
+    found = []
+    for consumed in (False, True):
+        norms = TensorNorms([t.numel() for t in left], torch.get_default_device(), kinds)
+        norms._scratch, norms._piece, norms._together, norms._overwrites = _Scratch(0), 50_000, 50_000, True
+        given = [t.clone() for t in left]
+        norms.add(range(6), given, right, along, consumed=consumed)
+        assert torch.equal(given[1], left[1]) != (consumed and dtype != torch.bfloat16)
+        of, product = norms.result_and_product()
+        found.append(torch.cat([*of.values(), product[None]]))
+    difference = [a.double() if b is None else a.double() - b.double() for a, b in zip(left, right, strict=True)]
+    product = sum((c.double() * d).sum() for c, d in zip(along, difference, strict=True) if c is not None)
+    expected = torch.stack([d.norm() for d in difference])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-7, atol=0)
+    torch.testing.assert_close(found[0][:6], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[0][-1], product, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

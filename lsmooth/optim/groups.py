@@ -138,6 +138,13 @@ def check_below_one(kind: str, value: float) -> None:
 
 def by_device_and_dtype(*lists: Sequence[Any]) -> Iterator[tuple[list[Any], ...]]:
     """Split parallel lists, the first of them tensors, into runs that one multi-tensor kernel can take together."""
+    if not lists[0]:
+        return
+    # Nearly always all are alike, which takes less time to see than to sort.
+    device, dtype = lists[0][0].device, lists[0][0].dtype
+    if all(tensor.dtype is dtype and tensor.device == device for tensor in lists[0]):
+        yield tuple(list(values) for values in lists)
+        return
     found: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for position, tensor in enumerate(lists[0]):
         found.setdefault((tensor.device, tensor.dtype), []).append(position)
@@ -158,12 +165,12 @@ def is_plain(tensors: Iterable[Tensor]) -> bool:
 
 
 def lie_alike(*tensors: Tensor) -> bool:
-    """Say whether tensors fill their memory without gaps, their elements in the same order."""
+    """Say whether tensors of one shape fill their memory without gaps, their elements in the same order."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return True
     first = tensors[0]
     if any(other.stride() != first.stride() for other in tensors[1:]):
         return False
-    if first.is_contiguous():
-        return True
     expected = 1
     for stride, size in sorted(zip(first.stride(), first.shape, strict=True)):
         if size != 1 and stride != expected:

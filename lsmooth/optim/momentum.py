@@ -71,7 +71,8 @@ class MomentumOptimizer(CheckedOptimizer):
         foreach = group["foreach"]
         if foreach is None:
             foreach = not group["differentiable"] and is_plain(params)
-        buffers: list[Tensor | None] = [self.state[p].get("momentum_buffer") for p in params]
+        states = [self.state[p] for p in params]
+        buffers: list[Tensor | None] = [state.get("momentum_buffer") for state in states]
         advance = _multi_tensor_advance if foreach else _single_tensor_advance
         directions = advance(
             params,
@@ -88,8 +89,8 @@ class MomentumOptimizer(CheckedOptimizer):
         if group["momentum"] == 0:
             shares = (0.0, 1.0)
         else:
-            for p, buffer in zip(params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+            for state, buffer in zip(states, buffers, strict=True):
+                state["momentum_buffer"] = buffer
         return _Move(group, params, directions, shares, foreach)
 
 

@@ -146,15 +146,17 @@ def test_batches_and_losses_wait_for_nothing_on_the_gpu(name):
     plan, data = make_plan(name, changes=TINY[name], device="cuda")
     problem = plan.start(data).problem
     losses, carried = [], None
-    for number, batch in enumerate(problem.batches(0)):
-        if number == 1:
-            # The first batch of an epoch may set up what the epoch needs.
-            torch.cuda.set_sync_debug_mode("error")
-        if number == 4:
-            break
-        loss, carried = problem.loss(batch, carried)
-        losses.append(loss.detach())
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        for number, batch in enumerate(problem.batches(0)):
+            if number == 1:
+                # The first batch of an epoch may set up what the epoch needs.
+                torch.cuda.set_sync_debug_mode("error")
+            if number == 4:
+                break
+            loss, carried = problem.loss(batch, carried)
+            losses.append(loss.detach())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
 
 

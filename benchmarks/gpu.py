@@ -1,0 +1,125 @@
+"""What a measured step and an optimizer's step cost on a GPU.
+
+python benchmarks/run.py --only gpu
+"""
+
+import torch
+from optimizers import SIGNSGD, ratio
+from optimizers import timed as optimizer_steps
+from recorder import POINTS, attached, millions_of, profiled, setting, textbook, timed, train
+from row import Row
+
+# Width, layers and vocabulary of a model, and tokens in a batch: at first so few that the host takes longer to launch
+# kernels than the GPU to run them.
+SETTINGS = {
+    "0.1": ((64, 2, 500), 256),
+    "5_2048": ((320, 4, 3000), 2048),
+    "5": ((320, 4, 3000), 8192),
+    "30": ((640, 6, 3000), 16384),
+    "100": ((1024, 8, 1000), 4096),
+}
+KINDS = ("step", "floor", "measured", "played", "unmeasured", "textbook")
+TARGETS = [
+    ("signsgd", SIGNSGD, "adam fused", 1.2, "at most"),
+    ("loop", "textbook loop", SIGNSGD, 3.5, "at least"),
+    ("foreach", f"{SIGNSGD}, foreach", SIGNSGD, None, "at least"),
+    ("clip", "sgd-clip-momentum", "sgd foreach", 1.5, "at most"),
+    ("normalized", "sgd-momentum-normalized", "sgd foreach", 1.5, "at most"),
+]
+
+
+def rows(short):
+    sizes = ("0.1",) if short else tuple(SETTINGS)
+    return [row for size in sizes for row in of_size(size)] + of_optimizers(3 if short else 30)
+
+
+def of_size(size):
+    shape, tokens = SETTINGS[size]
+    times = timed(shape, tokens, KINDS, "cuda", 7 if size in ("30", "100") else 15)
+    what = f"{millions_of(shape)} parameters, {tokens:,} tokens"
+    large = size not in ("0.1", "5_2048")
+    above, by_hand = memory(shape, tokens)
+    return [
+        Row(
+            f"gpu.measured_{size}",
+            f"measured step over its floor, {POINTS} points, {what}",
+            times["measured"] / times["floor"],
+            "x",
+            {"5": 1.05, "30": 1.02}.get(size),
+            note=f"floor {1e3 * times['floor']:.1f} ms, of which the step {1e3 * times['step']:.1f} ms; of the host's "
+            f"time, {own_parts(shape, tokens)}.",
+        ),
+        Row(f"gpu.played_{size}", f"the same with cuda_graphs=True, {what}", times["played"] / times["floor"], "x"),
+        Row(
+            f"gpu.unmeasured_{size}",
+            f"unmeasured step over a step without recorder, {what}",
+            times["unmeasured"] / times["step"],
+            "x",
+            1.01,
+            note=f"{1e6 * (times['unmeasured'] - times['step']):+.0f} us.",
+        ),
+        Row(
+            f"gpu.textbook_{size}",
+            f"the textbook way over a measured step, {what}",
+            times["textbook"] / times["measured"],
+            "x",
+            2.0 if size == "0.1" else 1.3 if large else None,
+            "at least",
+            note=f"cannot exceed {times['textbook'] / times['floor']:.2f} where each gradient is launched anew; with "
+            f"cuda_graphs=True it is {times['textbook'] / times['played']:.2f}.",
+        ),
+        Row(
+            f"gpu.memory_{size}",
+            f"peak memory of a measured step above a bare one, {what}",
+            above,
+            "copies",
+            3.15 if large else None,
+            note=f"the textbook way: {by_hand:.2f} copies.",
+        ),
+    ]
+
+
+def own_parts(shape, tokens):
+    """Return in words what the host does besides evaluating gradients."""
+    with attached(*setting(shape, tokens, "cuda")) as step:
+        step(True)
+        torch.cuda.synchronize()
+        # One step at a time: the host waits for the GPU where it has launched too much.
+        parts = profiled(lambda: (torch.cuda.synchronize(), step(True)), 5)
+    return ", ".join(f"{part} {1e3 * seconds:.1f} ms" for part, seconds in parts.items() if part != "gradients")
+
+
+def memory(shape, tokens):
+    """Return the peak of a measured step, and of the textbook way, above a bare one's, in copies of the parameters."""
+    mine = setting(shape, tokens, "cuda")
+    copies = sum(p.numel() * p.element_size() for p in mine[0].parameters())
+    bare = peak_bytes(lambda: train(*mine))
+    by_hand = peak_bytes(lambda: textbook(*mine))
+    with attached(*mine) as step:
+        measured = peak_bytes(lambda: step(True))
+    return (measured - bare) / copies, (by_hand - bare) / copies
+
+
+def peak_bytes(function):
+    function()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def of_optimizers(millions):
+    times = optimizer_steps(millions, 31, "cuda")
+    return [
+        Row(
+            f"gpu.optimizers_{name}",
+            f"a step of {optimizer} over one of {against}, {millions} M parameters in 107 tensors",
+            ratio(times, optimizer, against),
+            "x",
+            target,
+            sense,
+            note=f"{1e3 * sorted(times[optimizer])[15]:.2f} ms and {1e3 * sorted(times[against])[15]:.2f} ms.",
+        )
+        for name, optimizer, against, target, sense in TARGETS
+    ]
