@@ -56,7 +56,7 @@ def of_size(size):
             times["unmeasured"] / times["step"],
             "x",
             1.01,
-            note=f"{1e6 * (times['unmeasured'] - times['step']):+.0f} us.",
+            note=f"{1e6 * (times['unmeasured'] - times['step']):+.0f} µs.",
         ),
         Row(
             f"gpu.textbook_{size}",

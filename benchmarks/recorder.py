@@ -199,7 +199,8 @@ def millions(size):
 
 
 def millions_of(shape):
-    return f"{sum(p.numel() for p in Model(*shape).parameters()) / 1e6:.2g} M"
+    number = sum(p.numel() for p in Model(*shape).parameters()) / 1e6
+    return f"{number:.0f} M" if number >= 100 else f"{number:.2g} M"
 
 
 def of_size(size):

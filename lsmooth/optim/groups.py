@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -136,13 +137,15 @@ def check_below_one(kind: str, value: float) -> None:
         raise InvalidArgumentError(f"Invalid {kind}: {value}; it must be at least 0 and below 1.")
 
 
+_DTYPE, _DEVICE = operator.attrgetter("dtype"), operator.attrgetter("device")
+
+
 def by_device_and_dtype(*lists: Sequence[Any]) -> Iterator[tuple[list[Any], ...]]:
     """Split parallel lists, the first of them tensors, into runs that one multi-tensor kernel can take together."""
     if not lists[0]:
         return
     # Nearly always all are alike, which takes less time to see than to sort.
-    device, dtype = lists[0][0].device, lists[0][0].dtype
-    if all(tensor.dtype is dtype and tensor.device == device for tensor in lists[0]):
+    if len(set(map(_DTYPE, lists[0]))) == len(set(map(_DEVICE, lists[0]))) == 1:
         yield tuple(list(values) for values in lists)
         return
     found: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -161,12 +164,12 @@ def on_device(value: float | Tensor, device: torch.device) -> float | Tensor:
 
 def is_plain(tensors: Iterable[Tensor]) -> bool:
     """Say whether all tensors are torch's own class: subclasses may redefine what a multi-tensor kernel skips."""
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return set(map(type, tensors)) <= {Tensor, torch.nn.Parameter}
 
 
 def lie_alike(*tensors: Tensor) -> bool:
     """Say whether tensors of one shape fill their memory without gaps, their elements in the same order."""
-    if all(tensor.is_contiguous() for tensor in tensors):
+    if all(map(Tensor.is_contiguous, tensors)):
         return True
     first = tensors[0]
     if any(other.stride() != first.stride() for other in tensors[1:]):

@@ -6,6 +6,7 @@ the norm over all parameters of all groups, `descend` steps. The norm stays on t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,9 @@ class MomentumOptimizer(CheckedOptimizer):
             for move in moves:
                 if move.shares[kind] == 0:
                     continue
-                scale = self._scale(move.group, norm) * move.shares[kind]
+                scale = self._scale(move.group, norm)
+                if move.shares[kind] != 1:
+                    scale = scale * move.shares[kind]
                 descend = _multi_tensor_descend if move.foreach else _single_tensor_descend
                 descend(move.params, move.directions[kind], scale)
 
@@ -113,7 +116,7 @@ def whole_norm(tensors: Sequence[Tensor]) -> Tensor:
         wide = torch.float32 if alike[0].dtype in (torch.float16, torch.bfloat16) else alike[0].dtype
         found = torch.stack(torch._foreach_norm(alike, 2, dtype=wide))
         norms.append(found.to(home, accumulation_dtype(home), non_blocking=True))
-    return torch.linalg.vector_norm(torch.cat(norms))
+    return torch.linalg.vector_norm(torch.cat(norms) if len(norms) > 1 else norms[0])
 
 
 def _single_tensor_advance(
@@ -210,7 +213,7 @@ def _multi_tensor_descend(params: list[Tensor], directions: list[Tensor], scale:
         if (
             device.type in KERNEL_DEVICES
             and dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and all(map(lie_alike, p, d))
+            and (all(map(Tensor.is_contiguous, itertools.chain(p, d))) or all(map(lie_alike, p, d)))
         ):
             torch._fused_sgd_(
                 p,
