@@ -36,8 +36,8 @@ def torchrun(size, folder, *cases, check=True):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
     done = subprocess.run(
         [*command, str(WORKER), str(folder), *cases],
-        # What is freed goes back to the system at once: the peak of memory is counted there. The processes are more than
-        # there may be GPUs.
+        # What is freed goes back to the system at once: the peak of memory is counted there. There may be fewer GPUs
+        # than processes.
         env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
