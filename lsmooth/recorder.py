@@ -454,7 +454,7 @@ class Recorder:
         recorders = _ATTACHED.get(self._model, [])
         if self in recorders:
             recorders.remove(self)
-        self._current = self._segment = None
+        self._current = self._segment = self._player = None
         self._handover.flush()
         self._writer.close(self._step)
         self._handover.tell()
@@ -604,10 +604,10 @@ class Recorder:
         current.leaves += [(leaf, leaf._version) for leaf in leaves]
         targets: list[Tensor] = []
         sources: list[Tensor] = []
-        # A gradient that carries a scaler's factor is unscaled in place before it is used.
         if self._in_graphs is None:
             self._in_graphs = owned_by_graphs(local(p.grad) for p in self._parameters if p.grad is not None)
         borrows = self._borrows and not self._in_graphs and not self._handover.gradient_edited
+        # A gradient that carries a scaler's factor is unscaled in place before it is used.
         borrows = borrows and _common_scale(microbatches) is None
         lent: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         for position, parameter in enumerate(self._parameters):
@@ -756,10 +756,9 @@ class Recorder:
         if self._densities is not None:
             self._densities.begin(current.active, segment.start, segment.stop)
         # Where nothing is copied, there is room for a replay's gradients; the wrappers of parallel training average
-        # gradients on their own schedule.
-        early = self._takes_early and self._ranks.plain_gradients() and (edited or not current.lent)
-        # A graph's gradients are there when all of it has run.
-        early = early and self._player is None
+        # gradients on their own schedule; and a graph's are there when all of it has run.
+        early = self._takes_early and self._ranks.plain_gradients() and self._player is None
+        early = early and (edited or not current.lent)
         with (
             DeferredInterrupt() as interrupt,
             self._set_aside(current, segment, *((m.modules, m.random) for m in current.microbatches)),
