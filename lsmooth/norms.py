@@ -24,6 +24,15 @@ _CPU_PIECE = 1 << 17
 _GPU_PIECE = 1 << 22
 _GPU_LEAST_PIECE = 1 << 18
 _GPU_SHARE = 1 / 24
+# On the CPU, differences in float32 are formed in the same memory again and again, so many elements at a time: few
+# enough to stay in the cache that cores share, and enough for a call to cost little beside what it does.
+_CPU_SCRATCH = 1 << 19
+# So many squares at a time are summed up in float32: each of a vector unit's 8 lanes takes 16 one after another (of 16
+# lanes, 8), and then the lanes are summed up, so that the root is off by at most 13 roundings of 6e-8.
+_ROW = 1 << 7
+# Where n products have a sum above n times this in float32, those too small for float32, below 1.2e-38 each, do not
+# change it by more than 1e-8 of itself, whatever the device makes of them.
+_LEAST_MEAN = 1.2e-30
 # On the CPU, pieces from this size on pay for a call of their own each; smaller ones are taken together up to this.
 _CPU_LARGE = 1 << 13
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -53,9 +62,9 @@ class TensorNorms:
 
     Differences and sums are formed in float32 or wider: gradients of 1e-30 do not underflow (nor do float64 ones of
     1e-200), and bfloat16 ones do not lose the digits that they share. On the CPU, the squares of large tensors are
-    summed up pairwise in float32, 2^17 at a time, where they stay in its range: the 2-norm is then right to 1e-6, and
-    commonly to 1e-7. All other sums are taken in float64. Nothing waits for the device, but for the singular values of
-    "nuclear" and "spectral", which CUDA's solvers check on the host.
+    summed up in float32, 2^7 at a time, where they stay in its range: the 2-norm is then right to 1e-6, and commonly to
+    1e-7. All other sums are taken in float64. Nothing waits for the device, but for the singular values of "nuclear"
+    and "spectral", which CUDA's solvers check on the host.
 
     The nuclear and the spectral norm are those of the matrix of `tensor.flatten(1)`; a tensor of fewer than two
     dimensions is a matrix of one column, both of whose norms are its 2-norm.
@@ -82,7 +91,7 @@ class TensorNorms:
         self._overwrites = device.type != "cpu"
         self._together = _CPU_LARGE if device.type == "cpu" else piece
         # The CPU's memory for differences; none where all tensors are too small to pay for calls of their own.
-        longest = min(piece, max(sizes, default=0)) if device.type == "cpu" else 0
+        longest = min(_CPU_SCRATCH, max(sizes, default=0)) if device.type == "cpu" else 0
         self._scratch = _Scratch(longest if longest >= _CPU_LARGE else 0)
         self._count = len(sizes)
         # By position: what has arrived, by kind.
@@ -146,7 +155,7 @@ class TensorNorms:
     def result_and_product(self) -> tuple[dict[Kind, Tensor], Tensor]:
         """Return what `result` does, and Σ_i ⟨c_i, a_i - b_i⟩, float64 without dimensions, and start anew.
 
-        On the CPU, products of large tensors are formed and summed up pairwise in float32, 2^17 at a time, where they
+        On the CPU, products of large tensors are formed and summed up pairwise in float32, 2^19 at a time, where they
         stay in its range: the error is about 1e-7 Σ_ij |c_ij (a_ij - b_ij)|. All others are formed in float64.
         """
         norms = {
@@ -188,19 +197,29 @@ class TensorNorms:
             flat = (torch.cat([self._brought(t.reshape(-1)) for t in ts]) for ts in zip(*some, strict=True))
             self._products.append(self._product(*flat))
 
-    def _in_scratch(self, tensor: Tensor, other: Tensor | None, along: Tensor | None) -> dict[str, Tensor]:
-        """Return by kind the norms of a difference that lies on the CPU."""
-        norms: dict[str, list[float]] = {kind: [] for kind in self._entry_kinds}
-        for left, right, third in _flat_pieces(tensor, other, along, self._piece):
-            for kind, parts in norms.items():
-                parts.append(self._scratch.norm(left, right, kind))
+    def _in_scratch(
+        self, tensor: Tensor, other: Tensor | None, along: Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """Return by kind the norms of a difference that lies on the CPU, squares and products summed up in `dtype`."""
+        partial: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
+        products: list[Tensor] = []
+        for difference, third in self._scratch.differences(tensor, other, along):
+            for kind, parts in partial.items():
+                parts += _partial_norms(difference, kind, dtype)
             if third is not None:
-                product = self._scratch.product(left, right, third)
-                self._products.append(self._brought(_double(product)))
-        return {
-            kind: self._brought(torch.linalg.vector_norm(_double(parts), _ORDERS[kind]))
-            for kind, parts in norms.items()
+                products.append(self._scratch.product(difference, third, dtype))
+        norms = {
+            kind: torch.linalg.vector_norm(torch.cat(parts), _ORDERS[kind], dtype=self.dtype)
+            for kind, parts in partial.items()
         }
+        square = [norm.square() for kind, norm in norms.items() if kind == "l2"]
+        product = [torch.stack(products).sum(dtype=self.dtype)] if products else []
+        least = tensor.numel() * _LEAST_MEAN
+        # Numbers are read at once, which waits for nothing on the CPU.
+        if dtype == torch.float32 and not all(least < abs(total.item()) < math.inf for total in square + product):
+            return self._in_scratch(tensor, other, along, torch.float64)
+        self._products += map(self._brought, product)
+        return {kind: self._brought(norm) for kind, norm in norms.items()}
 
     def _in_pieces(self, tensor: Tensor, other: Tensor | None, along: Tensor | None) -> dict[str, Tensor]:
         """Return by kind the norms of a difference, one piece of which is held at a time."""
@@ -233,20 +252,11 @@ class TensorNorms:
 
 
 class _Scratch:
-    """Norms of pieces of differences on the CPU, formed in float32, in memory that stays in cache.
-
-    Squares and products are summed up pairwise in float32, and in float64 where they leave its range. Numbers are read
-    at once, which waits for nothing there.
+    """Pieces of differences on the CPU, formed in float32, in memory that stays in cache.
 
     Args:
         size: The largest number of elements of a piece.
     """
-
-    # Where n products have a sum above n times this in float32, those too small for float32, below 1.2e-38 each, do not
-    # change it by more than 1e-8 of itself, whatever the device makes of them.
-    _LEAST_MEAN = 1.2e-30
-    # What entries are multiplied by before they are squared: where squares leave the range, by another power of two.
-    _FACTORS = (1.0, 2.0**60, 2.0**-60)
 
     def __init__(self, size: int) -> None:
         self._memory = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -257,51 +267,27 @@ class _Scratch:
             len(self._memory) > 0 and tensor.numel() >= _CPU_LARGE and tensor.is_cpu and tensor.dtype != torch.float64
         )
 
-    def norm(self, tensor: Tensor, other: Tensor | None, kind: str) -> float:
-        """Return a norm of the difference of two pieces."""
-        if kind == "l2":
-            for factor in self._FACTORS:
-                square = self._square(tensor, other, factor)
-                if self._in_range(square, len(tensor)):
-                    return math.sqrt(square) / factor
-                if factor == 1 and square == 0 and not self._difference(tensor, other).any():
-                    # Common: most rows of an embedding have no gradient.
-                    return 0.0
-        difference = self._difference(tensor, other)
-        if kind == "linf":
-            least, most = torch.aminmax(difference)
-            return torch.maximum(-least, most).item()
-        return torch.linalg.vector_norm(difference, _ORDERS[kind], dtype=torch.float64).item()
+    def differences(
+        self, tensor: Tensor, other: Tensor | None, along: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Cut a difference and its counterpart into flat pieces; each is there until the next is taken."""
+        low = tensor.dtype in _LOW_PRECISION
+        # A tensor that is its own difference needs no memory, and is taken whole.
+        size = len(self._memory) if low or other is not None or along is not None else tensor.numel()
+        for left, right, third in _flat_pieces(tensor, other, along, size):
+            into = self._memory[: len(left)]
+            if low:
+                into.copy_(left)
+                yield into if right is None else into.sub_(right), third
+            else:
+                yield left if right is None else torch.sub(left, right, out=into), third
 
-    def product(self, tensor: Tensor, other: Tensor | None, along: Tensor) -> float:
-        """Return the inner product of the difference with another piece."""
-        difference = self._difference(tensor, other)
-        product = torch.mul(difference, along, out=self._memory[: len(tensor)]).sum().item()
-        if self._in_range(product, len(tensor)) or (product == 0 and not along.any()):
-            return product
-        return torch.dot(self._difference(tensor, other).double(), along.double()).item()
-
-    def _square(self, tensor: Tensor, other: Tensor | None, factor: float) -> float:
-        """Return the squared 2-norm of the difference times a factor."""
-        into = self._memory[: len(tensor)]
-        if other is not None and factor == 1 and tensor.dtype == other.dtype == torch.float32:
-            # Subtracts and squares in one pass (0: no reduction).
-            return torch.ops.aten.mse_loss.out(tensor, other, 0, out=into).sum().item()  # type: ignore[no-any-return]
-        difference = self._difference(tensor, other)
-        if factor != 1:
-            difference = torch.mul(difference, factor, out=into)
-        return torch.mul(difference, difference, out=into).sum().item()
-
-    def _in_range(self, total: float, count: int) -> bool:
-        return count * self._LEAST_MEAN < abs(total) < math.inf
-
-    def _difference(self, tensor: Tensor, other: Tensor | None) -> Tensor:
-        """Return the difference, in the memory that all results share; the tensor itself where it is that."""
-        into = self._memory[: len(tensor)]
-        if tensor.dtype in _LOW_PRECISION:
-            into.copy_(tensor)
-            return into if other is None else into.sub_(other)
-        return tensor if other is None else torch.sub(tensor, other, out=into)
+    def product(self, difference: Tensor, along: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the inner product of a piece of a difference with its counterpart; the piece is then gone."""
+        if dtype == torch.float32:
+            return torch.mul(difference, along, out=self._memory[: len(along)]).sum()
+        pairs = zip(difference.split(_CPU_LARGE), along.split(_CPU_LARGE), strict=True)
+        return torch.stack([torch.dot(left.to(dtype), right.to(dtype)) for left, right in pairs]).sum()
 
 
 def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], device: torch.device) -> Tensor:
@@ -353,8 +339,18 @@ def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, pi
     return torch.where(finite, values, torch.full_like(values, float("nan")))
 
 
-def _double(numbers: float | list[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+def _partial_norms(flat: Tensor, kind: str, dtype: torch.dtype) -> list[Tensor]:
+    """Return norms of parts of a flat float32 tensor on the CPU, squares summed up in `dtype`, all else in float64."""
+    if kind == "linf":
+        least, most = torch.aminmax(flat)
+        return [torch.maximum(-least, most).view(1)]
+    if kind == "l2" and dtype == torch.float32:
+        rows, rest = flat.split([len(flat) // _ROW * _ROW, len(flat) % _ROW])
+        found = [torch.linalg.vector_norm(rows.view(-1, _ROW), dim=1)]
+        return [*found, torch.linalg.vector_norm(rest, keepdim=True)] if len(rest) else found
+    # Squares rarely come here, where converting them is to take little memory.
+    parts = flat.split(_CPU_LARGE if kind == "l2" else _CPU_PIECE)
+    return [torch.linalg.vector_norm(part, _ORDERS[kind], keepdim=True, dtype=torch.float64) for part in parts]
 
 
 def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[Sequence[_T]]:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.norms import _CPU_PIECE, _GPU_PIECE, TensorNorms, _Scratch, singular_values, tensor_norms
+from lsmooth.norms import _CPU_PIECE, _CPU_SCRATCH, _GPU_PIECE, TensorNorms, _Scratch, singular_values, tensor_norms
 
 pytestmark = pytest.mark.usefixtures("device")
 
 
-SIZES = [3, _CPU_PIECE * 2 + 7, 1, 40, _CPU_PIECE]
+SIZES = [3, _CPU_SCRATCH * 2 + 7, 1, 40, _CPU_PIECE]
 
 
 def pairs(dtype=torch.float32, scale=1.0):
@@ -43,6 +43,17 @@ def test_one_large_entry_does_not_swallow_many_small_ones(first, others):
     expected = given.double().norm().item()
     assert tensor_norms([given], [None], torch.get_default_device()).item() == pytest.approx(expected, rel=1e-6)
     assert tensor_norms([2 * given], [given], torch.get_default_device()).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scales", [(1e-30, 1.0), (1e-30, 0.0), (1e30, 1e-30), (0.0, 0.0)])
+def test_parts_of_a_tensor_may_differ_in_scale(scales, dtype):
+    torch.manual_seed(0)
+    given = torch.cat([torch.randn(_CPU_PIECE + 5) * scale for scale in scales]).to(dtype)
+    expected = given.double().norm().item()
+    for left, right in ((given, None), (given, torch.zeros_like(given)), (torch.zeros_like(given), given)):
+        assert tensor_norms([left], [right], torch.get_default_device()).item() == pytest.approx(expected, rel=1e-6)
+    assert product([given], [given], [None]).item() == pytest.approx(expected**2, rel=1e-6, abs=0)
 
 
 def product(along, left, right):
