@@ -30,6 +30,8 @@ _CPU_SCRATCH = 1 << 19
 # So many squares at a time are summed up in float32: each of a vector unit's 8 lanes takes 16 one after another (of 16
 # lanes, 8), and then the lanes are summed up, so that the root is off by at most 13 roundings of 6e-8.
 _ROW = 1 << 7
+# Between two tensors, so many are, one after another: the root is off by at most 9 roundings.
+_DISTANCE_ROW = 1 << 4
 # Where n products have a sum above n times this in float32, those too small for float32, below 1.2e-38 each, do not
 # change it by more than 1e-8 of itself, whatever the device makes of them.
 _LEAST_MEAN = 1.2e-30
@@ -62,7 +64,7 @@ class TensorNorms:
 
     Differences and sums are formed in float32 or wider: gradients of 1e-30 do not underflow (nor do float64 ones of
     1e-200), and bfloat16 ones do not lose the digits that they share. On the CPU, the squares of large tensors are
-    summed up in float32, 2^7 at a time, where they stay in its range: the 2-norm is then right to 1e-6, and commonly to
+    summed up in float32, few at a time, where they stay in its range: the 2-norm is then right to 1e-6, and commonly to
     1e-7. All other sums are taken in float64. Nothing waits for the device, but for the singular values of "nuclear"
     and "spectral", which CUDA's solvers check on the host.
 
@@ -203,22 +205,32 @@ class TensorNorms:
         """Return by kind the norms of a difference that lies on the CPU, squares and products summed up in `dtype`."""
         partial: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
         products: list[Tensor] = []
-        for difference, third in self._scratch.differences(tensor, other, along):
-            for kind, parts in partial.items():
-                parts += _partial_norms(difference, kind, dtype)
-            if third is not None:
-                products.append(self._scratch.product(difference, third, dtype))
+        # The 2-norm alone takes no difference that is held somewhere.
+        squares_only = self._entry_kinds == ["l2"] and along is None
+        if squares_only and other is not None and tensor.dtype == other.dtype == dtype:
+            partial["l2"] = _partial_distances(tensor, other)
+        else:
+            for difference, third in self._scratch.differences(tensor, other, along):
+                for kind, parts in partial.items():
+                    parts += _partial_norms(difference, kind, dtype)
+                if third is not None:
+                    products.append(self._scratch.product(difference, third, dtype))
         norms = {
-            kind: torch.linalg.vector_norm(torch.cat(parts), _ORDERS[kind], dtype=self.dtype)
+            kind: torch.linalg.vector_norm(
+                torch.cat(parts) if len(parts) > 1 else parts[0], _ORDERS[kind], dtype=self.dtype
+            )
             for kind, parts in partial.items()
         }
-        square = [norm.square() for kind, norm in norms.items() if kind == "l2"]
-        product = [torch.stack(products).sum(dtype=self.dtype)] if products else []
-        least = tensor.numel() * _LEAST_MEAN
-        # Numbers are read at once, which waits for nothing on the CPU.
-        if dtype == torch.float32 and not all(least < abs(total.item()) < math.inf for total in square + product):
-            return self._in_scratch(tensor, other, along, torch.float64)
-        self._products += map(self._brought, product)
+        product = torch.stack(products).sum(dtype=self.dtype) if products else None
+        if dtype == torch.float32:
+            # Numbers are read at once, which waits for nothing on the CPU.
+            sums = [norms["l2"].item() ** 2] if "l2" in norms else []
+            sums += [] if product is None else [abs(product.item())]
+            least = tensor.numel() * _LEAST_MEAN
+            if not all(least < total < math.inf for total in sums):
+                return self._in_scratch(tensor, other, along, torch.float64)
+        if product is not None:
+            self._products.append(self._brought(product))
         return {kind: self._brought(norm) for kind, norm in norms.items()}
 
     def _in_pieces(self, tensor: Tensor, other: Tensor | None, along: Tensor | None) -> dict[str, Tensor]:
@@ -351,6 +363,20 @@ def _partial_norms(flat: Tensor, kind: str, dtype: torch.dtype) -> list[Tensor]:
     # Squares rarely come here, where converting them is to take little memory.
     parts = flat.split(_CPU_LARGE if kind == "l2" else _CPU_PIECE)
     return [torch.linalg.vector_norm(part, _ORDERS[kind], keepdim=True, dtype=torch.float64) for part in parts]
+
+
+def _partial_distances(tensor: Tensor, other: Tensor) -> list[Tensor]:
+    """Return 2-norms of parts of the difference of two float32 tensors on the CPU, which is not held anywhere."""
+    found: list[Tensor] = []
+    for left, right, _ in _flat_pieces(tensor, other, None, _CPU_SCRATCH):
+        assert right is not None
+        size = len(left) // _DISTANCE_ROW * _DISTANCE_ROW
+        rows, others = (flat[:size].view(-1, 1, _DISTANCE_ROW) for flat in (left, right))
+        # Without matrix products, which would lose the digits that the two share.
+        found.append(torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").view(-1))
+        if size < len(left):
+            found.append(torch.linalg.vector_norm(left[size:] - right[size:], keepdim=True))
+    return found
 
 
 def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[Sequence[_T]]:
