@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Tensors up to this many elements are read end to end: copying them costs less than a call for each.
+# On a GPU, tensors up to this many elements are read end to end: copying them costs less than a kernel for each.
 _SMALL = 1 << 13
 
 
@@ -110,7 +110,7 @@ class CoordinateReader:
 
     def _values(self, tensors: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Yield the followed coordinates of each tensor, by position, as they are given."""
-        together = {i: t.detach() for i, t in tensors.items() if t.numel() <= _SMALL}
+        together = {i: t.detach() for i, t in tensors.items() if t.numel() <= _SMALL and not t.is_cpu}
         found: dict[int, Tensor] = {}
         for device in {tensor.device for tensor in together.values()}:
             some = {i: t for i, t in together.items() if t.device == device}
