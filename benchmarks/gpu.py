@@ -3,6 +3,8 @@
 python benchmarks/run.py --only gpu
 """
 
+import statistics
+
 import torch
 from optimizers import SIGNSGD, ratio
 from optimizers import timed as optimizer_steps
@@ -119,7 +121,8 @@ def of_optimizers(millions):
             "x",
             target,
             sense,
-            note=f"{1e3 * sorted(times[optimizer])[15]:.2f} ms and {1e3 * sorted(times[against])[15]:.2f} ms.",
+            note=f"{1e3 * statistics.median(times[optimizer]):.2f} ms and "
+            f"{1e3 * statistics.median(times[against]):.2f} ms.",
         )
         for name, optimizer, against, target, sense in TARGETS
     ]
