@@ -1,6 +1,5 @@
 """`lsmooth tail`: the lines of a finished, a growing and a killed trace."""
 
-import threading
 import time
 
 import numpy as np
@@ -52,22 +51,23 @@ def test_steps_that_were_not_measured_well_carry_their_reasons(tmp_path):
     assert lines[3].endswith("non finite, moved")
 
 
-def test_it_follows_a_trace_until_the_run_ends(tmp_path):
+def test_it_follows_a_trace_until_the_run_ends(tmp_path, monkeypatch):
     made = header()
     path = tmp_path / "run.h5"
     writer = TraceWriter(path, made)
     writer.append(rows(made, 0, 20))
+    growth = iter([8, 0, 1, 0, 0, 40, 31])
 
-    def go_on():
-        for start in range(20, 100, 8):
-            time.sleep(0.05)
-            writer.append(rows(made, start, start + 8))
-        writer.close()
+    def run_goes_on(seconds):
+        """What the run does between two looks."""
+        more = next(growth, None)
+        if more is None:
+            writer.close()
+        elif more:
+            writer.append(rows(made, writer.rows, writer.rows + more))
 
-    thread = threading.Thread(target=go_on)
-    thread.start()
+    monkeypatch.setattr(time, "sleep", run_goes_on)
     done = tail(path, "-n", "5", "--interval", "0.05")
-    thread.join()
     assert [int(line.split()[0]) for line in done.stdout.splitlines()[1:]] == [10 * row for row in range(15, 100)]
     # Whether a line is written at once or with many others, it is the same.
     assert done.stdout.splitlines()[1:] == tail(path, "-n", "85").stdout.splitlines()[1:]
