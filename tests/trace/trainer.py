@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
+
+# What an optimizer's first step imports, and every fork would anew.
+import torch._dynamo
 from torch import nn
 
 import lsmooth
