@@ -1,5 +1,6 @@
 """`lsmooth train` under torchrun: the same run as with one process, to rounding."""
 
+import json
 import os
 import re
 import signal
@@ -19,32 +20,52 @@ from lsmooth.trace.layout import FIELDS
 
 ARGUMENTS = ["train", "transformer-encoder", "--steps", "4", "--every", "2", "--seed", "3", "--set", "dropout=0",
              "--set", "report_every=2", "--set", "embedding=16", "--set", "feed_forward=16"]  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run(folder, trace, *options, size=1):
-    command = ["-m", "lsmooth.cli", *ARGUMENTS, "--trace", trace, *options]
-    if size > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *command]
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+def torchrun(folder, *arguments):
+    """Start `lsmooth` as a user does to train on two processes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lsmooth.cli",
+         *arguments],
+        cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """A function that runs `lsmooth` on ranks forked from a process that has imported PyTorch already."""
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ranks.py"))],
+        env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as parent:  # fmt: skip
+
+        def run(folder, size, *arguments):
+            out, err = folder / "out.txt", folder / "err.txt"
+            request = {"size": size, "arguments": arguments, "folder": folder, "out": out, "err": err}
+            print(json.dumps(request, default=str), file=parent.stdin, flush=True)
+            code = max(json.loads(parent.stdout.readline()), key=abs)
+            done = subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+            out.unlink()
+            err.unlink()
+            return done
+
+        yield run
+        parent.stdin.close()
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_processes_share_each_batch_of_the_same_run(tmp_path):
-    alone, together = run(tmp_path, "one.h5"), run(tmp_path, "two.h5", size=2)
+def test_processes_share_each_batch_of_the_same_run(tmp_path, forked):
+    alone = forked(tmp_path, 1, *ARGUMENTS, "--trace", "one.h5")
+    with torchrun(tmp_path, *ARGUMENTS, "--trace", "two.h5") as together:
+        out, err = together.communicate(timeout=200)
     assert alone.returncode == 0, alone.stderr
-    assert together.returncode == 0, together.stderr
-    lines = [line for line in together.stderr.splitlines() if line.startswith("step")]
+    assert together.returncode == 0, err
+    lines = [line for line in err.splitlines() if line.startswith("step")]
     assert len(lines) == 2
     assert lines == [line for line in alone.stderr.splitlines() if line.startswith("step")]
-    assert "2 processes" in together.stderr
-    assert together.stdout.count("Wrote two.h5 (2 measured steps) and two.checkpoint.pt.") == 1
+    assert "2 processes" in err
+    assert out.count("Wrote two.h5 (2 measured steps) and two.checkpoint.pt.") == 1
     assert {path.name for path in tmp_path.iterdir()} == {
         "one.h5", "one.checkpoint.pt", "two.h5", "two.checkpoint.pt"
     }  # fmt: skip
@@ -56,14 +77,14 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path):
             values = one.read(name)
             np.testing.assert_allclose(two.read(name), values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
 
-    again = run(tmp_path, "two.h5", size=2)
+    again = forked(tmp_path, 2, *ARGUMENTS, "--trace", "two.h5")
     assert again.returncode != 0
     assert "two.h5 exists already; choose another --trace, or --force" in again.stderr
     for trace, size, sentence in (
         ("two.h5", 1, "two.h5 was begun with 2 processes, not 1; resume it under torchrun with 2 processes."),
         ("one.h5", 2, "one.h5 was begun with 1 process, not 2; resume it without torchrun."),
     ):
-        resumed = run(tmp_path, trace, "--resume", size=size)
+        resumed = forked(tmp_path, size, *ARGUMENTS, "--trace", trace, "--resume")
         assert resumed.returncode != 0
         assert sentence in resumed.stderr
 
@@ -71,20 +92,6 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path):
 # State is carried from batch to batch, and each rank has dropout masks of its own.
 CARRIED = ["train", "awd-lstm", "--every", "3", "--set", "report_every=7", "--set", "hidden=16",
            "--set", "embedding=16", "--set", "batch_size=6", "--device", "cpu"]  # fmt: skip
-
-
-def command_of(size, *arguments):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    return [sys.executable, *launcher, "-m", "lsmooth.cli", *arguments]
-
-
-def quiet_run(folder, *arguments, size=2):
-    done = subprocess.run(
-        command_of(size, *arguments), cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def assert_same(one, two):
@@ -97,12 +104,9 @@ def assert_same(one, two):
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 @pytest.mark.parametrize("ending", ["killed", "asked"])
-def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tmp_path):
+def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tmp_path, forked):
     arguments = [*CARRIED, "--trace", "run.h5", "--steps", "100000", "--checkpoint-every", "0"]
-    with subprocess.Popen(
-        command_of(2, *arguments), cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    with torchrun(tmp_path, *arguments) as process:
         for line in process.stderr:
             if re.match("step +14 ", line):
                 break
@@ -119,12 +123,15 @@ def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tm
     if ending == "asked":
         again = "torchrun --nproc-per-node 2 -m lsmooth.cli train --resume --trace run.h5"
         assert output == f"Stopped after step {reached} of 100000; go on with: {again}\n"
-    done = quiet_run(tmp_path, "train", "--resume", "--trace", "run.h5", "--steps", str(reached + 8))
+    resume = ["train", "--resume", "--trace", "run.h5"]
+    done = forked(tmp_path, 2, *resume, "--steps", str(reached + 8))
+    assert done.returncode == 0, done.stderr
     assert f"from step {reached}" in done.stderr
-    quiet_run(tmp_path, *CARRIED, "--trace", "whole.h5", "--steps", str(reached + 8))
+    done = forked(tmp_path, 2, *CARRIED, "--trace", "whole.h5", "--steps", str(reached + 8))
+    assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "run.h5", tmp_path / "whole.h5")
     if ending == "asked":
-        done = quiet_run(tmp_path, "train", "--resume", "--trace", "run.h5")
+        done = forked(tmp_path, 2, *resume)
         assert done.stdout == f"run.h5: all {reached + 8} steps were made already; give --steps or --epochs for more.\n"
 
 
