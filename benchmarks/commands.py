@@ -37,7 +37,6 @@ def rows(short):
             },
             repeats=3 if short else 7,
         )
-        drawn = {}
         if not short:
             wide = write_trace(Path(folder) / "wide.h5", steps=steps, tensors=150, coordinates=4)
             drawn = interleaved(
@@ -73,14 +72,14 @@ def rows(short):
             Row(
                 f"commands.plot_{kind}",
                 f"`lsmooth plot --kind {kind}`, {steps:,} steps x 150 tensors x 600 followed coordinates",
-                seconds,
+                drawn[kind],
                 "s",
                 4.0,
                 note=f"importing matplotlib and what reads a trace takes {times['draw']:.2f} s.",
             )
-            for kind, seconds in drawn.items()
+            for kind in (() if short else WIDE_KINDS)
         ),
-        Row("commands.help_over_click", "`lsmooth --help` over importing click", times["help"] / times["click"], "x"),
-        Row("commands.info_over_imports", "`lsmooth info` over its imports", times["info"] / times["read"], "x"),
-        Row("commands.plot_over_imports", "`lsmooth plot` over its imports", times["plot"] / times["draw"], "x"),
+        Row("commands.help_over_click", "`lsmooth --help` over importing click", times.ratio("help", "click"), "x"),
+        Row("commands.info_over_imports", "`lsmooth info` over its imports", times.ratio("info", "read"), "x"),
+        Row("commands.plot_over_imports", "`lsmooth plot` over its imports", times.ratio("plot", "draw"), "x"),
     ]

@@ -48,7 +48,7 @@ def rows(short):
         "bare": bare(frame),
     }
     times = interleaved(
-        {name: lambda draw=draw: save(draw, "png") for name, draw in kinds.items()}, repeats=3 if short else 5
+        {name: lambda draw=draw: save(draw, "png") for name, draw in kinds.items()}, repeats=3 if short else 7
     )
     start = time.perf_counter()
     size = save(kinds["scatter"], "pdf") / 1e6
@@ -76,7 +76,7 @@ def rows(short):
         Row(
             "figures.scatter_over_bare",
             "`smoothness_scatter` over bare matplotlib",
-            times["scatter"] / times["bare"],
+            times.ratio("scatter", "bare"),
             "x",
         ),
     ]

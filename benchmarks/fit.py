@@ -41,7 +41,7 @@ def programme(x, y, q=0.95):
 
 def rows(short):
     groups, steps, points = (2_000, 200, 20_000) if short else (100_000, 200, 1_000_000)
-    repeats = 3
+    repeats = 3 if short else 7
     many, long = cloud(groups, steps), cloud(1, points)
     times = interleaved(
         {
@@ -52,7 +52,7 @@ def rows(short):
         },
         repeats,
     )
-    times |= interleaved(
+    of_one = interleaved(
         {method: lambda method=method: fit.estimate(long, method=method) for method in ("trend", "quantile")}
         | {"envelope": lambda: fit.envelope(long.grad_norm[:, 0], long.smoothness[:, 0])},
         repeats,
@@ -72,23 +72,23 @@ def rows(short):
         Row(
             "fit.vectorised",
             "quantile lines of many coordinates, against one call of `scipy.optimize.linprog` for each",
-            times["many quantiles"] / (groups / CALLS * times["solver"]),
+            times.ratio("many quantiles", "solver") * CALLS / groups,
             "x",
             note=f"measured with {CALLS} calls; rank correlation and coverage included on our side only.",
         ),
         Row(
             "fit.trend",
             f"trend of {points:,} points, with intervals",
-            times["trend"],
+            of_one["trend"],
             "s",
             None if short else 3.0,
         ),
         Row(
             "fit.quantile",
             f"quantile line of {points:,} points, with intervals",
-            times["quantile"],
+            of_one["quantile"],
             "s",
             None if short else 3.0,
         ),
-        Row("fit.envelope", f"envelope of {points:,} points", times["envelope"], "s", None if short else 1.0),
+        Row("fit.envelope", f"envelope of {points:,} points", of_one["envelope"], "s", None if short else 1.0),
     ]

@@ -3,10 +3,8 @@
 python benchmarks/run.py --only gpu
 """
 
-import statistics
-
 import torch
-from optimizers import SIGNSGD, ratio
+from optimizers import TARGETS, found_rows
 from optimizers import timed as optimizer_steps
 from recorder import POINTS, attached, millions_of, profiled, setting, textbook, timed, train
 from row import Row
@@ -21,13 +19,6 @@ SETTINGS = {
     "100": ((1024, 8, 1000), 4096),
 }
 KINDS = ("step", "floor", "measured", "played", "unmeasured", "textbook")
-TARGETS = [
-    ("signsgd", SIGNSGD, "adam fused", 1.2, "at most"),
-    ("loop", "textbook loop", SIGNSGD, 3.5, "at least"),
-    ("foreach", f"{SIGNSGD}, foreach", SIGNSGD, None, "at least"),
-    ("clip", "sgd-clip-momentum", "sgd foreach", 1.5, "at most"),
-    ("normalized", "sgd-momentum-normalized", "sgd foreach", 1.5, "at most"),
-]
 
 
 def rows(short):
@@ -45,17 +36,17 @@ def of_size(size):
         Row(
             f"gpu.measured_{size}",
             f"measured step over its floor, {POINTS} points, {what}",
-            times["measured"] / times["floor"],
+            times.ratio("measured", "floor"),
             "x",
             {"5": 1.05, "30": 1.02}.get(size),
             note=f"floor {1e3 * times['floor']:.1f} ms, of which the step {1e3 * times['step']:.1f} ms; of the host's "
             f"time, {own_parts(shape, tokens)}.",
         ),
-        Row(f"gpu.played_{size}", f"the same with cuda_graphs=True, {what}", times["played"] / times["floor"], "x"),
+        Row(f"gpu.played_{size}", f"the same with cuda_graphs=True, {what}", times.ratio("played", "floor"), "x"),
         Row(
             f"gpu.unmeasured_{size}",
             f"unmeasured step over a step without recorder, {what}",
-            times["unmeasured"] / times["step"],
+            times.ratio("unmeasured", "step"),
             "x",
             1.01,
             note=f"{1e6 * (times['unmeasured'] - times['step']):+.0f} µs.",
@@ -63,12 +54,12 @@ def of_size(size):
         Row(
             f"gpu.textbook_{size}",
             f"the textbook way over a measured step, {what}",
-            times["textbook"] / times["measured"],
+            times.ratio("textbook", "measured"),
             "x",
             2.0 if size == "0.1" else 1.3 if large else None,
             "at least",
-            note=f"cannot exceed {times['textbook'] / times['floor']:.2f} where each gradient is launched anew; with "
-            f"cuda_graphs=True it is {times['textbook'] / times['played']:.2f}.",
+            note=f"cannot exceed {times.ratio('textbook', 'floor'):.2f} where each gradient is launched anew; with "
+            f"cuda_graphs=True it is {times.ratio('textbook', 'played'):.2f}.",
         ),
         Row(
             f"gpu.memory_{size}",
@@ -113,16 +104,8 @@ def peak_bytes(function):
 
 def of_optimizers(millions):
     times = optimizer_steps(millions, 31, "cuda")
-    return [
-        Row(
-            f"gpu.optimizers_{name}",
-            f"a step of {optimizer} over one of {against}, {millions} M parameters in 107 tensors",
-            ratio(times, optimizer, against),
-            "x",
-            target,
-            sense,
-            note=f"{1e3 * statistics.median(times[optimizer]):.2f} ms and "
-            f"{1e3 * statistics.median(times[against]):.2f} ms.",
-        )
-        for name, optimizer, against, target, sense in TARGETS
-    ]
+    notes = {
+        name: f"{1e3 * times[optimizer]:.2f} ms and {1e3 * times[against]:.2f} ms."
+        for name, optimizer, against, *_ in TARGETS
+    }
+    return found_rows(times, f"{millions} M parameters in 107 tensors", "gpu.optimizers_", notes)

@@ -22,8 +22,8 @@ def rows(short):
     for millions, shape in SIZES.items():
         if short and millions > 3:
             break
-        times = timed(shape, 1024, ("floor", "measured"), repeats=3 if short else 7)
-        ratios[millions] = times["measured"] / times["floor"]
+        times = timed(shape, 1024, ("floor", "measured"), repeats=5 if short else 7)
+        ratios[millions] = times.ratio("measured", "floor")
     worst, best = max(ratios.values()), min(ratios.values())
     spread = ", ".join(f"{size} M: {ratio:.3f}" for size, ratio in ratios.items())
     found.append(

@@ -15,39 +15,33 @@ import statistics
 import time
 
 import torch
-from row import Row
+from row import Row, interleaved
 from torch import nn
 
 from lsmooth import optim
 
 SIGNSGD = "generalized-signsgd"
-# name in docs/performance.md, optimizer, held against, target, sense, note
+# name in docs/performance.md, optimizer, held against, target, sense
 TARGETS = [
-    (
-        "signsgd",
-        SIGNSGD,
-        "adam fused",
-        1.2,
-        "at most",
-        "bringing m up to date first reads and writes three arrays more than Adam's seven: 10/7 = 1.43 where memory is "
-        "the limit. The cache does not help, since arithmetic bounds Adam's kernel: on one core, 30 M elements take it "
-        "33 ms out of the cache and 34 ms out of memory, and both operations together take 43 ms where nothing leaves "
-        "the cache, 1.25 at best. In blocks of 2^14 to 2^19 elements, with m or a reused buffer as the kernel's first "
-        "moment, a step took as long as without, or longer.",
-    ),
-    (
-        "loop",
-        "textbook loop",
-        SIGNSGD,
-        3.5,
-        "at least",
-        "Adam's own fused kernel is some 3.0 x faster than this loop on one core: 3.5 would take a kernel of our own.",
-    ),
-    ("foreach", f"{SIGNSGD}, foreach", SIGNSGD, None, "at least", ""),
-    ("clip", "sgd-clip-momentum", "sgd foreach", 1.5, "at most", "the norm is one more pass over the momentum."),
-    ("normalized", "sgd-momentum-normalized", "sgd foreach", 1.5, "at most", ""),
-    ("sign", "signsgd", "adam fused", None, "at most", "eps = 0: signs, without a second moment."),
+    ("signsgd", SIGNSGD, "adam fused", 1.2, "at most"),
+    ("loop", "textbook loop", SIGNSGD, 3.5, "at least"),
+    ("foreach", f"{SIGNSGD}, foreach", SIGNSGD, None, "at least"),
+    ("clip", "sgd-clip-momentum", "sgd foreach", 1.5, "at most"),
+    ("normalized", "sgd-momentum-normalized", "sgd foreach", 1.5, "at most"),
+    ("sign", "signsgd", "adam fused", None, "at most"),
 ]
+# On the CPU.
+NOTES = {
+    "signsgd": "bringing m up to date first reads and writes three arrays more than Adam's seven: 10/7 = 1.43 where "
+    "memory is the limit. The cache does not help, since arithmetic bounds Adam's kernel: on one core, 30 M elements "
+    "take it 33 ms out of the cache and 34 ms out of memory, and both operations together take 43 ms where nothing "
+    "leaves the cache, 1.25 at best. In blocks of 2^14 to 2^19 elements, with m or a reused buffer as the kernel's "
+    "first moment, a step took as long as without, or longer.",
+    "loop": "Adam's own fused kernel is some 3.0 x faster than this loop on one core: 3.5 would take a kernel of our "
+    "own.",
+    "clip": "the norm is one more pass over the momentum.",
+    "sign": "eps = 0: signs, without a second moment.",
+}
 
 
 def parameters(millions, device):
@@ -113,41 +107,28 @@ def contenders(millions, device):
 
 
 def timed(millions, repeats, device="cpu", cpu_time=False):
-    """Return the seconds of each optimizer's step in each round."""
-
-    def clock():
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.process_time() if cpu_time else time.perf_counter()
-
-    optimizers = contenders(millions, device)
-    times = {name: [] for name in optimizers}
-    for number in range(repeats + 2):
-        for name, optimizer in optimizers.items():
-            start = clock()
-            optimizer.step()
-            taken = clock() - start
-            if number >= 2:  # the first rounds allocate state
-                times[name].append(taken)
-    return times
+    """Time each optimizer's step."""
+    return interleaved(
+        {name: optimizer.step for name, optimizer in contenders(millions, device).items()},
+        repeats,
+        torch.cuda.synchronize if device.startswith("cuda") else lambda: None,
+        time.process_time if cpu_time else time.perf_counter,
+    )
 
 
-def ratio(times, name, against):
-    return statistics.median(a / b for a, b in zip(times[name], times[against], strict=True))
-
-
-def found_rows(times, size):
+def found_rows(times, size, prefix="optimizers.", notes=NOTES):
+    """Return what the times say of the targets, with what there is to say of each."""
     return [
         Row(
-            f"optimizers.{name}",
+            f"{prefix}{name}",
             f"a step of {optimizer} over one of {against}, {size}",
-            ratio(times, optimizer, against),
+            times.ratio(optimizer, against),
             "x",
             target,
             sense,
-            note,
+            notes.get(name, ""),
         )
-        for name, optimizer, against, target, sense, note in TARGETS
+        for name, optimizer, against, target, sense in TARGETS
     ]
 
 
@@ -177,8 +158,8 @@ def main():
     del params
     times = timed(arguments.millions, arguments.repeats, arguments.device, arguments.cpu_time)
     print(f"{'':<30}{'median ms':>10}{'least ms':>10}{'/ adam fused':>14}{'/ sgd foreach':>14}")
-    for name, taken in times.items():
-        columns = "".join(f"{ratio(times, name, against):>14.2f}" for against in ("adam fused", "sgd foreach"))
+    for name, taken in times.rounds.items():
+        columns = "".join(f"{times.ratio(name, against):>14.2f}" for against in ("adam fused", "sgd foreach"))
         print(f"{name:<30}{statistics.median(taken) * 1e3:>10.1f}{min(taken) * 1e3:>10.1f}{columns}")
     for row in found_rows(times, size):
         if row.target is not None:

@@ -148,7 +148,7 @@ def rows(short):
 
 
 def timed(shape, tokens, kinds, device="cpu", repeats=7):
-    """Return the median seconds that each kind of step takes."""
+    """Time each kind of step."""
     plain, other = setting(shape, tokens, device), setting(shape, tokens, device)
 
     def floor():
@@ -185,7 +185,7 @@ def measured(size, times):
     return Row(
         f"recorder.measured_{size}",
         f"measured step over its floor, {POINTS} points, {millions(size)} parameters, {SETTINGS[size][1]:,} tokens",
-        times["measured"] / times["floor"],
+        times.ratio("measured", "floor"),
         "x",
         {"5": 1.05, "5_2048": 1.05, "30": 1.02}.get(size),
         note=f"floor {floor}. Of the {1e3 * rest:.0f} ms above it: {own}; the rest is the recorder's other Python, and "
@@ -205,7 +205,9 @@ def millions_of(shape):
 
 def of_size(size):
     """Return time and memory at one size."""
-    times = timed(*SETTINGS[size], ("step", "floor", "measured", "unmeasured", "textbook"))
+    times = timed(*SETTINGS[size], ("step", "floor", "measured", "textbook"))
+    # Single steps, which need more rounds to be told apart.
+    idle = timed(*SETTINGS[size], ("step", "unmeasured"), repeats=21)
     mine, other = setting(*SETTINGS[size]), setting(*SETTINGS[size])
     copies = sum(p.numel() * p.element_size() for p in mine[0].parameters())
 
@@ -225,18 +227,18 @@ def of_size(size):
         Row(
             f"recorder.unmeasured_{size}",
             f"unmeasured step over a step without recorder, {parameters} parameters",
-            times["unmeasured"] / times["step"],
+            idle.ratio("unmeasured", "step"),
             "x",
             1.01,
         ),
         Row(
             f"recorder.textbook_{size}",
             f"the textbook way over a measured step, {parameters} parameters",
-            times["textbook"] / times["measured"],
+            times.ratio("textbook", "measured"),
             "x",
             1.3 if large else 2.0 if size == "0.1" else None,
             "at least",
-            note=f"cannot exceed {times['textbook'] / times['floor']:.2f}: both evaluate the same gradients.",
+            note=f"cannot exceed {times.ratio('textbook', 'floor'):.2f}: both evaluate the same gradients.",
         ),
         Row(
             f"recorder.memory_{size}",
@@ -332,7 +334,7 @@ def of_options(size, repeats):
             Row(
                 f"recorder.{name}_{size}",
                 f"measured step with {what} over one without, {size} M parameters",
-                times["with"] / times["plain"],
+                times.ratio("with", "plain"),
                 "x",
                 note=f"{added:.0f} ms more a measured step.",
             )
@@ -382,7 +384,7 @@ def points_at_once(repeats):
     return Row(
         "recorder.points_at_once",
         f"{POINTS} gradient evaluations one by one over the same under vmap, 0.16 M parameters",
-        times["one by one"] / times["at once"],
+        times.ratio("one by one", "at once"),
         "x",
         None,
         "at least",

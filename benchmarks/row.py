@@ -42,21 +42,49 @@ class Row:
         return f"{text} {self.unit}"
 
 
+@dataclass(frozen=True)
+class Times:
+    """What several functions took, timed in turn; `times[name]` is a median.
+
+    Attributes:
+        rounds: By name, the seconds of each round.
+    """
+
+    rounds: Mapping[str, list[float]]
+
+    def __getitem__(self, name: str) -> float:
+        """Return the median seconds of a function."""
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, name: str, against: str) -> float:
+        """Return the median over rounds of one function's time over another's in the same round.
+
+        A machine that others use, too, is slower at one time than at another: two things taken after one another meet
+        the same of it, and two medians need not.
+        """
+        return statistics.median(a / b for a, b in zip(self.rounds[name], self.rounds[against], strict=True))
+
+
 def interleaved(
-    kinds: Mapping[str, Callable[[], object]], repeats: int = 7, wait: Callable[[], object] = lambda: None
-) -> dict[str, float]:
-    """Return the median seconds of several functions, timed in turn `repeats` times after one call each.
+    kinds: Mapping[str, Callable[[], object]],
+    repeats: int = 7,
+    wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Time several functions in turn `repeats` times, every other round backwards, after one call each.
 
     What a function has started on a device is part of its time: `wait` waits for it.
     """
-    times: dict[str, list[float]] = {name: [] for name in kinds}
+    rounds: dict[str, list[float]] = {name: [] for name in kinds}
     for function in kinds.values():
         function()
+    order = list(kinds.items())
     for _ in range(repeats):
-        for name, function in kinds.items():
+        for name, function in order:
             wait()
-            start = time.perf_counter()
+            start = clock()
             function()
             wait()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+            rounds[name].append(clock() - start)
+        order.reverse()
+    return Times(rounds)

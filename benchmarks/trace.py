@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from recorder import SETTINGS, attached, setting
-from row import Row
+from row import Row, interleaved
 from synthetic import header
 
 from lsmooth.handover import Handover
@@ -118,9 +118,7 @@ def rows(short):
             with Trace(path) as trace:
                 trace.read("grad_diff")
 
-        series()
-        _, one = timed(series, 7)
-        _, whole = timed(everything, 3)
+        times = interleaved({"one": series, "all": everything}, 15 if short else 7)
     return [
         Row(
             "trace.bytes",
@@ -134,12 +132,13 @@ def rows(short):
         Row(
             "trace.series",
             f"global smoothness series of {steps:,} steps x 150 tensors",
-            one,
+            times["one"],
             "s",
             2.0,
-            note=f"norms over all tensors are kept beside those by tensor; reading the latter takes {whole:.1f} s.",
+            note="norms over all tensors are kept beside those by tensor; reading the latter takes "
+            f"{times['all']:.1f} s.",
         ),
-        Row("trace.series_over_all", "the same over reading all `grad_diff`", one / whole, "x"),
+        Row("trace.series_over_all", "the same over reading all `grad_diff`", times.ratio("one", "all"), "x"),
         Row(
             "trace.handing_over",
             "share of training time spent handing over, every step measured, 1.2 M parameters",
