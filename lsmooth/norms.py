@@ -18,8 +18,8 @@ GEOMETRIES: Mapping[str, tuple[Kind, Kind]] = {
     "spectral": ("spectral", "nuclear"),
 }
 
-# Elements that are taken at a time: on the CPU what stays in cache between the difference and its norm, on a GPU what
-# keeps it busy at little memory, a share of the whole within bounds.
+# Elements that are converted or copied at a time: on the CPU few enough to stay in a core's cache in float64, on a GPU
+# what keeps it busy at little memory, a share of the whole within bounds.
 _CPU_PIECE = 1 << 17
 _GPU_PIECE = 1 << 22
 _GPU_LEAST_PIECE = 1 << 18
