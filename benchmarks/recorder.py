@@ -208,8 +208,8 @@ def unmeasured_alone(rounds):
         "what an unmeasured step takes more, 150 tensors",
         1e6 * (times["unmeasured"] - times["step"]),
         "µs",
-        note="beside a step of 10 ms or more this is less than the 1 % aimed at, and than what two whole steps differ "
-        "by anyhow: the ratios above are off 1 in both directions.",
+        note="beside a step of 10 ms or more this is less than the 1 % aimed at, and than what two whole steps of one "
+        "kind differ by.",
     )
 
 
