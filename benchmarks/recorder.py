@@ -143,7 +143,7 @@ def rows(short):
         found += of_size(size)
     if not short:
         # What a measured step costs beyond its gradients does not grow with the batch.
-        found.append(measured("5_2048", timed(*SETTINGS["5_2048"], ("step", "floor", "measured"))))
+        found.append(measured("5_2048", timed(*SETTINGS["5_2048"], ("floor", "measured"))))
     found.append(unmeasured_alone(101 if short else 1001))
     found += of_options("1" if short else "5", 3 if short else 7)
     found.append(points_at_once(7))
@@ -242,7 +242,7 @@ def millions_of(shape):
 
 def of_size(size):
     """Return time and memory at one size."""
-    times = timed(*SETTINGS[size], ("step", "floor", "measured", "textbook"))
+    times = timed(*SETTINGS[size], ("floor", "measured", "textbook"))
     idle = unmeasured(*SETTINGS[size])
     mine, other = setting(*SETTINGS[size]), setting(*SETTINGS[size])
     copies = sum(p.numel() * p.element_size() for p in mine[0].parameters())
