@@ -41,6 +41,7 @@ def rank_of(rank, size, port, arguments, folder, out, err):
 
 
 def start(size, **others):
+    """Run as many ranks; return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
