@@ -6,7 +6,7 @@ python benchmarks/run.py --only gpu
 import torch
 from optimizers import TARGETS, found_rows
 from optimizers import timed as optimizer_steps
-from recorder import POINTS, attached, millions_of, profiled, setting, textbook, timed, train
+from recorder import POINTS, attached, millions_of, profiled, setting, textbook, timed, train, unmeasured
 from row import Row
 
 # Width, layers and vocabulary of a model, and tokens in a batch: at first so few that the host takes longer to launch
@@ -18,7 +18,7 @@ SETTINGS = {
     "30": ((640, 6, 3000), 16384),
     "100": ((1024, 8, 1000), 4096),
 }
-KINDS = ("step", "floor", "measured", "played", "unmeasured", "textbook")
+KINDS = ("step", "floor", "measured", "played", "textbook")
 
 
 def rows(short):
@@ -29,6 +29,7 @@ def rows(short):
 def of_size(size):
     shape, tokens = SETTINGS[size]
     times = timed(shape, tokens, KINDS, "cuda", 7 if size in ("30", "100") else 15)
+    idle, longer = unmeasured(lambda: setting(shape, tokens, "cuda"), 31, "cuda")
     what = f"{millions_of(shape)} parameters, {tokens:,} tokens"
     large = size not in ("0.1", "5_2048")
     above, by_hand = memory(shape, tokens)
@@ -46,10 +47,10 @@ def of_size(size):
         Row(
             f"gpu.unmeasured_{size}",
             f"unmeasured step over a step without recorder, {what}",
-            times.ratio("unmeasured", "step"),
+            idle,
             "x",
             1.01,
-            note=f"{1e6 * (times['unmeasured'] - times['step']):+.0f} µs.",
+            note=f"{1e6 * longer:+.0f} µs.",
         ),
         Row(
             f"gpu.textbook_{size}",

@@ -169,14 +169,17 @@ def timed(shape, tokens, kinds, device="cpu", repeats=7):
             "floor": floor,
             "measured": lambda: step(True),
             "played": lambda: play(True),
-            "unmeasured": lambda: step(False),
             "textbook": lambda: textbook(*other),
         }
-        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-        return interleaved({kind: functions[kind] for kind in kinds}, repeats, wait)
+        return interleaved({kind: functions[kind] for kind in kinds}, repeats, waiting(device))
 
 
-def unmeasured(make, rounds):
+def waiting(device):
+    """Return what waits for a device."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def unmeasured(make, rounds, device="cpu"):
     """Time steps that are not measured beside steps without recorder.
 
     Two models of a kind differ by a percent or two, by where their memory lies: each is watched in its turn.
@@ -189,7 +192,7 @@ def unmeasured(make, rounds):
     for watched, plain in (pair, pair[::-1]):
         with attached(*watched) as step:
             kinds = {"step": functools.partial(train, *plain), "unmeasured": functools.partial(step, False)}
-            found.append(interleaved(kinds, rounds))
+            found.append(interleaved(kinds, rounds, waiting(device)))
     return (
         statistics.geometric_mean(times.ratio("unmeasured", "step") for times in found),
         statistics.mean(times["unmeasured"] - times["step"] for times in found),
