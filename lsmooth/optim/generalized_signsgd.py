@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from lsmooth.optim.groups import (
     check_below_one,
     check_lr,
     is_plain,
+    kinds,
     lie_alike,
     on_device,
 )
@@ -46,11 +49,14 @@ class GeneralizedSignSGD(CheckedOptimizer):
         maximize: Ascend instead of descend.
         foreach: Use the multi-tensor backend. None chooses the fastest backend that is exact for the parameters.
         fused: Use the fused backend: m goes through torch's fused Adam kernel. It needs eps > 0.
+        compile: Use torch.compile to update each large tensor in one pass through memory: the fastest backend on the
+            CPU, and only there. The first step waits some seconds for a C++ compiler.
         differentiable: Let autograd see the step (the single-tensor backend, then).
 
     Raises:
         InvalidArgumentError: A hyperparameter is out of range, or switches contradict each other.
-        OptimizerError: A parameter is complex, a gradient sparse, or `fused=True` cannot be had for a parameter.
+        OptimizerError: A parameter is complex, a gradient sparse, `fused=True` or `compile=True` cannot be had for a
+            parameter, or no C++ compiler works.
 
     Source: Crawshaw, Liu, Orabona, Zhang, Zhuang, "Robustness to Unbounded Smoothness of Generalized SignSGD",
     NeurIPS 2022, Algorithm 1; eps, weight decay and bias correction follow torch.optim.Adam.
@@ -77,6 +83,7 @@ class GeneralizedSignSGD(CheckedOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        compile: bool = False,
         differentiable: bool = False,
     ) -> None:
         defaults = {
@@ -89,6 +96,7 @@ class GeneralizedSignSGD(CheckedOptimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
+            "compile": compile,
             "differentiable": differentiable,
         }
         super().__init__(params, defaults)
@@ -102,6 +110,16 @@ class GeneralizedSignSGD(CheckedOptimizer):
         for index in (0, 1):
             check_below_one(f"beta parameter at index {index}", betas[index])
         check_at_least_zero("weight_decay value", group["weight_decay"])
+        if group["compile"]:
+            for other in ("foreach", "fused", "differentiable"):
+                if group[other]:
+                    raise InvalidArgumentError(f"`compile` does not support `{other}`; leave {other} unset.")
+            for p in group["params"]:
+                if p.device.type != "cpu" or not torch.is_floating_point(p):
+                    raise OptimizerError(
+                        "`compile=True` is for floating point parameters on the CPU, and one is "
+                        f"{p.dtype} on {p.device.type}; leave compile unset."
+                    )
         if not group["fused"]:
             if group["differentiable"] and group["foreach"]:
                 raise InvalidArgumentError("`foreach` does not support `differentiable`; leave foreach unset.")
@@ -113,7 +131,7 @@ class GeneralizedSignSGD(CheckedOptimizer):
         if group["eps"] == 0:
             raise InvalidArgumentError("`fused` needs eps > 0, it would turn 0/0 into NaN; leave fused unset.")
         for p in group["params"]:
-            if not _kernel_takes(p):
+            if not _kernel_takes([p]):
                 raise OptimizerError(
                     "`fused=True` requires all the params to be floating point Tensors of supported devices: "
                     f"{list(KERNEL_DEVICES)} but {p.dtype} and {p.device.type}; leave fused unset."
@@ -156,12 +174,15 @@ class GeneralizedSignSGD(CheckedOptimizer):
                 maximize=group["maximize"],
                 foreach=group["foreach"],
                 fused=group["fused"],
+                compile=group["compile"],
                 differentiable=group["differentiable"],
             )
 
 
-def _kernel_takes(p: Tensor) -> bool:
-    return p.device.type in KERNEL_DEVICES and torch.is_floating_point(p)
+def _kernel_takes(params: list[Tensor]) -> bool:
+    """Say whether torch's fused kernels take all of some parameters."""
+    devices, dtypes = kinds(params)
+    return all(device.type in KERNEL_DEVICES for device in devices) and all(dtype.is_floating_point for dtype in dtypes)
 
 
 def generalized_signsgd(
@@ -181,23 +202,26 @@ def generalized_signsgd(
     maximize: bool,
     foreach: bool | None = None,
     fused: bool | None = None,
+    compile: bool = False,
     differentiable: bool = False,
 ) -> None:
     """Functional form of `GeneralizedSignSGD`: update params, exp_avgs (m) and exp_avg_sqs (v) in place.
 
     `steps` are the numbers t of this step, counted from 1; exp_avg_sqs is empty where beta2 is 0. With foreach and
-    fused both None, the fastest backend that is exact for these tensors is taken: fused where eps > 0, else
-    multi-tensor. With beta2 = 0 there is nothing to fuse, and multi-tensor stands in for fused.
+    fused both None, the fastest backend that is exact for these tensors and compiles nothing is taken: fused where
+    eps > 0, else multi-tensor. With beta2 = 0 there is nothing to fuse or to compile, and multi-tensor stands in.
     """
     if not params:
         return
     if foreach is None and fused is None and not differentiable and is_plain(params):
-        fused = eps > 0 and all(map(_kernel_takes, params))
+        fused = eps > 0 and _kernel_takes(params)
         foreach = not fused
     if fused and beta2 == 0:
         fused, foreach = False, True
     routine = (
-        _fused_generalized_signsgd
+        _compiled_generalized_signsgd
+        if compile and beta2 != 0
+        else _fused_generalized_signsgd
         if fused
         else _multi_tensor_generalized_signsgd
         if foreach
@@ -271,6 +295,11 @@ def _single_tensor_generalized_signsgd(
             p.addcdiv_(m, denominator, value=-rate)
 
 
+def _chosen(columns: Sequence[Sequence[Any]], positions: Sequence[int]) -> list[list[Any]]:
+    """Return some positions of parallel lists."""
+    return [[column[position] for position in positions] for column in columns]
+
+
 def _least_root(dtype: torch.dtype) -> float:
     """Return a number no larger than √v of any v > 0 in a dtype: for eps = 0, what √v may not fall below.
 
@@ -313,7 +342,7 @@ def _multi_tensor_generalized_signsgd(
         for step in sorted(set(columns[4])):
             chosen = [position for position, other in enumerate(columns[4]) if other == step]
             step_rate = rate / (1 - beta1**step) if bias_correction else rate
-            for p, g, m, v in blocks([[column[i] for i in chosen] for column in columns[:4]]):
+            for p, g, m, v in blocks(_chosen(columns[:4], chosen)):
                 if weight_decay != 0 and decoupled_weight_decay:
                     torch._foreach_mul_(p, 1 - rate * weight_decay)
                 if maximize:
@@ -382,14 +411,11 @@ def _fused_generalized_signsgd(
         # Without correction the number of the step does not matter, and all tensors go together.
         steps = [1] * len(params)
     walked = [i for i, p in enumerate(params) if not lie_alike(p, exp_avgs[i], exp_avg_sqs[i])]
+    columns = (params, grads, exp_avgs, exp_avg_sqs, steps)
     if walked:
         # The kernel reads tensors as they lie in memory; one with gaps, say, has to be walked.
         _single_tensor_generalized_signsgd(
-            [params[i] for i in walked],
-            [grads[i] for i in walked],
-            [exp_avgs[i] for i in walked],
-            [exp_avg_sqs[i] for i in walked],
-            [steps[i] for i in walked],
+            *_chosen(columns, walked),
             lr=lr,
             beta1=beta1,
             beta2=beta2,
@@ -401,15 +427,14 @@ def _fused_generalized_signsgd(
             differentiable=differentiable,
         )
     read = sorted(set(range(len(params))) - set(walked))
-    columns = ([column[i] for i in read] for column in (params, grads, exp_avgs, exp_avg_sqs, steps))
-    for p, g, m, v, t in by_device_and_dtype(*columns):
+    for p, g, m, v, t in by_device_and_dtype(*_chosen(columns, read)):
         rate = on_device(lr, p[0].device)
         for step in sorted(set(t)):
             correction1 = 1 - beta1**step if bias_correction else 1.0
             count = torch.full((), step if bias_correction else _NO_CORRECTION, dtype=torch.float32, device=p[0].device)
             kernel = torch._fused_adamw_ if decoupled_weight_decay else torch._fused_adam_
             chosen = [position for position, other in enumerate(t) if other == step]
-            chosen_p, chosen_g, chosen_m, chosen_v = ([column[i] for i in chosen] for column in (p, g, m, v))
+            chosen_p, chosen_g, chosen_m, chosen_v = _chosen((p, g, m, v), chosen)
             if maximize:
                 torch._foreach_mul_(chosen_m, beta1)
                 torch._foreach_add_(chosen_m, chosen_g, alpha=beta1 - 1)
@@ -433,3 +458,99 @@ def _fused_generalized_signsgd(
                 eps=eps,
                 maximize=False,
             )
+
+
+# From as many elements on, a pass less through a tensor saves more time than a call of compiled code takes.
+_WORTH_COMPILING = 1 << 18
+
+
+def _compiled_generalized_signsgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[int],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    bias_correction: bool,
+    maximize: bool,
+    differentiable: bool,
+) -> None:
+    """Update each large tensor in one pass through memory, by code that torch.compile makes; the others as ever.
+
+    Equal to the single-tensor form up to rounding.
+    """
+    columns = (params, grads, exp_avgs, exp_avg_sqs, steps)
+    large, others = [], []
+    for position, tensors in enumerate(zip(*columns[:4], strict=True)):
+        worth = tensors[0].numel() >= _WORTH_COMPILING and tensors[0].device.type == "cpu"
+        fit = worth and is_plain(tensors) and all(map(Tensor.is_contiguous, tensors))
+        (large if fit else others).append(position)
+
+    @functools.cache
+    def numbers(kind: torch.dtype, step: int) -> Tensor:
+        """Return what a step multiplies by, in a tensor, since other numbers would have to be compiled for anew."""
+        rate = lr / (1 - beta1**step) if bias_correction else lr
+        root = (1 - beta2**step) ** 0.5 if bias_correction else 1.0
+        found = [
+            -1.0 if maximize else 1.0,
+            0.0 if decoupled_weight_decay else weight_decay,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            1 - lr * weight_decay if decoupled_weight_decay else 1.0,
+            # m / (√v / root + eps) = root m / (√v + root eps)
+            rate * root,
+            eps * root,
+            0.0 if eps != 0 else _least_root(kind),
+        ]
+        dtype = torch.promote_types(kind, torch.float32)
+        return torch.stack([torch.as_tensor(number, dtype=dtype, device="cpu").reshape(()) for number in found])
+
+    try:
+        for p, g, m, v, step in zip(*_chosen(columns, large), strict=True):
+            factors = numbers(p.dtype, step if bias_correction else 1)
+            _compiled()(p.view(-1), g.view(-1), m.view(-1), v.view(-1), factors)
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise OptimizerError(
+            "`compile=True` needs a C++ compiler that torch.compile can use, and it found none that works; install "
+            "one, or leave compile unset."
+        ) from error
+    generalized_signsgd(
+        *_chosen(columns, others),
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        bias_correction=bias_correction,
+        maximize=maximize,
+        differentiable=differentiable,
+    )
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
+    """Return `_one_pass` compiled for tensors of any size."""
+    return torch.compile(_one_pass, dynamic=True)
+
+
+def _one_pass(p: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
+    """Update a tensor by operations on single elements alone, so that a compiler can do all of them in one loop."""
+    sign, l2, arriving, kept_square, arriving_square, kept, rate, eps, least = numbers.unbind()
+    # Where tensors are of low precision, only what is stored is rounded to it.
+    wide = numbers.dtype
+    x, moment, square = p.to(wide), m.to(wide), v.to(wide)
+    moment = moment + arriving * (sign * g.to(wide) + l2 * x - moment)
+    square = kept_square * square + arriving_square * moment * moment
+    m.copy_(moment)
+    v.copy_(square)
+    p.copy_(kept * x - rate * moment / (torch.maximum(square.sqrt(), least) + eps))

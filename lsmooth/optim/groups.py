@@ -140,12 +140,17 @@ def check_below_one(kind: str, value: float) -> None:
 _DTYPE, _DEVICE = operator.attrgetter("dtype"), operator.attrgetter("device")
 
 
+def kinds(tensors: Sequence[Tensor]) -> tuple[set[torch.device], set[torch.dtype]]:
+    """Return the devices and the dtypes that there are among tensors."""
+    return set(map(_DEVICE, tensors)), set(map(_DTYPE, tensors))
+
+
 def by_device_and_dtype(*lists: Sequence[Any]) -> Iterator[tuple[list[Any], ...]]:
     """Split parallel lists, the first of them tensors, into runs that one multi-tensor kernel can take together."""
     if not lists[0]:
         return
     # Nearly always all are alike, which takes less time to see than to sort.
-    if len(set(map(_DTYPE, lists[0]))) == len(set(map(_DEVICE, lists[0]))) == 1:
+    if all(len(found) == 1 for found in kinds(lists[0])):
         yield tuple(list(values) for values in lists)
         return
     found: dict[tuple[torch.device, torch.dtype], list[int]] = {}

@@ -544,6 +544,13 @@ P = torch.nn.Parameter
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], differentiable=True, foreach=True), "does not support"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1))], eps=0.0, fused=True), "`fused` needs eps > 0"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1, device="meta"))], fused=True), "supported devices"),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1))], compile=True, fused=True), "leave fused unset"),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1))], compile=True, foreach=True), "leave foreach unset"),
+        (
+            lambda: GeneralizedSignSGD([P(torch.ones(1))], compile=True, differentiable=True),
+            "leave differentiable unset",
+        ),
+        (lambda: GeneralizedSignSGD([P(torch.ones(1, device="meta"))], compile=True), "leave compile unset"),
         (lambda: GeneralizedSignSGD([P(torch.ones(1, dtype=torch.complex64))]), "complex"),
         (lambda: SGDClip([P(torch.ones(1))], lr=0.1, max_norm=0.0), "Invalid max_norm value: 0.0"),
         (lambda: SGDClip([P(torch.ones(1))], lr=0.1, max_norm=1.0, nu=1.5), "Invalid nu value: 1.5"),
