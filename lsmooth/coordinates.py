@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 
 # On a GPU, tensors up to this many elements are read end to end: copying them costs less than a kernel for each.
 _SMALL = 1 << 13
+# Sets of tensors for which it is remembered how to read them.
+_MOST_PLANS = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,36 @@ def choose_coordinates(
     return FollowedCoordinates(tuple(labels), np.array(owners, dtype=np.int64), np.array(indices, dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How to read the followed coordinates of some tensors that lie on one device.
+
+    Attributes:
+        together: Places, in the list of tensors, of those that are read end to end.
+        joint: Indices in all of these end to end.
+        alone: Places of the others, with the indices in each.
+        places: Where the values go, in this order.
+    """
+
+    together: tuple[int, ...]
+    joint: Tensor
+    alone: tuple[tuple[int, Tensor], ...]
+    places: slice | Tensor
+
+    def values(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the followed coordinates."""
+        found = [torch.take(tensors[place], indices) for place, indices in self.alone]
+        if self.together:
+            found.insert(0, torch.take(torch.cat([tensors[place].reshape(-1) for place in self.together]), self.joint))
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+
 class CoordinateReader:
     """Reads the followed coordinates out of tensors that arrive one after another, without waiting for the device.
 
     Args:
         coordinates: Which coordinates are followed.
-        tensors: The parameter tensors, for their devices.
+        tensors: The parameter tensors, for their sizes and devices.
         device: Where the values are wanted.
         held: Given a tensor and positions in it, says which of these are in this process, and where (`Ranks.held`).
     """
@@ -72,56 +98,53 @@ class CoordinateReader:
         device: torch.device,
         held: Callable[[Tensor, NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]],
     ) -> None:
-        self._indices: dict[int, Tensor] = {}
-        self._places: dict[int, slice | Tensor] = {}
-        # Of small tensors that arrived together before, by their positions: indices in all of them end to end.
-        self._joint: dict[tuple[int, ...], Tensor] = {}
+        self._device = device
+        # By position of a tensor that has any: where in it they are, and where they go.
+        self._indices: dict[int, NDArray[np.int64]] = {}
+        self._places: dict[int, NDArray[np.int64]] = {}
         for position, tensor in enumerate(tensors):
             mine = np.flatnonzero(coordinates.owners == position)
             here, indices = held(tensor, coordinates.indices[mine])
             if len(here):
-                self._indices[position] = torch.from_numpy(indices).to(tensor.device)
-                if len(here) == len(mine):
-                    self._places[position] = slice(int(mine[0]), int(mine[-1]) + 1)
-                else:
-                    self._places[position] = torch.from_numpy(mine[here]).to(device)
+                self._indices[position] = indices
+                self._places[position] = mine[here]
+        # By the positions that arrived together before, which are the same from step to step.
+        self._plans: dict[tuple[int, ...], list[_Plan]] = {}
 
+    @torch.no_grad()
     def read(self, positions: Sequence[int], tensors: Sequence[Tensor], into: Tensor) -> None:
         """Copy the followed coordinates of the tensors at `positions` into their places in `into`, (c,)."""
-        run: list[Tensor] = []
-        begin = end = 0
-        for position, values in self._values(
-            {i: t for i, t in zip(positions, tensors, strict=True) if i in self._indices}
-        ):
-            place = self._places[position]
-            if not isinstance(place, slice):
-                into.index_copy_(0, place, values.to(into.device, into.dtype, non_blocking=True))
-                continue
-            # Neighbours go together.
-            if run and (place.start != end or values.device != run[-1].device):
-                into[begin:end].copy_(torch.cat(run), non_blocking=True)
-                run = []
-            if not run:
-                begin = place.start
-            run.append(values)
-            end = place.stop
-        if run:
-            into[begin:end].copy_(torch.cat(run) if len(run) > 1 else run[0], non_blocking=True)
-
-    def _values(self, tensors: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Yield the followed coordinates of each tensor, by position, as they are given."""
-        together = {i: t.detach() for i, t in tensors.items() if t.numel() <= _SMALL and not t.is_cpu}
-        found: dict[int, Tensor] = {}
-        for device in {tensor.device for tensor in together.values()}:
-            some = {i: t for i, t in together.items() if t.device == device}
-            key = tuple(some)
-            if key not in self._joint:
-                starts = np.cumsum([0, *(t.numel() for t in some.values())]).tolist()
-                self._joint[key] = torch.cat([self._indices[i] + starts[n] for n, i in enumerate(some)])
-            values = torch.take(torch.cat([t.reshape(-1) for t in some.values()]), self._joint[key])
-            found |= zip(some, values.split([len(self._indices[i]) for i in some]), strict=True)
-        for position, tensor in tensors.items():
-            if position in found:
-                yield position, found[position]
+        key = tuple(positions)
+        if key not in self._plans:
+            if len(self._plans) == _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = self._planned(positions, tensors)
+        for plan in self._plans[key]:
+            values = plan.values(tensors).to(into.device, into.dtype, non_blocking=True)
+            if isinstance(plan.places, slice):
+                into[plan.places].copy_(values)
             else:
-                yield position, torch.take(tensor.detach(), self._indices[position])
+                into.index_copy_(0, plan.places, values)
+
+    def _planned(self, positions: Sequence[int], tensors: Sequence[Tensor]) -> list[_Plan]:
+        """Return how to read tensors that arrive together, by device."""
+        plans = []
+        followed = [place for place, position in enumerate(positions) if position in self._indices]
+        for device in dict.fromkeys(tensors[place].device for place in followed):
+            here = [place for place in followed if tensors[place].device == device]
+            together = [place for place in here if device.type != "cpu" and tensors[place].numel() <= _SMALL]
+            alone = [place for place in here if place not in together]
+            starts = np.cumsum([0, *(tensors[place].numel() for place in together)])
+            joint = [self._indices[positions[place]] + start for place, start in zip(together, starts, strict=False)]
+            places = np.concatenate([self._places[positions[place]] for place in together + alone])
+            plans.append(
+                _Plan(
+                    tuple(together),
+                    torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *joint])).to(device),
+                    tuple((place, torch.from_numpy(self._indices[positions[place]]).to(device)) for place in alone),
+                    slice(int(places[0]), int(places[-1]) + 1)
+                    if (np.diff(places) == 1).all()
+                    else torch.from_numpy(places).to(self._device),
+                )
+            )
+        return plans

@@ -271,13 +271,12 @@ class _Scratch:
     """
 
     def __init__(self, size: int) -> None:
+        self._size = size
         self._memory = torch.empty(size, dtype=torch.float32, device="cpu")
 
     def takes(self, tensor: Tensor) -> bool:
         """Say whether pieces of a tensor are to be taken here."""
-        return (
-            len(self._memory) > 0 and tensor.numel() >= _CPU_LARGE and tensor.is_cpu and tensor.dtype != torch.float64
-        )
+        return self._size > 0 and tensor.numel() >= _CPU_LARGE and tensor.is_cpu and tensor.dtype != torch.float64
 
     def differences(
         self, tensor: Tensor, other: Tensor | None, along: Tensor | None
@@ -285,7 +284,7 @@ class _Scratch:
         """Cut a difference and its counterpart into flat pieces; each is there until the next is taken."""
         low = tensor.dtype in _LOW_PRECISION
         # A tensor that is its own difference needs no memory, and is taken whole.
-        size = len(self._memory) if low or other is not None or along is not None else tensor.numel()
+        size = self._size if low or other is not None or along is not None else tensor.numel()
         for left, right, third in _flat_pieces(tensor, other, along, size):
             into = self._memory[: len(left)]
             if low:
