@@ -149,8 +149,8 @@ def rows(short):
     return found
 
 
-def timed(shape, tokens, kinds, device="cpu", repeats=7):
-    """Time each kind of step."""
+def timed(shape, tokens, kinds, device="cpu", repeats=7, steps=1):
+    """Time each kind of step, several after one another where a device runs behind its host."""
     plain, other = setting(shape, tokens, device), setting(shape, tokens, device)
 
     def floor():
@@ -171,7 +171,12 @@ def timed(shape, tokens, kinds, device="cpu", repeats=7):
             "played": lambda: play(True),
             "textbook": lambda: textbook(*other),
         }
-        return interleaved({kind: functions[kind] for kind in kinds}, repeats, waiting(device))
+
+        def run(kind):
+            for _ in range(steps):
+                functions[kind]()
+
+        return interleaved({kind: functools.partial(run, kind) for kind in kinds}, repeats, waiting(device))
 
 
 def waiting(device):
