@@ -63,20 +63,20 @@ class _Plan:
 
     Attributes:
         together: Places, in the list of tensors, of those that are read end to end.
-        joint: Indices in all of these end to end.
+        joint: Indices in all of these end to end, if there are any.
         alone: Places of the others, with the indices in each.
         places: Where the values go, in this order.
     """
 
     together: tuple[int, ...]
-    joint: Tensor
+    joint: Tensor | None
     alone: tuple[tuple[int, Tensor], ...]
     places: slice | Tensor
 
     def values(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the followed coordinates."""
         found = [torch.take(tensors[place], indices) for place, indices in self.alone]
-        if self.together:
+        if self.joint is not None:
             found.insert(0, torch.take(torch.cat([tensors[place].reshape(-1) for place in self.together]), self.joint))
         return torch.cat(found) if len(found) > 1 else found[0]
 
@@ -98,16 +98,18 @@ class CoordinateReader:
         device: torch.device,
         held: Callable[[Tensor, NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]],
     ) -> None:
-        self._device = device
-        # By position of a tensor that has any: where in it they are, and where they go.
-        self._indices: dict[int, NDArray[np.int64]] = {}
-        self._places: dict[int, NDArray[np.int64]] = {}
+        # By position of a tensor that has any: where in it they are, and where they go. On their devices from the
+        # start, since bringing something there waits for it.
+        self._indices: dict[int, Tensor] = {}
+        self._places: dict[int, Tensor] = {}
+        self._numbers: dict[int, NDArray[np.int64]] = {}
         for position, tensor in enumerate(tensors):
             mine = np.flatnonzero(coordinates.owners == position)
             here, indices = held(tensor, coordinates.indices[mine])
             if len(here):
-                self._indices[position] = indices
-                self._places[position] = mine[here]
+                self._indices[position] = torch.from_numpy(indices).to(tensor.device)
+                self._places[position] = torch.from_numpy(mine[here]).to(device)
+                self._numbers[position] = mine[here]
         # By the positions that arrived together before, which are the same from step to step.
         self._plans: dict[tuple[int, ...], list[_Plan]] = {}
 
@@ -134,17 +136,20 @@ class CoordinateReader:
             here = [place for place in followed if tensors[place].device == device]
             together = [place for place in here if device.type != "cpu" and tensors[place].numel() <= _SMALL]
             alone = [place for place in here if place not in together]
-            starts = np.cumsum([0, *(tensors[place].numel() for place in together)])
-            joint = [self._indices[positions[place]] + start for place, start in zip(together, starts, strict=False)]
-            places = np.concatenate([self._places[positions[place]] for place in together + alone])
+            joint, start = [], 0
+            for place in together:
+                joint.append(self._indices[positions[place]] + start)
+                start += tensors[place].numel()
+            order = [positions[place] for place in together + alone]
+            numbers = np.concatenate([self._numbers[position] for position in order])
             plans.append(
                 _Plan(
                     tuple(together),
-                    torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *joint])).to(device),
-                    tuple((place, torch.from_numpy(self._indices[positions[place]]).to(device)) for place in alone),
-                    slice(int(places[0]), int(places[-1]) + 1)
-                    if (np.diff(places) == 1).all()
-                    else torch.from_numpy(places).to(self._device),
+                    torch.cat(joint) if joint else None,
+                    tuple((place, self._indices[positions[place]]) for place in alone),
+                    slice(int(numbers[0]), int(numbers[-1]) + 1)
+                    if (np.diff(numbers) == 1).all()
+                    else torch.cat([self._places[position] for position in order]),
                 )
             )
         return plans

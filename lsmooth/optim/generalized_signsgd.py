@@ -486,7 +486,8 @@ def _compiled_generalized_signsgd(
     Equal to the single-tensor form up to rounding.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs, steps)
-    large, others = [], []
+    large: list[int] = []
+    others: list[int] = []
     for position, tensors in enumerate(zip(*columns[:4], strict=True)):
         worth = tensors[0].numel() >= _WORTH_COMPILING and tensors[0].device.type == "cpu"
         fit = worth and is_plain(tensors) and all(map(Tensor.is_contiguous, tensors))

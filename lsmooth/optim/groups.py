@@ -20,6 +20,8 @@ _CPU_BLOCK = 1 << 18
 # Where torch's fused kernels were seen to do what the backends here ask of them.
 KERNEL_DEVICES = ("cpu", "cuda")
 
+_DEVICE, _DTYPE, _LAYOUT = map(operator.attrgetter, ("device", "dtype", "layout"))
+
 
 class CheckedOptimizer(Optimizer):
     """An optimizer that checks the hyperparameters of every group, those added later included.
@@ -92,12 +94,11 @@ class CheckedOptimizer(Optimizer):
         """Return the parameters of a group that have a gradient, and their gradients."""
         params = [p for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in params]
-        for grad in grads:
-            if grad.is_sparse or grad.layout != torch.strided:
-                raise OptimizerError(
-                    f"{type(self).__name__} does not support sparse gradients; make the layer give dense ones "
-                    "(sparse=False)."
-                )
+        if any(layout != torch.strided for layout in set(map(_LAYOUT, grads))):
+            raise OptimizerError(
+                f"{type(self).__name__} does not support sparse gradients; make the layer give dense ones "
+                "(sparse=False)."
+            )
         return params, grads
 
 
@@ -135,9 +136,6 @@ def check_below_one(kind: str, value: float) -> None:
     _check_number(kind, value)
     if not 0.0 <= value < 1.0:
         raise InvalidArgumentError(f"Invalid {kind}: {value}; it must be at least 0 and below 1.")
-
-
-_DTYPE, _DEVICE = operator.attrgetter("dtype"), operator.attrgetter("device")
 
 
 def kinds(tensors: Sequence[Tensor]) -> tuple[set[torch.device], set[torch.dtype]]:

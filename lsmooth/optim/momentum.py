@@ -173,27 +173,26 @@ def _multi_tensor_advance(
         raise InvalidArgumentError("`foreach` does not support `differentiable`; leave foreach unset.")
     gradients: list[Tensor] = list(grads)
     directions: list[Tensor] = list(grads)
-    for p, g, positions in by_device_and_dtype(params, grads, range(len(params))):
+    for p, g, held, positions in by_device_and_dtype(params, grads, buffers, range(len(params))):
         if maximize:
             g = list(torch._foreach_neg(g))
         if weight_decay != 0:
             g = list(torch._foreach_add(g, p, alpha=weight_decay))
         d = g
         if momentum != 0:
-            kept: list[tuple[Tensor, Tensor]] = []
-            for position, grad in zip(positions, g, strict=True):
-                buffer = buffers[position]
-                if buffer is None:
-                    buffers[position] = torch.clone(grad).detach()
-                else:
-                    kept.append((buffer, grad))
+            kept = [place for place, buffer in enumerate(held) if buffer is not None]
             if kept:
-                held, arrived = (list(column) for column in zip(*kept, strict=True))
-                torch._foreach_mul_(held, momentum)
-                torch._foreach_add_(held, arrived, alpha=1 - dampening)
-            d = [buffer for position in positions if (buffer := buffers[position]) is not None]
+                all_kept = len(kept) == len(held)
+                old = held if all_kept else [held[place] for place in kept]
+                torch._foreach_mul_(old, momentum)
+                torch._foreach_add_(old, g if all_kept else [g[place] for place in kept], alpha=1 - dampening)
+            for place in set(range(len(held))).difference(kept):
+                held[place] = buffers[positions[place]] = torch.clone(g[place]).detach()
+            d = held
             if nesterov:
                 d = list(torch._foreach_add(g, d, alpha=momentum))
+        if len(g) == len(grads):
+            return g, d
         for position, gradient, direction in zip(positions, g, d, strict=True):
             gradients[position], directions[position] = gradient, direction
     return gradients, directions
