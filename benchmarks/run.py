@@ -7,7 +7,8 @@
     python benchmarks/run.py --short --check    small sizes; exit code 1 if a ratio is 25 % worse than the committed one
 
 Each benchmark is a module here with a function `rows(short)` that returns `Row`s. Ratios are taken between things timed
-side by side, interleaved, in one process.
+side by side, interleaved, in one process, of which each benchmark has its own: what one has left in memory would weigh
+on the next.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import datetime
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -44,7 +46,15 @@ QUOTED = (
         for size in ("1", "5", "30")
         for what in ("measured", "unmeasured", "textbook", "memory")
     ),
-    *("optimizers.signsgd", "trace.bytes", "trace.handing_over", "trace.series", "fit.envelope", "figures.scatter"),
+    *(
+        "optimizers.signsgd",
+        "optimizers.compiled",
+        "trace.bytes",
+        "trace.handing_over",
+        "trace.series",
+        "fit.envelope",
+        "figures.scatter",
+    ),
     *("commands.help", "commands.info", "commands.plot"),
 )
 
@@ -133,10 +143,20 @@ def check(rows: list[Row], committed: dict[str, float]) -> dict[str, str]:
     return found
 
 
-def measured(module: str, short: bool) -> list[Row]:
-    """Run one benchmark."""
-    print(f"{module} …", file=sys.stderr, flush=True)
+def run(module: str, short: bool) -> list[Row]:
+    """Return the rows of one benchmark."""
     rows: list[Row] = importlib.import_module(module).rows(short)
+    return rows
+
+
+def measured(module: str, short: bool) -> list[Row]:
+    """Run one benchmark in a process of its own."""
+    print(f"{module} …", file=sys.stderr, flush=True)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        rows = pool.apply(run, (module, short))
+        # Let it end by itself, and its own processes with it.
+        pool.close()
+        pool.join()
     for row in rows:
         print(f"  {row.what}: {row.format(row.value)}", file=sys.stderr, flush=True)
     return rows

@@ -50,7 +50,8 @@ class GeneralizedSignSGD(CheckedOptimizer):
         foreach: Use the multi-tensor backend. None chooses the fastest backend that is exact for the parameters.
         fused: Use the fused backend: m goes through torch's fused Adam kernel. It needs eps > 0.
         compile: Use torch.compile to update each large tensor in one pass through memory: the fastest backend on the
-            CPU, and only there. The first step waits some seconds for a C++ compiler.
+            CPU, and only there. The first step waits for a C++ compiler: some 15 s, and less where a process has
+            compiled it before.
         differentiable: Let autograd see the step (the single-tensor backend, then).
 
     Raises:
@@ -462,6 +463,9 @@ def _fused_generalized_signsgd(
 
 # From as many elements on, a pass less through a tensor saves more time than a call of compiled code takes.
 _WORTH_COMPILING = 1 << 18
+# Tensors of one size that a call of compiled code takes, where there are as many, as the layers of a model have; each
+# one that is left over has its own.
+_A_CALL = 4
 
 
 def _compiled_generalized_signsgd(
@@ -486,12 +490,15 @@ def _compiled_generalized_signsgd(
     Equal to the single-tensor form up to rounding.
     """
     columns = (params, grads, exp_avgs, exp_avg_sqs, steps)
-    large: list[int] = []
+    alike: dict[tuple[int, torch.dtype, int], list[int]] = {}
     others: list[int] = []
-    for position, tensors in enumerate(zip(*columns[:4], strict=True)):
-        worth = tensors[0].numel() >= _WORTH_COMPILING and tensors[0].device.type == "cpu"
-        fit = worth and is_plain(tensors) and all(map(Tensor.is_contiguous, tensors))
-        (large if fit else others).append(position)
+    for position, (*tensors, step) in enumerate(zip(*columns, strict=True)):
+        param = tensors[0]
+        worth = param.numel() >= _WORTH_COMPILING and param.device.type == "cpu"
+        if worth and is_plain(tensors) and all(map(Tensor.is_contiguous, tensors)):
+            alike.setdefault((param.numel(), param.dtype, step if bias_correction else 1), []).append(position)
+        else:
+            others.append(position)
 
     @functools.cache
     def numbers(kind: torch.dtype, step: int) -> Tensor:
@@ -514,9 +521,13 @@ def _compiled_generalized_signsgd(
         return torch.stack([torch.as_tensor(number, dtype=dtype, device="cpu").reshape(()) for number in found])
 
     try:
-        for p, g, m, v, step in zip(*_chosen(columns, large), strict=True):
-            factors = numbers(p.dtype, step if bias_correction else 1)
-            _compiled()(p.view(-1), g.view(-1), m.view(-1), v.view(-1), factors)
+        for (_, dtype, step), positions in alike.items():
+            factors = numbers(dtype, step)
+            whole = len(positions) // _A_CALL * _A_CALL
+            calls = [positions[first : first + _A_CALL] for first in range(0, whole, _A_CALL)]
+            for call in calls + [[position] for position in positions[whole:]]:
+                p, g, m, v = ([tensor.view(-1) for tensor in column] for column in _chosen(columns[:4], call))
+                _compiled()(p, g, m, v, factors)
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -539,19 +550,22 @@ def _compiled_generalized_signsgd(
 
 
 @functools.cache
-def _compiled() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
+def _compiled() -> Callable[[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor], None]:
     """Return `_one_pass` compiled for tensors of any size."""
     return torch.compile(_one_pass, dynamic=True)
 
 
-def _one_pass(p: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: Tensor) -> None:
-    """Update a tensor by operations on single elements alone, so that a compiler can do all of them in one loop."""
+def _one_pass(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], numbers: Tensor
+) -> None:
+    """Update tensors by operations on single elements alone, so that a compiler can do all of them in one loop."""
     sign, l2, arriving, kept_square, arriving_square, kept, rate, eps, least = numbers.unbind()
     # Where tensors are of low precision, only what is stored is rounded to it.
     wide = numbers.dtype
-    x, moment, square = p.to(wide), m.to(wide), v.to(wide)
-    moment = moment + arriving * (sign * g.to(wide) + l2 * x - moment)
-    square = kept_square * square + arriving_square * moment * moment
-    m.copy_(moment)
-    v.copy_(square)
-    p.copy_(kept * x - rate * moment / (torch.maximum(square.sqrt(), least) + eps))
+    for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        x, moment, square = p.to(wide), m.to(wide), v.to(wide)
+        moment = moment + arriving * (sign * g.to(wide) + l2 * x - moment)
+        square = kept_square * square + arriving_square * moment * moment
+        m.copy_(moment)
+        v.copy_(square)
+        p.copy_(kept * x - rate * moment / (torch.maximum(square.sqrt(), least) + eps))

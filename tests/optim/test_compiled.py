@@ -33,9 +33,11 @@ SETTINGS = {
     },
     "signum": {"lr": 1e-2, "betas": (0.9, 0.0), "eps": 0.0},
 }
-# Two that are worth compiling, and what stays with the other backends: small ones, and one with gaps.
+# Those worth compiling, of which a call takes several of one size, and what stays with the other backends: small ones,
+# and one with gaps.
 LARGE = backends._WORTH_COMPILING
-SHAPES = [(LARGE,), (2, LARGE // 2 + 1), (3, 4), ()]
+MANY = backends._A_CALL + 1
+SHAPES = [*MANY * [(LARGE,)], (2, LARGE // 2 + 1), (3, 4), ()]
 
 
 def weights(dtype):
@@ -60,16 +62,16 @@ def run(steps, dtype=torch.float64, change=lambda optimizer, step: None, **argum
 
 @pytest.fixture
 def compiled_calls(monkeypatch):
-    """Sizes of the tensors that went through compiled code."""
-    sizes = []
+    """Sizes of the tensors that went through compiled code, call by call."""
+    calls = []
     update = backends._compiled()
 
-    def counted(p, *others):
-        sizes.append(p.numel())
-        update(p, *others)
+    def counted(params, *others):
+        calls.append([p.numel() for p in params])
+        update(params, *others)
 
     monkeypatch.setattr(backends, "_compiled", lambda: counted)
-    return sizes
+    return calls
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -78,7 +80,8 @@ def test_steps_are_those_of_the_plain_form(setting, compiled_calls):
     assert not compiled_calls
     got, optimizer = run(5, **SETTINGS[setting], compile=True)
     # With beta2 = 0 there is no second moment, and nothing to save a pass over.
-    assert compiled_calls == ([] if SETTINGS[setting]["betas"][1] == 0 else 5 * [LARGE, 2 * (LARGE // 2 + 1)])
+    calls = [(MANY - 1) * [LARGE], [LARGE], [2 * (LARGE // 2 + 1)]]
+    assert compiled_calls == ([] if SETTINGS[setting]["betas"][1] == 0 else 5 * calls)
     for p, q in zip(got, expected, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
         state, other = optimizer.state[p], plain.state[q]
@@ -87,13 +90,14 @@ def test_steps_are_those_of_the_plain_form(setting, compiled_calls):
             torch.testing.assert_close(state[name], other[name], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_steps_in_other_precisions(dtype, tolerance, compiled_calls):
+# The other backends round v to bfloat16 several times a step, which gradients that follow the weights would blow up.
+@pytest.mark.parametrize(("dtype", "steps", "tolerance"), [(torch.float32, 3, 1e-5), (torch.bfloat16, 1, 1e-2)])
+def test_steps_in_other_precisions(dtype, steps, tolerance, compiled_calls):
     arguments = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1, "decoupled_weight_decay": True}
-    expected, _ = run(3, dtype, **arguments, foreach=False, fused=False)
-    got, _ = run(3, dtype, **arguments, compile=True)
-    assert len(compiled_calls) == 6
-    for p, q in zip(got[:2], expected[:2], strict=True):
+    expected, _ = run(steps, dtype, **arguments, foreach=False, fused=False)
+    got, _ = run(steps, dtype, **arguments, compile=True)
+    assert len(compiled_calls) == 3 * steps
+    for p, q in zip(got[: MANY + 1], expected[: MANY + 1], strict=True):
         assert p.dtype == dtype
         torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
