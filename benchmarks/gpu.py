@@ -6,7 +6,7 @@ python benchmarks/run.py --only gpu
 import gc
 
 import torch
-from optimizers import TARGETS, found_rows
+from optimizers import compared, found_rows
 from optimizers import timed as optimizer_steps
 from recorder import POINTS, attached, millions_of, profiled, setting, textbook, timed, train, unmeasured
 from row import Row
@@ -115,7 +115,6 @@ def of_optimizers(millions):
     times = optimizer_steps(millions, 31, "cuda")
     notes = {
         name: f"{1e3 * times[optimizer]:.2f} ms and {1e3 * times[against]:.2f} ms."
-        for name, optimizer, against, *_ in TARGETS
-        if {optimizer, against} <= times.rounds.keys()
+        for name, optimizer, against, *_ in compared(times)
     }
     return found_rows(times, f"{millions} M parameters in 107 tensors", "gpu.optimizers_", notes)

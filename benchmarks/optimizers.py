@@ -124,6 +124,11 @@ def timed(millions, repeats, device="cpu", cpu_time=False):
     )
 
 
+def compared(times):
+    """Return those of TARGETS whose optimizers were timed."""
+    return [target for target in TARGETS if {target[1], target[2]} <= times.rounds.keys()]
+
+
 def found_rows(times, size, prefix="optimizers.", notes=NOTES):
     """Return what the times say of the targets, with what there is to say of each."""
     return [
@@ -136,8 +141,7 @@ def found_rows(times, size, prefix="optimizers.", notes=NOTES):
             sense,
             notes.get(name, ""),
         )
-        for name, optimizer, against, target, sense in TARGETS
-        if {optimizer, against} <= times.rounds.keys()
+        for name, optimizer, against, target, sense in compared(times)
     ]
 
 

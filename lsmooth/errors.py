@@ -34,6 +34,15 @@ class DataError(LsmoothError):
     """A data set is not where it was looked for, or is not what its name says."""
 
 
+def compiler_failure(error: Exception) -> str | None:
+    """Return why torch.compile found no way to compile something; None for any other error."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    # The first line says which backend, the second what it had to say, if it is not how to see its internals.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Set TORCH")]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentError:
     """Return the error for a `name` that is not among the `known` ones, with the closest of them as suggestions."""
     known = sorted(known)

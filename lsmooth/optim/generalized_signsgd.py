@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lsmooth.errors import InvalidArgumentError, OptimizerError
+from lsmooth.errors import InvalidArgumentError, OptimizerError, compiler_failure
 from lsmooth.optim.groups import (
     KERNEL_DEVICES,
     CheckedOptimizer,
@@ -529,11 +529,12 @@ def _compiled_generalized_signsgd(
                 p, g, m, v = ([tensor.view(-1) for tensor in column] for column in _chosen(columns[:4], call))
                 _compiled()(p, g, m, v, factors)
     except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = compiler_failure(error)
+        if reason is None:
             raise
         raise OptimizerError(
-            "`compile=True` needs a C++ compiler that torch.compile can use, and it found none that works; install "
-            "one, or leave compile unset."
+            f"`compile=True` needs a C++ compiler that works with torch.compile ({reason}); install one, or leave "
+            "compile unset."
         ) from error
     generalized_signsgd(
         *_chosen(columns, others),

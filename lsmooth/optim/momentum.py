@@ -114,9 +114,9 @@ def whole_norm(tensors: Sequence[Tensor]) -> Tensor:
     norms: list[Tensor] = []
     for (alike,) in by_device_and_dtype(tensors):
         wide = torch.float32 if alike[0].dtype in (torch.float16, torch.bfloat16) else alike[0].dtype
-        norms.append(torch.stack(torch._foreach_norm(alike, 2, dtype=wide)).to(home, non_blocking=True))
-    together = torch.cat(norms) if len(norms) > 1 else norms[0]
-    return torch.linalg.vector_norm(together, dtype=accumulation_dtype(home))
+        found = torch.stack(torch._foreach_norm(alike, 2, dtype=wide))
+        norms.append(found.to(home, accumulation_dtype(home), non_blocking=True))
+    return torch.linalg.vector_norm(torch.cat(norms) if len(norms) > 1 else norms[0])
 
 
 def _single_tensor_advance(

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from lsmooth.errors import LsmoothError, TraceError, TraceWarning
+from lsmooth.errors import LsmoothError, TraceError, TraceWarning, compiler_failure
 from lsmooth.recorder import Recorder
 from lsmooth.tasks.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
 from lsmooth.tasks.parallel import ranks_wanted
@@ -230,17 +230,15 @@ def _compiling(stop: threading.Event) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            if stop.is_set():
-                # Ctrl-C reaches the whole group of processes, the compiler at work among them.
-                raise CompileError(
-                    "Stopped while the model was being compiled; --resume goes on from the last checkpoint."
-                ) from error
-            # The first line says which backend, the second what it had to say.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = " ".join(lines[:2]) or type(error).__name__
-            raise CompileError(f"The model cannot be compiled here ({reason}); leave out --compile.") from error
-        raise
+        reason = compiler_failure(error)
+        if reason is None:
+            raise
+        if stop.is_set():
+            # Ctrl-C reaches the whole group of processes, the compiler at work among them.
+            raise CompileError(
+                "Stopped while the model was being compiled; --resume goes on from the last checkpoint."
+            ) from error
+        raise CompileError(f"The model cannot be compiled here ({reason}); leave out --compile.") from error
 
 
 @contextlib.contextmanager

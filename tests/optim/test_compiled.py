@@ -166,4 +166,6 @@ except OptimizerError as error:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert output.startswith("`compile=True` needs a C++ compiler")
+    assert "(InvalidCxxCompiler: No working C++ compiler found" in output
     assert output.endswith("leave compile unset. True True\n")
+    assert output.count("\n") == 1
