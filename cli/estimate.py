@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lsmooth.trace.layout import NORMS
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -49,7 +51,7 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     "--norm",
     default="l2",
     show_default=True,
-    type=click.Choice(["l2", "linf", "spectral"]),
+    type=click.Choice(NORMS),
     help="Norm of displacements; gradients are measured in its dual. Others than l2 must have been recorded.",
 )
 @click.option(

@@ -40,7 +40,7 @@ def command(trace: str, as_json: bool) -> None:
 def _facts(trace: Trace) -> dict[str, Any]:
     import numpy as np
 
-    from lsmooth.trace.layout import NORMS
+    from lsmooth.trace.layout import GEOMETRIES
 
     metadata = trace.metadata
     cloud = trace.cloud()
@@ -74,7 +74,7 @@ def _facts(trace: Trace) -> dict[str, Any]:
         "gammas": trace.gammas.tolist(),
         "endpoint": trace.has("loss_next"),
         "coordinates": len(trace.coordinate_names),
-        "norms": [norm for norm in NORMS if norm == "l2" or trace.has(f"{norm}/grad_diff")],
+        "norms": [norm for norm, geometry in GEOMETRIES.items() if trace.has(geometry.dataset("grad_diff"))],
         "densities": trace.has_densities,
         "measured_steps": len(trace),
         "first_step": int(trace.steps[0]) if len(trace) else None,

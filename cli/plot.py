@@ -13,6 +13,7 @@ import click
 from lsmooth.cli.figure_kinds import KINDS, RUNS, Options, check_options, draw_kind
 from lsmooth.cli.outputs import check_output
 from lsmooth.errors import InvalidArgumentError, LsmoothError, unknown_name
+from lsmooth.trace.layout import NORMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ class _Size(click.ParamType):
 )
 @click.option(
     "--norm",
-    type=click.Choice(["l2", "linf", "spectral"]),
+    type=click.Choice(NORMS),
     default="l2",
     show_default=True,
     help="The geometry, of those that the trace was recorded with.",

@@ -21,6 +21,7 @@ from lsmooth.figures.legend import place_legend
 from lsmooth.figures.points import Data, Points, choose_group, points_of, run_names, spread
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps, short_number
 from lsmooth.trace.grouping import By
+from lsmooth.trace.layout import GEOMETRIES
 from lsmooth.trace.reader import Displacement
 
 if TYPE_CHECKING:
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
 Y_LABEL = "local Lipschitz constant"
 # Below points of coordinates that do not say whether they are of the endpoint.
 BOTH_ENDS_LABEL = r"smaller of both ends' $|\partial_j f|$"
-# By geometry: how the dual norm of the gradient is written, and what is added to the y axis; a line of its own, since
-# one line of both is higher than the figure of a single column.
-_DUALS = {
-    "l2": ("", ""),
-    "linf": ("_1", "\n($\\ell_\\infty$ geometry)"),
-    "spectral": (r"_{\mathrm{nuc}}", "\n(spectral geometry)"),
-}
-
 # Up to so many points each is a mark of its own, in its exact colour; more are drawn by shades, which is faster.
 _EXACT = 30_000
 _SHADES = 64
@@ -267,12 +260,14 @@ def x_label(points: Points) -> str:
     """Return what stands below an axis of gradient norms."""
     if points.by == "coordinate":
         return BOTH_ENDS_LABEL
-    return rf"gradient norm $\|\nabla f(x_t)\|{_DUALS.get(points.norm, ('', ''))[0]}$"
+    return rf"gradient norm $\|\nabla f(x_t)\|{GEOMETRIES[points.norm].dual_symbol}$"
 
 
 def y_label(norm: str) -> str:
     """Return what stands beside an axis of smoothness."""
-    return Y_LABEL + _DUALS.get(norm, ("", ""))[1]
+    label = GEOMETRIES[norm].label
+    # A line of its own: one line of both is longer than a figure of a single column is high.
+    return f"{Y_LABEL}\n({label})" if label else Y_LABEL
 
 
 def step_colours(series: Sequence[Points]) -> Normalize:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lsmooth.closures import Closure
 from lsmooth.errors import InvalidArgumentError, unknown_name
-from lsmooth.norms import GEOMETRIES, Kind, accumulation_dtype
-from lsmooth.trace.layout import NORMS
+from lsmooth.norms import accumulation_dtype
+from lsmooth.trace.layout import GEOMETRIES, NORMS, Geometry
 
 
 def checked_every(every: Any) -> int | Callable[[int], bool]:
@@ -53,8 +53,8 @@ def checked_probes(probe: Any) -> tuple[Closure, ...]:
     return probes
 
 
-def checked_norms(norms: Any, device: torch.device) -> dict[str, tuple[Kind, Kind]]:
-    """Return the geometries to measure in, l2 first; by name, the norm of displacements and that of gradients."""
+def checked_norms(norms: Any, device: torch.device) -> tuple[Geometry, ...]:
+    """Return the geometries to measure in, l2 first."""
     asked = (norms,) if isinstance(norms, str) else tuple(norms)
     for norm in asked:
         if norm not in NORMS:
@@ -64,7 +64,7 @@ def checked_norms(norms: Any, device: torch.device) -> dict[str, tuple[Kind, Kin
             f"norms={asked!r}: singular values need float64, which the device {device.type} lacks; "
             "leave out 'spectral', or train on another device."
         )
-    return {norm: GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked}
+    return tuple(GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked)
 
 
 def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:

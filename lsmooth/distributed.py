@@ -23,20 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lsmooth.errors import InvalidArgumentError
+from lsmooth.join import Join
 
 if TYPE_CHECKING:
     from lsmooth.handover import RowLayout
-
-# How the ranks' shares of each quantity of a row make the whole, where tensors are sharded.
-_MEANS = ("loss", "loss_next", "loss_along")
-_SAME = ("lr", "status")
-_SUMS = (
-    *("slope", "foreign_grad", "edited_grad", "coordinate/grad", "coordinate/displacement"),
-    *("coordinate/grad_along", "coordinate/grad_next"),
-    *("linf/grad_norm", "linf/grad_diff"),
-)
-_NORMS = ("grad_norm", "grad_noise", "step_norm", "grad_diff", "rounding", "replay_error")
-_MAXIMA = ("linf/step_norm",)
 
 # Where torch keeps DTensor: the second, before PyTorch 2.5.
 _DTENSOR_HOMES = ("torch.distributed.tensor", "torch.distributed._tensor")
@@ -164,21 +154,22 @@ class Ranks:
         factors: list[float] = []
         for name, place in layout.places.items():
             share = 1.0 / self._copies
-            if name in _MEANS:
+            join = layout.joins[name]
+            if join == Join.MEAN:
                 share = 1.0 / self.size
-            elif not self.sharded or name in _SAME:
+            elif not self.sharded or join == Join.SAME:
                 continue
-            elif name in _MAXIMA:
+            elif join == Join.MAX:
                 maxima += range(place.start, place.stop)
                 continue
-            elif name not in (*_SUMS, *_NORMS):
+            elif join == Join.UNKNOWN:
                 raise InvalidArgumentError(
                     f"{name} cannot be joined from the shards of fully_shard; leave it out, or train with "
                     "DistributedDataParallel."
                 )
             places = range(place.start, place.stop)
             indices += places
-            squared += [name in _NORMS] * len(places)
+            squared += [join == Join.NORM] * len(places)
             factors += [share] * len(places)
         self._indices = torch.tensor(indices, device=device)
         self._squared = torch.tensor(squared, device=device)

@@ -6,25 +6,25 @@ Throughout, d = x_{t+1} - x_t and Delta(gamma) = grad f(x_t + gamma d) - grad f(
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Join = Literal["l2", "sum", "max"]
+from lsmooth.join import Join
 
 # Beyond these, squares of float64 numbers leave its range.
 _SQUARABLE = (1e-150, 1e150)
 
 
-def joined_norms(norms: NDArray[Any], groups: Sequence[Sequence[int]], join: Join = "l2") -> NDArray[np.float64]:
+def joined_norms(norms: NDArray[Any], groups: Sequence[Sequence[int]], join: Join = Join.NORM) -> NDArray[np.float64]:
     """Return norms of groups of tensors from those of the tensors.
 
     Args:
         norms: Norms of p tensors, any real dtype (..., p).
         groups: For each of m groups, the positions of its tensors.
-        join: "l2" for the square root of the sum of squares (2-norms), "max" for the largest (inf-norms, and the norm
-            of a product space that takes the largest of its parts'), "sum" for the sum (the duals of those).
+        join: NORM for the square root of the sum of squares (2-norms), MAX for the largest (inf-norms, and the norm
+            of a product space that takes the largest of its parts'), SUM for the sum (the duals of those).
 
     Returns:
         Norms of the groups, float64 (..., m).
@@ -32,8 +32,8 @@ def joined_norms(norms: NDArray[Any], groups: Sequence[Sequence[int]], join: Joi
     values = norms.astype(np.float64)
     if all(len(group) == 1 for group in groups):
         return values[..., [group[0] for group in groups]]
-    if join != "l2":
-        reduce = np.max if join == "max" else np.sum
+    if join != Join.NORM:
+        reduce = np.max if join == Join.MAX else np.sum
         with np.errstate(invalid="ignore", over="ignore"):
             return np.stack([reduce(values[..., list(group)], axis=-1) for group in groups], axis=-1)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from lsmooth.densities import DensityCounter
 from lsmooth.distributed import SilentWriter
 from lsmooth.errors import TraceWarning
 from lsmooth.integrations.scalars import Scalars
+from lsmooth.join import Join
 from lsmooth.norms import accumulation_dtype
-from lsmooth.trace.layout import TOTAL_FIELDS, Field, Status
+from lsmooth.trace.layout import Field, Status
 from lsmooth.trace.writer import BackgroundWriter
 
 # A block is handed over when it is full, or when this many seconds have passed since the last one was.
@@ -41,7 +42,12 @@ class RowLayout:
     # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
     # gradients that were there before the first backward; whether the step's own was changed unseen before it was
     # measured; what a replay at x_t differs by (0 where none was made).
-    EXTRA = ("rounding", "foreign_grad", "edited_grad", "replay_error")
+    EXTRA: Mapping[str, Join] = {
+        "rounding": Join.NORM,
+        "foreign_grad": Join.SUM,
+        "edited_grad": Join.SUM,
+        "replay_error": Join.NORM,
+    }
     HOST_FIELDS = ("time", "step")
     _LAST = ("lr", "status")
 
@@ -49,11 +55,12 @@ class RowLayout:
         self.shapes: dict[str, tuple[int, ...]] = {
             item.name: tuple(sizes[name] for name in item.dims[1:])
             for item in fields
-            if item.name not in (*self.HOST_FIELDS, *TOTAL_FIELDS, *self._LAST)
+            if not item.total_of and item.name not in (*self.HOST_FIELDS, *self._LAST)
         }
         # Up to here, numbers that must be finite for a step to be measured well.
         self.measured = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
         self.shapes |= dict.fromkeys(self.EXTRA, ())
+        self.joins: dict[str, Join] = {item.name: item.join for item in fields} | self.EXTRA
         # Learning rates may be tensors on the device; they travel with the rest.
         self.shapes |= {"lr": (sizes["group"],), "status": ()}
         self.places: dict[str, slice] = {}

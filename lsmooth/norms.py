@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Kind = Literal["l2", "l1", "linf", "nuclear", "spectral"]
+from lsmooth.trace.layout import NormKind
 
-# By geometry: the norm that displacements are measured in, and its dual, in which gradients are.
-GEOMETRIES: Mapping[str, tuple[Kind, Kind]] = {
-    "l2": ("l2", "l2"),
-    "linf": ("linf", "l1"),
-    "spectral": ("spectral", "nuclear"),
-}
+Kind = NormKind
 
 # Elements that are converted or copied at a time: on the CPU few enough to stay in a core's cache in float64, on a GPU
 # what keeps it busy at little memory, a share of the whole within bounds.

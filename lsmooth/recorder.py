@@ -195,7 +195,11 @@ class Recorder:
         sizes = [local(p).numel() for p in self._parameters]
         # Gradients and their changes are measured in the dual of the norm that displacements are measured in. These are
         # used one after another, so that those of the same norms may be one.
-        kinds = (("l2",), *zip(*self._geometries.values(), strict=True))
+        kinds: tuple[tuple[Kind, ...], ...] = (
+            ("l2",),
+            tuple(geometry.displacement for geometry in self._geometries),
+            tuple(geometry.gradient for geometry in self._geometries),
+        )
         norms_of = {some: TensorNorms(sizes, self._device, some) for some in dict.fromkeys(kinds)}
         self._norms, self._step_norms, self._dual_norms = (norms_of[some] for some in kinds)
         limits = [torch.finfo(p.dtype) for p in self._parameters]
@@ -215,7 +219,7 @@ class Recorder:
             coordinate_owners=chosen.owners,
             coordinate_indices=chosen.indices,
             attributes=self._description(metadata or {}),
-            norms=tuple(norm for norm in self._geometries if norm != "l2"),
+            norms=tuple(geometry.name for geometry in self._geometries if geometry.name != "l2"),
             densities=bool(densities),
         )
         self._layout = RowLayout(header.fields(), header.sizes())
@@ -815,8 +819,8 @@ class Recorder:
                 loss = gradient_at(gamma, into, self._dual_norms, self._densities)
                 norms = _unscaled(self._dual_norms.result(), scale)
                 along[i].copy_(loss)
-                for name, (_, dual) in self._geometries.items():
-                    view(row, _of_geometry(name, "grad_diff"))[i].copy_(norms[dual])
+                for geometry in self._geometries:
+                    view(row, geometry.dataset("grad_diff"))[i].copy_(norms[geometry.gradient])
                 if gamma == 1.0:
                     at_end = (loss, into)
             if self._endpoint:
@@ -892,9 +896,9 @@ class Recorder:
         along = [current.gradient[i] for i in positions]
         self._step_norms.add(positions, segment.parameters_to_move(), segment.start, along, consumed=True)
         of_step, slope = self._step_norms.result_and_product()
-        for name, (primal, dual) in self._geometries.items():
-            view(row, _of_geometry(name, "grad_norm")).copy_(of_gradient[dual])
-            view(row, _of_geometry(name, "step_norm")).copy_(of_step[primal])
+        for geometry in self._geometries:
+            view(row, geometry.dataset("grad_norm")).copy_(of_gradient[geometry.gradient])
+            view(row, geometry.dataset("step_norm")).copy_(of_step[geometry.displacement])
         view(row, "slope").copy_(slope if scale is None else slope / scale)
         view(row, "rounding").copy_(self._rounding(segment, positions))
         if current.foreign is not None:
@@ -1084,7 +1088,7 @@ class Recorder:
             "seed": self._seed,
             "every": self._every if isinstance(self._every, int) else "callable",
             "endpoint": int(self._endpoint),
-            "norms": list(self._geometries),
+            "norms": [geometry.name for geometry in self._geometries],
             "objective": self._objective(),
             "user_metadata": plain(dict(metadata)),
         }
@@ -1119,11 +1123,6 @@ def _common_scale(microbatches: Sequence[Microbatch]) -> Tensor | None:
 
 def _unscaled(norms: dict[Kind, Tensor], scale: Tensor | None) -> dict[Kind, Tensor]:
     return norms if scale is None else {kind: norm / scale for kind, norm in norms.items()}
-
-
-def _of_geometry(norm: str, name: str) -> str:
-    """Return what a dataset of a geometry is called: the default one's have no prefix."""
-    return name if norm == "l2" else f"{norm}/{name}"
 
 
 def _closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -1,5 +1,7 @@
 """Names, dimensions and meanings of everything that stands in a trace file: what writer and reader agree on.
 
+Each dataset is one `Field`, each geometry one `Geometry`; all other code asks these two tables.
+
 A trace is one HDF5 file that is also a valid netCDF-4 file. `docs/trace-format.md` describes it for those who want to
 read it with other tools.
 """
@@ -8,9 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Literal
+
+from lsmooth.join import Join
 
 FORMAT = "lsmooth-trace"
 FORMAT_VERSION = "1.1"
+FIRST_FORMAT = "1.0"
 # For whoever opens a trace with nothing but h5dump at hand.
 COMMENT = (
     "An optimizer step goes from x_t to x_{t+1} = x_t + d. The local Lipschitz constant of the gradient along it is "
@@ -22,9 +28,6 @@ COORDINATE_GROUP = "coordinate"
 
 RECENT_GROUP = "recent"
 DENSITY_GROUP = "density"
-
-# Geometries that smoothness can be measured in; "l2" always is.
-NORMS = ("l2", "linf", "spectral")
 
 # Rows of a chunk along `step`, and the most parameters or coordinates in one: a single step and a single parameter
 # can both be read without touching much of the rest. Rows that do not fill a chunk yet wait in `recent`.
@@ -43,11 +46,90 @@ class Status(IntFlag):
     OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see, or its own were changed unseen
 
 
+NormKind = Literal["l2", "l1", "linf", "nuclear", "spectral"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One geometry: displacements are measured in a norm, gradients and their changes in its dual.
+
+    Attributes:
+        name: What `norm=` calls it.
+        displacement: The norm of displacements.
+        gradient: Its dual, the norm of gradients.
+        displacement_join: How displacements of tensors join into a group's.
+        gradient_join: How gradients of tensors join into a group's.
+        sharded: The same two for a tensor's shards.
+        words: The two norms in words, for `long_name`.
+        dual_symbol: What TeX puts behind the bars of a gradient's norm.
+        label: What figures call it; empty for the default.
+    """
+
+    name: str
+    displacement: NormKind
+    gradient: NormKind
+    displacement_join: Join
+    gradient_join: Join
+    sharded: tuple[Join, Join]
+    words: tuple[str, str]
+    dual_symbol: str
+    label: str
+
+    def dataset(self, quantity: str) -> str:
+        """Return the name of a quantity's dataset in this geometry: the default one's has no prefix."""
+        return quantity if self.name == "l2" else f"{self.name}/{quantity}"
+
+
+_SINGULAR = "; a tensor of fewer than two dimensions is a matrix of one column"
+GEOMETRIES: dict[str, Geometry] = {
+    geometry.name: geometry
+    for geometry in (
+        Geometry("l2", "l2", "l2", Join.NORM, Join.NORM, (Join.NORM, Join.NORM), ("2-norm", "2-norm"), "", ""),
+        Geometry(
+            "linf",
+            "linf",
+            "l1",
+            Join.MAX,
+            Join.SUM,
+            (Join.MAX, Join.SUM),
+            ("largest absolute entry", "1-norm"),
+            "_1",
+            r"$\ell_\infty$ geometry",
+        ),
+        Geometry(
+            "spectral",
+            "spectral",
+            "nuclear",
+            Join.MAX,
+            Join.SUM,
+            (Join.UNKNOWN, Join.UNKNOWN),
+            ("spectral norm", "nuclear norm"),
+            r"_{\mathrm{nuc}}",
+            "spectral geometry",
+        ),
+    )
+}
+# Their names, l2 first, which is always measured.
+NORMS = tuple(GEOMETRIES)
+
+
 @dataclass(frozen=True)
 class Field:
-    """One dataset: its name in the file, dimensions, kind of number, unit and meaning.
+    """One dataset.
 
-    `kind` is "int", "float64", or "real": float32, or float64 where the model has float64 parameters.
+    Attributes:
+        name: Its name in the file.
+        dims: Its dimensions.
+        kind: Kind of number: "int", "status", "float64", or "real": float32, or float64 where the model has float64
+            parameters.
+        units: Its unit.
+        description: Its meaning.
+        join: How the ranks' shares make the whole.
+        since: The format that it came with. Traces of earlier formats lack it.
+        needs: What a run must measure for it to be there: words of "endpoint", "coordinates", "noise" and geometries;
+            empty for what every run has.
+        total_of: The dataset by parameter tensor that the writer joins into this one, so that the commonest question
+            is answered from a small part of the file; empty for what is measured.
     """
 
     name: str
@@ -55,6 +137,10 @@ class Field:
     kind: str
     units: str
     description: str
+    join: Join = Join.SAME
+    since: str = FIRST_FORMAT
+    needs: str = ""
+    total_of: str = ""
 
     @property
     def key(self) -> str:
@@ -62,66 +148,117 @@ class Field:
         return self.name.replace("/", "_")
 
 
-def _geometry(norm: str, *, displacement: str, gradient: str) -> tuple[Field, ...]:
-    """Return the fields of a geometry other than l2: displacements in its norm, gradients in the dual one."""
-    matrix = "" if norm != "spectral" else "; a tensor of fewer than two dimensions is a matrix of one column"
-    by = f", by parameter tensor{matrix}"
+def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
+    """Return the fields of a geometry."""
+    displacement, gradient = geometry.words
+    by = ", by parameter tensor" + (_SINGULAR if geometry.name == "spectral" else "")
+    needs = "" if geometry.name == "l2" else geometry.name
+    of_step, of_gradient = geometry.sharded
+
+    def field(quantity: str, dims: tuple[str, ...], meaning: str, join: Join) -> Field:
+        return Field(geometry.dataset(quantity), dims, "real", "1", f"{meaning}{by}", join, needs=needs)
+
     return (
-        Field(f"{norm}/grad_norm", ("step", "parameter"), "real", "1", f"{gradient} of grad f(x_t){by}"),
-        Field(f"{norm}/step_norm", ("step", "parameter"), "real", "1", f"{displacement} of d{by}"),
-        Field(
-            f"{norm}/grad_diff",
+        field("grad_norm", ("step", "parameter"), f"{gradient} of grad f(x_t)", of_gradient),
+        field("step_norm", ("step", "parameter"), f"{displacement} of d", of_step),
+        field(
+            "grad_diff",
             ("step", "gamma", "parameter"),
-            "real",
-            "1",
-            f"{gradient} of grad f(x_t + gamma d) - grad f(x_t){by}",
+            f"{gradient} of grad f(x_t + gamma d) - grad f(x_t)",
+            of_gradient,
         ),
     )
 
 
+_GRAD_NORM, _STEP_NORM, _GRAD_DIFF = _of_geometry(GEOMETRIES["l2"])
 # In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
 FIELDS = (
     Field("time", ("step",), "float64", "s", "seconds since the run began, without the gaps before it was resumed"),
-    Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step"),
-    Field("loss_next", ("step",), "float64", "1", "f(x_{t+1}) on the same batch with the same randomness"),
-    Field("slope", ("step",), "float64", "1", "scalar product of grad f(x_t) and d, since format 1.1"),
+    Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step", Join.MEAN),
+    Field(
+        "loss_next",
+        ("step",),
+        "float64",
+        "1",
+        "f(x_{t+1}) on the same batch with the same randomness",
+        Join.MEAN,
+        needs="endpoint",
+    ),
+    Field(
+        "slope",
+        ("step",),
+        "float64",
+        "1",
+        "scalar product of grad f(x_t) and d, since format 1.1",
+        Join.SUM,
+        since="1.1",
+    ),
     Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group"),
-    Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t"),
-    Field("grad_norm", ("step", "parameter"), "real", "1", "2-norm of grad f(x_t), by parameter tensor"),
+    Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t", Join.MEAN),
+    _GRAD_NORM,
     Field(
         "grad_noise",
         ("step", "parameter"),
         "real",
         "1",
         "standard deviation of the probes' gradients at x_t, norm-wise",
+        Join.NORM,
+        needs="noise",
     ),
-    Field("step_norm", ("step", "parameter"), "real", "1", "2-norm of d, by parameter tensor"),
+    _STEP_NORM,
+    _GRAD_DIFF,
     Field(
-        "grad_diff",
-        ("step", "gamma", "parameter"),
-        "real",
+        "total_grad_norm",
+        ("step",),
+        "float64",
         "1",
-        "2-norm of grad f(x_t + gamma d) - grad f(x_t), by parameter tensor",
+        "2-norm of grad f(x_t), all parameter tensors together",
+        total_of="grad_norm",
     ),
-    Field("total_grad_norm", ("step",), "float64", "1", "2-norm of grad f(x_t), all parameter tensors together"),
-    Field("total_step_norm", ("step",), "float64", "1", "2-norm of d, all parameter tensors together"),
+    Field(
+        "total_step_norm",
+        ("step",),
+        "float64",
+        "1",
+        "2-norm of d, all parameter tensors together",
+        total_of="step_norm",
+    ),
     Field(
         "total_grad_diff",
         ("step", "gamma"),
         "float64",
         "1",
         "2-norm of grad f(x_t + gamma d) - grad f(x_t), all parameter tensors together",
+        total_of="grad_diff",
     ),
-    *_geometry("linf", displacement="largest absolute entry", gradient="1-norm"),
-    *_geometry("spectral", displacement="spectral norm", gradient="nuclear norm"),
-    Field("coordinate/grad", ("step", "coordinate"), "real", "1", "gradient at x_t, followed coordinates"),
-    Field("coordinate/displacement", ("step", "coordinate"), "real", "1", "d, followed coordinates"),
+    *_of_geometry(GEOMETRIES["linf"]),
+    *_of_geometry(GEOMETRIES["spectral"]),
+    Field(
+        "coordinate/grad",
+        ("step", "coordinate"),
+        "real",
+        "1",
+        "gradient at x_t, followed coordinates",
+        Join.SUM,
+        needs="coordinates",
+    ),
+    Field(
+        "coordinate/displacement",
+        ("step", "coordinate"),
+        "real",
+        "1",
+        "d, followed coordinates",
+        Join.SUM,
+        needs="coordinates",
+    ),
     Field(
         "coordinate/grad_along",
         ("step", "gamma", "coordinate"),
         "real",
         "1",
         "gradient at x_t + gamma d, followed coordinates",
+        Join.SUM,
+        needs="coordinates",
     ),
     Field(
         "coordinate/grad_next",
@@ -129,26 +266,17 @@ FIELDS = (
         "real",
         "1",
         "gradient at x_{t+1}, followed coordinates",
+        Join.SUM,
+        needs="coordinates endpoint",
     ),
     Field("status", ("step",), "status", "1", "bit flags, see flag_meanings"),
     Field("step", ("step",), "int", "1", "optimizer step index, counted from 0"),
 )
-# Fields that a run may be without, and what it then lacks.
-ENDPOINT_FIELDS = frozenset({"loss_next", "coordinate/grad_next"})
-COORDINATE_FIELDS = frozenset(field.name for field in FIELDS if field.name.startswith(f"{COORDINATE_GROUP}/"))
-NOISE_FIELDS = frozenset({"grad_noise"})
-# Fields along `step` alone that traces of format 1.0 do not have.
-LATER_FIELDS = frozenset({"slope"})
-# What the writer joins from norms by parameter tensor, so that the commonest question is answered from a small part of
-# the file.
-TOTAL_FIELDS = {
-    "total_grad_norm": "grad_norm",
-    "total_step_norm": "step_norm",
-    "total_grad_diff": "grad_diff",
-}
-NORM_FIELDS = {
-    norm: frozenset(field.name for field in FIELDS if field.name.startswith(f"{norm}/")) for norm in NORMS[1:]
-}
+
+
+def fields_of(measured: frozenset[str]) -> list[Field]:
+    """Return the datasets of a run that measures these (see `Field.needs`), in the order in which they are appended."""
+    return [field for field in FIELDS if measured.issuperset(field.needs.split())]
 
 
 def chunk_shape(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:

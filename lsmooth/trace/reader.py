@@ -23,13 +23,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
-from lsmooth.estimators import Join, coordinate_lipschitz, joined_norms, local_lipschitz
+from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschitz
 from lsmooth.trace import header_sum
 from lsmooth.trace.attributes import from_json, get_attribute, get_attributes
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.density import Counts, Density, read_density, read_edges
 from lsmooth.trace.grouping import By, group_parameters
-from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, NORMS, Status
+from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, FIELDS, FORMAT, FORMAT_VERSION, GEOMETRIES, Status
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import read_closed, read_recent
 from lsmooth.trace.superblock import Mended, imprint, missing_bytes, needs_mending
@@ -38,12 +38,6 @@ if TYPE_CHECKING:
     import xarray
 
 Displacement = Literal["layer", "global"]
-# By geometry: where its datasets are, and how norms of tensors join into a group's, of displacements and of gradients.
-_GEOMETRIES: Mapping[str, tuple[str, Join, Join]] = {
-    "l2": ("", "l2", "l2"),
-    "linf": ("linf/", "max", "sum"),
-    "spectral": ("spectral/", "max", "sum"),
-}
 # Elements that one pass over a large dataset holds at a time.
 _BLOCK_ELEMENTS = 1 << 23
 # Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
@@ -420,11 +414,13 @@ class Trace:
         else:
             members = group_parameters(self.parameters, by)
             groups = tuple(members)
-            prefix, _, dual = _GEOMETRIES[norm]
+            geometry = GEOMETRIES[norm]
             if by == "global" and norm == "l2":
                 values = self.read("total_grad_norm")[:, None]
             else:
-                values = joined_norms(self.read(f"{prefix}grad_norm"), list(members.values()), dual)
+                values = joined_norms(
+                    self.read(geometry.dataset("grad_norm")), list(members.values()), geometry.gradient_join
+                )
         return pd.DataFrame(
             {
                 "step": np.repeat(self.steps, len(groups)),
@@ -499,9 +495,9 @@ class Trace:
             yield slice(start, min(start + rows, self._length))
 
     def _check_norm(self, norm: str) -> None:
-        if norm not in NORMS:
-            raise unknown_name("norm", norm, NORMS)
-        if norm != "l2" and not self.has(f"{norm}/grad_diff"):
+        if norm not in GEOMETRIES:
+            raise unknown_name("norm", norm, GEOMETRIES)
+        if not self.has(GEOMETRIES[norm].dataset("grad_diff")):
             raise TraceError(
                 f"{self.path} was recorded without the {norm} norm; record with norms=('l2', {norm!r}) to have it."
             )
@@ -518,18 +514,19 @@ class Trace:
         smoothness = np.full((len(self), len(members)), np.nan)
         grad_norm = np.full((len(self), len(members)), np.nan)
         everything = [list(range(len(self.parameters)))]
-        prefix, primal, dual = _GEOMETRIES[norm]
+        geometry = GEOMETRIES[norm]
+        primal, dual = geometry.displacement_join, geometry.gradient_join
         # No more is read than from the first tensor of any group to the last.
         first = min(min(group) for group in positions)
         some = slice(first, max(max(group) for group in positions) + 1)
         positions = [[position - first for position in group] for group in positions]
         for rows in self._blocks(len(self.gammas) * (some.stop - first)):
-            grad_norm[rows] = joined_norms(self.read(f"{prefix}grad_norm", rows, some), positions, dual)
+            grad_norm[rows] = joined_norms(self.read(geometry.dataset("grad_norm"), rows, some), positions, dual)
             if displacement == "layer":
-                moved = joined_norms(self.read(f"{prefix}step_norm", rows, some), positions, primal)
+                moved = joined_norms(self.read(geometry.dataset("step_norm"), rows, some), positions, primal)
             else:
-                moved = joined_norms(self.read(f"{prefix}step_norm", rows), everything, primal)
-            changed = joined_norms(self.read(f"{prefix}grad_diff", rows, some), positions, dual)
+                moved = joined_norms(self.read(geometry.dataset("step_norm"), rows), everything, primal)
+            changed = joined_norms(self.read(geometry.dataset("grad_diff"), rows, some), positions, dual)
             smoothness[rows] = local_lipschitz(changed, moved, self.gammas)
         return tuple(members), smoothness, grad_norm
 

@@ -32,18 +32,14 @@ from lsmooth.trace.density import Counts, DensityWriter, create_density, density
 from lsmooth.trace.layout import (
     CHUNK_STEPS,
     COMMENT,
-    COORDINATE_FIELDS,
-    ENDPOINT_FIELDS,
     FIELDS,
+    FIRST_FORMAT,
     FORMAT,
     FORMAT_VERSION,
-    LATER_FIELDS,
-    NOISE_FIELDS,
-    NORM_FIELDS,
-    TOTAL_FIELDS,
     Field,
     Status,
     chunk_shape,
+    fields_of,
 )
 from lsmooth.trace.lock import is_file_at, lock_as_writer, unlock
 from lsmooth.trace.recent import RecentWriter, create_recent, dtype_of, record_of
@@ -92,17 +88,8 @@ class Header:
 
     def fields(self) -> list[Field]:
         """Return the datasets that such a trace has, in the order in which they are appended."""
-        left_out: set[str] = set()
-        if not self.endpoint:
-            left_out |= ENDPOINT_FIELDS
-        if not self.noise:
-            left_out |= NOISE_FIELDS
-        for norm, names in NORM_FIELDS.items():
-            if norm not in self.norms:
-                left_out |= names
-        if not self.coordinate_names:
-            left_out |= COORDINATE_FIELDS
-        return [item for item in FIELDS if item.name not in left_out]
+        measured = {"endpoint": self.endpoint, "noise": self.noise, "coordinates": bool(self.coordinate_names)}
+        return fields_of(frozenset({*self.norms, *(name for name, there in measured.items() if there)}))
 
     def sizes(self) -> dict[str, int]:
         """Return the length of every dimension but `step`."""
@@ -361,11 +348,12 @@ class TraceWriter:
             stored = {
                 item.name: np.asarray(rows[item.name]).astype(self._dtypes[item.name], copy=False)
                 for item in self._fields
-                if item.name not in TOTAL_FIELDS
+                if not item.total_of
             }
         everything = [list(range(len(self._header.parameters)))]
-        for total, part in TOTAL_FIELDS.items():
-            stored[total] = joined_norms(stored[part], everything)[..., 0]
+        for item in self._fields:
+            if item.total_of:
+                stored[item.name] = joined_norms(stored[item.total_of], everything)[..., 0]
         return {item.name: stored[item.name] for item in self._fields}
 
     def _put(self, new: Mapping[str, NDArray[Any]]) -> None:
@@ -508,7 +496,7 @@ class TraceWriter:
 
     def _read_from(self, old: Trace, item: Field, part: slice) -> NDArray[Any]:
         """Return rows of a field of an older trace, NaN where its format had no such field yet."""
-        if item.name in LATER_FIELDS and not old.has(item.name):
+        if item.since > FIRST_FORMAT and not old.has(item.name):
             return np.full(len(old.steps[part]), np.nan)
         return old.read(item.name, part)
 
@@ -601,7 +589,7 @@ class TraceWriter:
                 )
             if old.gammas.tolist() != list(header.gammas):
                 differences.append(f"its gammas are {_numbers(old.gammas)}, this run's are {_numbers(header.gammas)}")
-            names = [item.name for item in self._fields if item.name not in LATER_FIELDS or old.has(item.name)]
+            names = [item.name for item in self._fields if item.since == FIRST_FORMAT or old.has(item.name)]
             theirs = [item.name for item in FIELDS if old.has(item.name)]
             if names != theirs:
                 odd = ", ".join(sorted(set(names) ^ set(theirs)))
