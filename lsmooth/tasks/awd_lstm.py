@@ -8,6 +8,7 @@ sequences of varying length.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
@@ -119,12 +120,35 @@ class WeightDropLSTM(nn.Module):
             self.bias_ih,
             self.bias_hh,
         ]
-        # What nn.LSTM calls; it would take the dropped weights for a parameter.
-        output, h, c = torch.lstm(
-            x, state, weights, has_biases=True, num_layers=1, dropout=0.0, train=self.training, bidirectional=False,
-            batch_first=True,
-        )  # fmt: skip
-        return output, (h, c)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not cpu_has_bfloat16_lstm():
+            with torch.autocast("cpu", enabled=False):
+                return _lstm(x.float(), (state[0].float(), state[1].float()), weights, self.training)
+        return _lstm(x, state, weights, self.training)
+
+
+def _lstm(x: Tensor, state: LayerState, weights: list[Tensor], training: bool) -> tuple[Tensor, LayerState]:
+    """Call what nn.LSTM calls; nn.LSTM itself would take dropped weights for parameters."""
+    output, h, c = torch.lstm(
+        x, state, weights, has_biases=True, num_layers=1, dropout=0.0, train=training, bidirectional=False,
+        batch_first=True,
+    )  # fmt: skip
+    return output, (h, c)
+
+
+@functools.cache
+def cpu_has_bfloat16_lstm() -> bool:
+    """Return whether an LSTM runs under bfloat16 autocast on this CPU.
+
+    oneDNN has that LSTM for CPUs with AVX-512 alone, and raises an error on others.
+    """
+    number = torch.zeros(1, 1, 1, device="cpu")
+    weights = [number.new_zeros(4, 1), number.new_zeros(4, 1), number.new_zeros(4), number.new_zeros(4)]
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            _lstm(number, (number, number), weights, training=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 class AWDLSTM(nn.Module):

@@ -30,7 +30,7 @@ class Plan:
         hyperparameters: The optimizer's, those that are not its own defaults.
         seed: For everything that is random.
         device: Where it is trained.
-        amp: Whether forward passes run in bfloat16 where that is safe.
+        amp: Whether forward passes run in bfloat16 where that is safe and the device can.
         compile: Whether the model is compiled.
         hold_out: Whether part of the training data is kept for validation; see `Task.build`.
     """

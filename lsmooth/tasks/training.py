@@ -56,7 +56,7 @@ class TrainingRun:
         optimizer: Its groups' `lr` are the base rates that `problem.lr_factor` multiplies.
         max_norm: Clip gradients to this 2-norm before each step; None for no clipping.
         report_every: Report after so many steps; None for after each epoch.
-        amp: Run forward passes in bfloat16 where autocast deems it safe.
+        amp: Run forward passes in bfloat16 where autocast deems it safe and the device can.
         parallel: This process's share, where several train together.
 
     Attributes:

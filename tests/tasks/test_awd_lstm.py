@@ -1,5 +1,11 @@
 """AWD-LSTM and Penn Treebank: Figure 5 and Table 1's right half."""
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +16,14 @@ from torch.nn import functional
 import lsmooth
 from lsmooth import tasks
 from lsmooth.errors import DataError
-from lsmooth.tasks.awd_lstm import AWDLSTM, AWDLSTMSettings, WeightDropLSTM, draw_lengths, locked_dropout
+from lsmooth.tasks.awd_lstm import (
+    AWDLSTM,
+    AWDLSTMSettings,
+    WeightDropLSTM,
+    cpu_has_bfloat16_lstm,
+    draw_lengths,
+    locked_dropout,
+)
 from lsmooth.tasks.plan import make_plan
 
 TINY = {"batch_size": 4, "embedding": 8, "hidden": 12, "bptt": 10}
@@ -328,3 +341,64 @@ def test_training_gets_below_unigram_entropy(task):
         optimizer.step()
         losses.append(problem.shown_loss(loss, batch, carried).item())
     assert np.mean(losses[-40:]) < problem.baseline().loss
+
+
+# --- mixed precision on CPUs without a bfloat16 LSTM ---
+
+_STEPS_ON_A_LOWER_CPU = """
+import torch
+from lsmooth.tasks.awd_lstm import cpu_has_bfloat16_lstm
+from lsmooth.tasks.plan import make_plan
+
+print(cpu_has_bfloat16_lstm())
+plan, data = make_plan("awd-lstm", changes={"batch_size": 4, "embedding": 8, "hidden": 12, "bptt": 10}, amp=True)
+run = plan.start(data)
+dtypes = set()
+for layer in run.problem.model.layers:
+    layer.register_forward_hook(lambda module, inputs, output: dtypes.add(str(output[0].dtype)))
+steps = run.steps()
+next(steps), next(steps)
+print(*dtypes)
+print(run.loss.item())
+# What a checkpoint from a CPU with that LSTM brings along.
+state = run.state_dict()
+state["carried"] = (tuple((h.bfloat16(), c.bfloat16()) for h, c in state["carried"][0]), state["carried"][1])
+run.load_state_dict(state)
+next(steps)
+"""
+
+
+def _steps_on(isa):
+    done = subprocess.run(
+        [sys.executable, "-c", _STEPS_ON_A_LOWER_CPU],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"),
+    reason="oneDNN heeds the variable on x86 alone",
+)
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX2_VNNI"])
+def test_layers_compute_in_float32_on_a_cpu_without_a_bfloat16_lstm(isa):
+    has_it, dtypes, loss = _steps_on(isa)
+    assert has_it == "False", "the variable has to imitate such a CPU"
+    assert dtypes == "torch.float32"
+    # Two steps from the start: the entropy of a uniform guess among 1,779 words.
+    assert float(loss) == pytest.approx(np.log(1_779), abs=0.1)
+
+
+def test_layers_compute_in_bfloat16_on_a_cpu_that_can():
+    if not cpu_has_bfloat16_lstm():
+        pytest.skip("this CPU has no bfloat16 LSTM")
+    layer = WeightDropLSTM(3, 5, 0.0)
+    state = (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = layer(torch.randn(2, 4, 3), state)
+    assert output.dtype == torch.bfloat16
