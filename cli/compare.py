@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lsmooth.tasks.comparison import Comparison, Standing
     from lsmooth.tasks.engines import Engine, RunResult
     from lsmooth.tasks.plan import Plan
@@ -83,7 +85,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
             )
             ctx.exit(130)
         standings = comparison.standings()
-        for line in table(standings, comparison):
+        for line in report(standings, comparison):
             click.echo(line)
         wrote = f"Wrote {output} (every run)"
         if any(standing.score for standing in standings):
@@ -218,46 +220,52 @@ def _outcome(result: RunResult, metric: str) -> str:
     return f"train loss {last['train_loss']:.4g}, {metric} {last['metrics'][metric]:.4g} in {last['seconds']:.0f} s"
 
 
-def table(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
+def report(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
     """Return the lines of a table like the paper's Table 1: mean over seeds and half its 95 % interval."""
-    from lsmooth.tasks.comparison import mean_and_interval
+    from lsmooth.cli.table import Column, table
 
     frame = comparison.curves()
-    rows = [["optimizer", "settings", "train loss", f"test {comparison.metric}", "clipped", "seeds"]]
-    notes = []
-    for standing in standings:
-        mine = frame[frame["optimizer"] == standing.label] if len(frame) else frame
-        good = mine[mine["seed"].isin(list(standing.score))] if len(mine) else mine
-        losses = good.groupby("seed")["train_loss"].last().tolist() if len(good) else []
-        clipped = f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if standing.clips and len(mine) else "-"
-        rows.append(
-            [
-                standing.label,
-                standing.chosen or ("-" if standing.chosen is None else ""),
-                _interval(*mean_and_interval(losses)),
-                _interval(*mean_and_interval(list(standing.score.values()))),
-                clipped,
-                str(len(standing.score)),
-            ]
-        )
-        if standing.chosen is None:
-            notes.append(f"{standing.label}: no settings of the grid trained without diverging or failing")
-        if standing.diverged:
-            notes.append(f"{standing.label}: diverged with seed {', '.join(map(str, standing.diverged))}")
-        notes += [f"{standing.label}, {what}: failed ({why})" for what, why in standing.failed.items()]
-    if not any(standing.clips for standing in standings):
-        rows = [[*row[:4], *row[5:]] for row in rows]
-    if all(not row[1] for row in rows[1:]):
-        rows = [[row[0], *row[2:]] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 or rows[0][column] == "settings" else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+    columns = [
+        Column("optimizer", left=True),
+        Column("settings", left=True),
+        *(Column(name) for name in ("train loss", f"test {comparison.metric}", "clipped", "seeds")),
     ]
-    return lines + notes
+    rows = [_row(standing, frame) for standing in standings]
+    shown = [
+        column
+        for column in range(len(columns))
+        if (columns[column].head != "settings" or any(row[column] for row in rows))
+        and (columns[column].head != "clipped" or any(standing.clips for standing in standings))
+    ]
+    lines = table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return lines + [note for standing in standings for note in _notes(standing)]
+
+
+def _row(standing: Standing, frame: pd.DataFrame) -> list[str]:
+    """Return the cells of one contestant; `frame` has the curves of all."""
+    from lsmooth.tasks.comparison import mean_and_interval
+
+    mine = frame[frame["optimizer"] == standing.label] if len(frame) else frame
+    good = mine[mine["seed"].isin(list(standing.score))] if len(mine) else mine
+    losses = good.groupby("seed")["train_loss"].last().tolist() if len(good) else []
+    return [
+        standing.label,
+        standing.chosen or ("-" if standing.chosen is None else ""),
+        _interval(*mean_and_interval(losses)),
+        _interval(*mean_and_interval(list(standing.score.values()))),
+        f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if standing.clips and len(mine) else "-",
+        str(len(standing.score)),
+    ]
+
+
+def _notes(standing: Standing) -> Iterator[str]:
+    """Yield what went wrong with a contestant, a sentence each."""
+    if standing.chosen is None:
+        yield f"{standing.label}: no settings of the grid trained without diverging or failing"
+    if standing.diverged:
+        yield f"{standing.label}: diverged with seed {', '.join(map(str, standing.diverged))}"
+    for what, why in standing.failed.items():
+        yield f"{standing.label}, {what}: failed ({why})"
 
 
 def _interval(mean: float, half: float) -> str:

@@ -71,35 +71,31 @@ def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: in
         f"({baseline.name} {baseline.loss:.3f}), perplexity {last.metrics['perplexity']:.1f}."
     )
     with Trace(paths[0]) as trace:
-        table = layer_table(trace)
+        lines = layer_table(trace)
         _draw(trace, paths[1], paths[2])
         measured = len(trace)
     click.echo("\nHow smooth each layer is: local Lipschitz constant <= L0 + L1 * gradient norm\n")
-    click.echo(table)
+    click.echo("\n".join(lines))
     click.echo(f"\nWrote {paths[0]}   the trace: {measured} measured steps; lsmooth info {paths[0]}")
     click.echo(f"Wrote {paths[1]}   smoothness against gradient norm, as in Figure 1 of the paper")
     click.echo(f"Wrote {paths[2]}   the same for single coordinates, as in Figure 3")
 
 
-def layer_table(trace: Trace) -> str:
-    """Return L0 and L1 of each layer as a table: trend (through its points) and envelope (above them)."""
+def layer_table(trace: Trace) -> list[str]:
+    """Return the lines of a table of L0 and L1 of each layer: trend (through its points) and envelope (above them)."""
+    from lsmooth.cli.table import Column, numbers, table
     from lsmooth.fit import estimate
 
     frame = estimate(trace, by="module", method=("trend", "envelope"))
-    lines: dict[str, dict[str, tuple[str, str]]] = {"trend": {}, "envelope": {}}
-    for row in frame.itertuples():
-        lines[row.method][row.group] = (f"{row.L0:.3g}", f"{row.L1:.3g}") if row.L0 == row.L0 else ("-", "-")
-    groups = list(dict.fromkeys(frame["group"]))
-    points = frame.drop_duplicates("group").set_index("group")["points"]
-    width = max(len(group) for group in groups)
-    rows = [
-        f"{'':{width}}  {'trend':^17}  {'envelope':^17}",
-        f"{'layer':{width}}  {'L0':>8} {'L1':>8}  {'L0':>8} {'L1':>8}  {'points':>6}",
-    ]
-    for group in groups:
-        numbers = "  ".join(f"{low:>8} {slope:>8}" for low, slope in (lines["trend"][group], lines["envelope"][group]))
-        rows.append(f"{group:{width}}  {numbers}  {points[group]:>6}")
-    return "\n".join(rows)
+    groups = frame["group"].unique()
+    columns = [Column("layer", left=True)]
+    cells = [list(groups)]
+    for method, rows in frame.groupby("method", sort=False):
+        for name in ("L0", "L1"):
+            columns.append(Column(f"{method}\n{name}"))
+            cells.append(numbers(rows[name]))
+    points = frame.drop_duplicates("group")["points"]
+    return table([*columns, Column("points")], list(zip(*cells, map(str, points), strict=True)))
 
 
 def _draw(trace: Trace, figure1: Path, figure3: Path) -> None:

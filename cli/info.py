@@ -9,9 +9,6 @@ import click
 if TYPE_CHECKING:
     from lsmooth.trace.reader import Trace
 
-# Names of the user's own that are longer than this stand out of the column.
-_LONGEST_NAME = 20
-
 
 @click.command("info", epilog="Example: lsmooth info run.h5")
 @click.argument("trace", type=click.Path())
@@ -23,6 +20,7 @@ def command(trace: str, as_json: bool) -> None:
     """
     import json
 
+    from lsmooth.cli.table import listed
     from lsmooth.trace.reader import Trace
 
     with Trace(trace) as opened:
@@ -31,10 +29,8 @@ def command(trace: str, as_json: bool) -> None:
         click.echo(json.dumps(_finite(facts), indent=2))
         return
     click.echo(f"{trace}: lsmooth trace {facts['format_version']}, {facts['state']}, {_bytes(facts['bytes'])}")
-    lines = _lines(facts)
-    width = max(10, *(len(name) for name, _ in lines if len(name) <= _LONGEST_NAME))
-    for name, text in lines:
-        click.echo(f"  {name:<{width}} {text}")
+    for line in listed(_lines(facts)):
+        click.echo(line)
 
 
 def _facts(trace: Trace) -> dict[str, Any]:

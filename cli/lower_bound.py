@@ -18,15 +18,16 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
         InvalidArgumentError: A file cannot go where it is to, or the table would take the figure's name.
     """
     from lsmooth.cli.outputs import check_output
+    from lsmooth.cli.table import Column, table
     from lsmooth.errors import InvalidArgumentError
 
-    table = Path(output or "compare-lower-bound.csv")
-    figure = table.with_suffix(".png")
-    if table == figure:
+    results = Path(output or "compare-lower-bound.csv")
+    figure = results.with_suffix(".png")
+    if results == figure:
         raise InvalidArgumentError(
-            f"{table} is to hold the table; end -o in .csv, and the figure goes next to it, into {figure}."
+            f"{results} is to hold the table; end -o in .csv, and the figure goes next to it, into {figure}."
         )
-    for path in (table, figure):
+    for path in (results, figure):
         check_output(path, force)
     from matplotlib.figure import Figure
 
@@ -37,13 +38,19 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
     frame = lower_bound_experiment()
     counts = frame.pivot(index="M_L1", columns="optimizer", values="iterations")
     bounds = frame.drop_duplicates("M_L1").set_index("M_L1")["bound"]
-    click.echo(f"{'M L1':>8}{'least for gradient descent':>30}{'gradient descent':>20}{'generalized SignSGD':>22}")
-    for size, row in counts.iterrows():
-        descent, signs = row["gradient descent"], row["generalized SignSGD"]
-        click.echo(f"{size:>8g}{bounds[size]:>30,.0f}{descent:>20,.0f}{signs:>22,.0f}")
+    heads = ("M L1", "least for gradient descent", "gradient descent", "generalized SignSGD")
+    rows = [
+        [
+            f"{size:g}",
+            *(f"{count:,.0f}" for count in (bounds[size], row["gradient descent"], row["generalized SignSGD"])),
+        ]
+        for size, row in counts.iterrows()
+    ]
+    for line in table([Column(name) for name in heads], rows):
+        click.echo(line)
     with figures.style():
         canvas = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         figures.lower_bound(frame, ax=canvas.add_subplot())
         canvas.savefig(figure)
-    frame.to_csv(table, index=False)
-    click.echo(f"\nWrote {table} and {figure}.")
+    frame.to_csv(results, index=False)
+    click.echo(f"\nWrote {results} and {figure}.")

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lsmooth.cli.table import Column, heads, line
+
 if TYPE_CHECKING:
     import pandas as pd
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # How many values the line at the right shows.
 _LOOK_BACK = 16
-_HEADER = f"{'step':>9} {'loss':>10} {'lr':>10} {'grad norm':>10} {'smoothness':>10} {'2/lr':>10}  smoothness so far"
+_COLUMNS = [
+    Column("step", width=9),
+    *(Column(name, width=10) for name in ("loss", "lr", "grad norm", "smoothness", "2/lr")),
+    Column("smoothness so far", left=True),
+]
 
 
 @click.command("tail", epilog="Example: lsmooth tail run.h5")
@@ -36,7 +42,7 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
 
     opened = Trace(trace)
     try:
-        click.echo(_HEADER)
+        click.echo("\n".join(heads(_COLUMNS)))
         shown = max(0, len(opened) - lines)
         while True:
             # Asked before reading: what a run writes last is then not missed.
@@ -67,17 +73,21 @@ def _line(frame: pd.DataFrame, row: int) -> str:
 
     values = frame.iloc[row]
     lr = values["lr"] if "lr" in frame.columns else values["lr_0"]
-    limit = f"{2 / lr:>10.4g}" if lr > 0 else f"{'-':>10}"
     status = Status(int(values["status"]))
-    note = (
-        _spark(frame["smoothness"].iloc[max(0, row - _LOOK_BACK + 1) : row + 1].tolist())
-        if status == Status.MEASURED
-        else ", ".join(str(flag.name).lower().replace("_", " ") for flag in Status if flag & status)
-    )
-    return (
-        f"{int(values['step']):>9} {values['loss']:>10.4g} {lr:>10.3g} {values['grad_norm']:>10.4g} "
-        f"{values['smoothness']:>10.4g} {limit}  {note}"
-    )
+    if status == Status.MEASURED:
+        note = _spark(frame["smoothness"].iloc[max(0, row - _LOOK_BACK + 1) : row + 1].tolist())
+    else:
+        note = ", ".join(str(flag.name).lower().replace("_", " ") for flag in Status if flag & status)
+    cells = [
+        str(int(values["step"])),
+        f"{values['loss']:.4g}",
+        f"{lr:.3g}",
+        f"{values['grad_norm']:.4g}",
+        f"{values['smoothness']:.4g}",
+        f"{2 / lr:.4g}" if lr > 0 else "-",
+        note,
+    ]
+    return line(_COLUMNS, cells)
 
 
 def _spark(values: list[float]) -> str:

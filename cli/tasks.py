@@ -45,6 +45,7 @@ def _lines(task: Task, folders: tuple[str, ...]) -> list[str]:
     from importlib.util import find_spec
 
     from lsmooth import optim
+    from lsmooth.cli.table import listed
 
     optimizers = []
     for name in (task.optimizer, *(other for other in optim.NAMES if other != task.optimizer)):
@@ -60,9 +61,13 @@ def _lines(task: Task, folders: tuple[str, ...]) -> list[str]:
     hub = task.hub + (" (--data hub)" if find_spec("datasets") else "; needs pip install 'lsmooth[data]'")
     return [
         f"{task.name}: {task.summary}",
-        f"  shows      {task.figure}",
-        "  optimizer  " + "\n             ".join(optimizers),
-        "  stand-in   built in; used without --data",
-        f"  folder     {folder}",
-        f"  hub        {hub}",
+        *listed(
+            [
+                ("shows", task.figure),
+                *zip(["optimizer", *[""] * len(optimizers)], optimizers, strict=False),
+                ("stand-in", "built in; used without --data"),
+                ("folder", folder),
+                ("hub", hub),
+            ]
+        ),
     ]

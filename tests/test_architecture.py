@@ -80,7 +80,6 @@ OFFENDERS: dict[str, set[str]] = {
         "lsmooth/trace/writer.py",
     },
     "function": {
-        "cli/estimate.py:command",
         "figures/constants.py:_draw",
         "figures/coordinates.py:coordinate_grid",
         "figures/curves.py:training_curves",
