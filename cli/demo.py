@@ -101,8 +101,8 @@ def layer_table(trace: Trace) -> list[str]:
 def _draw(trace: Trace, figure1: Path, figure3: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lsmooth.cli.figure_kinds import Options, draw_kind
     from lsmooth.figures import style
+    from lsmooth.figures.kinds import Options, draw_kind
 
     with style():
         for kind, path in (("scatter", figure1), ("coordinates", figure3)):

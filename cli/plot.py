@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmooth.cli.figure_kinds import KINDS, RUNS, Options, check_options, draw_kind
 from lsmooth.cli.outputs import check_output
 from lsmooth.errors import InvalidArgumentError, LsmoothError, unknown_name
+from lsmooth.figures.kinds import KINDS, RUNS, Options, check_options, draw_kind
 from lsmooth.trace.layout import NORMS
 
 if TYPE_CHECKING:
@@ -110,10 +110,11 @@ def command(
         check_options(kind, traces, Options(by, norm, linear))
         if output is not None:
             paths = {kind: _checked_output(output, force)}
-    with ExitStack() as stack:
-        stack.enter_context(_style(style_name))
-        from lsmooth.trace.reader import Trace
+    from lsmooth.figures.house import style
+    from lsmooth.trace.reader import Trace
 
+    with ExitStack() as stack:
+        stack.enter_context(style(style_name))
         opened = [stack.enter_context(Trace(trace)) for trace in traces]
         options = Options(by, norm, linear, size, title)
         if everything:
@@ -121,7 +122,7 @@ def command(
         elif output is None:
             _show(opened, kind, options, dpi, force)
         else:
-            _write(draw_kind(kind, opened, _blank(), options), paths[kind], dpi)
+            _write(kind, opened, options, paths[kind], dpi)
             click.echo(f"Wrote {paths[kind]}.")
 
 
@@ -151,96 +152,27 @@ def _folder(output: str, force: bool) -> dict[str, Path]:
     return paths
 
 
-@contextmanager
-def _style(name: str | None) -> Iterator[None]:
-    """Enter the house style, with the user's on top."""
-    from lsmooth.figures.house import style
+def _write(kind: str, traces: Sequence[Trace], options: Options, path: Path, dpi: int | None) -> None:
+    """Render first and write afterwards: a figure that fails leaves no broken file, and no folder."""
+    from lsmooth.figures.rendering import empty_figure, render
 
-    if name is not None:
-        import matplotlib.style
-
-        if not Path(name).is_file() and name not in matplotlib.style.available:
-            if Path(name).suffix or "/" in name:
-                raise InvalidArgumentError(f"There is no style file {name}.")
-            raise unknown_name("matplotlib style", name, matplotlib.style.available)
-    stack = ExitStack()
-    try:
-        stack.enter_context(style(name))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidArgumentError(f"{name} cannot be used as a matplotlib style ({reason}).") from None
-    with stack:
-        yield
+    content = render(draw_kind(kind, traces, empty_figure(), options), path.suffix, dpi)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
-def _blank() -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(layout="constrained")
-
-
-def _write(figure: Figure, path: Path, dpi: int | None) -> None:
-    """Render first and write afterwards: a figure that fails leaves no broken file."""
-    import io
-    import warnings
-
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="constrained_layout not applied")
-        try:
-            figure.savefig(buffer, format=path.suffix.lower()[1:], dpi=dpi or matplotlib.rcParams["savefig.dpi"])
-            fits = _fits(figure)
-        except UserWarning:
-            fits = False
-    if not fits:
-        width, height = figure.get_size_inches()
-        raise InvalidArgumentError(
-            f"A figure of {width:g}x{height:g} inches is too small for its labels; give a larger --size."
-        )
-    path.write_bytes(buffer.getvalue())
-
-
-def _fits(figure: Figure) -> bool:
-    """Say of a figure that has been drawn whether all of it is inside, and legends inside of what they explain."""
-    width, height = figure.get_size_inches()
-    edges = figure.get_tightbbox()
-    # Inches, half a letter: letters are not equally wide at the resolution of the file and at that of the figure.
-    slack = 0.05
-    if min(edges.x0, edges.y0, width - edges.x1, height - edges.y1) < -slack:
-        return False
-    for ax in figure.axes:
-        legend = ax.get_legend()
-        if legend is None:
-            continue
-        box, panel = legend.get_window_extent(), ax.get_window_extent()
-        # One that stands above its Axes is where it should be.
-        down = 0.0 if box.y0 > panel.y1 else min(box.y0 - panel.y0, panel.y1 - box.y1)
-        if min(box.x0 - panel.x0, panel.x1 - box.x1, down) < -slack * figure.dpi:
-            return False
-    return True
-
-
-def _draw_all(
-    traces: Sequence[Trace],
-    paths: dict[str, Path],
-    options: Options,
-    dpi: int | None,
-) -> None:
+def _draw_all(traces: Sequence[Trace], paths: dict[str, Path], options: Options, dpi: int | None) -> None:
     """Draw every kind that can be drawn, and say which cannot and why."""
     wrote, reasons = [], {}
     for kind, path in paths.items():
         known = KINDS[kind]
-        # Groups of parameters are none of runs, and the other way round.
+        # `--by module` groups parameters, and `--by run` groups runs, which only curves have.
         by = options.by if known.by and (kind == "curves") == (options.by in RUNS) else None
         mine = replace(options, by=by, linear=options.linear and known.linear)
         if not known.norm:
             mine = replace(mine, norm="l2")
         try:
-            figure = draw_kind(kind, traces, _blank(), mine)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(figure, path, dpi)
+            _write(kind, traces, mine, path, dpi)
         except LsmoothError as error:
             reasons[kind] = str(error)
         else:
@@ -252,18 +184,12 @@ def _draw_all(
         raise InvalidArgumentError("No kind of figure could be drawn; the reasons stand above.")
 
 
-def _show(
-    traces: Sequence[Trace],
-    kind: str,
-    options: Options,
-    dpi: int | None,
-    force: bool,
-) -> None:
+def _show(traces: Sequence[Trace], kind: str, options: Options, dpi: int | None, force: bool) -> None:
     """Open a window, or where there is none, write a file named after trace and kind."""
     window = _window()
     if window is None:
         path = _checked_output(f"{traces[0].path.stem}-{kind}.png", force)
-        _write(draw_kind(kind, traces, _blank(), options), path, dpi)
+        _write(kind, traces, options, path, dpi)
         click.echo(f"Wrote {path}, since there is no display.")
         return
     draw_kind(kind, traces, window, options)

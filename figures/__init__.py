@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lsmooth.figures.descent_bound import lower_bound
     from lsmooth.figures.heatmap import layer_heatmap
     from lsmooth.figures.house import style
-    from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
+    from lsmooth.figures.panels import smoothness_panels
+    from lsmooth.figures.scatter import smoothness_scatter
     from lsmooth.figures.segments import segment_profile
     from lsmooth.figures.stability_limit import stability
 
@@ -32,7 +33,7 @@ _HOME = {
     "loss_frame": "curves",
     "lower_bound": "descent_bound",
     "segment_profile": "segments",
-    "smoothness_panels": "scatter",
+    "smoothness_panels": "panels",
     "smoothness_scatter": "scatter",
     "stability": "stability_limit",
     "style": "house",

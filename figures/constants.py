@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.figures.house import COLUMN, LINES, new_figure, settle, style
+from lsmooth.figures.house import COLUMN, LINES, arranging, drawing
 from lsmooth.figures.labels import label_rows
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log
 from lsmooth.trace.grouping import By
@@ -65,13 +65,12 @@ def layer_constants(
     if constant not in _LABELS:
         raise InvalidArgumentError(f"constant={constant!r} is neither 'L0' nor 'L1'.")
     frame = _estimates(data, by, displacement, norm)
-    if ax is None:
-        with style():
-            ax = new_figure(COLUMN, constants_height(frame["group"].nunique())).add_subplot()
-            _draw(ax, frame, constant, linear, legend, share=0.4)
-            settle(ax.figure)
-        return ax
-    _draw(ax, frame, constant, linear, legend, share=0.4)
+    with drawing(ax, constants_height(frame["group"].nunique())) as ax:
+        _draw(ax, frame, constant, linear, share=0.4)
+        if legend and frame["method"].nunique() > 1:
+            handles, labels = ax.get_legend_handles_labels()
+            # Above the rows: within them it would hide some.
+            ax.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels))
     return ax
 
 
@@ -104,19 +103,14 @@ def constants_panels(
         TraceError: The trace cannot be read.
     """
     frame = _estimates(data, by, displacement, norm)
-    if figure is None:
-        with style():
-            made = new_figure(COLUMN, constants_height(frame["group"].nunique()))
-            axes = constants_panels(frame, figure=made, linear=linear, legend=legend)
-            settle(made)
-        return axes
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, constant in zip(axes, _LABELS, strict=True):
-        _draw(ax, frame, constant, linear, False, share=0.36, most_ticks=3)
-    axes[1].tick_params(labelleft=False)
-    if legend and frame["method"].nunique() > 1:
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+    with arranging(figure, COLUMN, constants_height(frame["group"].nunique())) as figure:
+        axes: NDArray[np.object_] = figure.subplots(1, 2, sharey=True)
+        for ax, constant in zip(axes, _LABELS, strict=True):
+            _draw(ax, frame, constant, linear, share=0.36, most_ticks=3)
+        axes[1].tick_params(labelleft=False)
+        if legend and frame["method"].nunique() > 1:
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
     return axes
 
 
@@ -149,74 +143,78 @@ def _estimates(data: Any, by: By, displacement: Displacement, norm: str) -> pd.D
     return frame
 
 
-def _draw(
-    ax: Axes,
-    frame: pd.DataFrame,
-    constant: str,
-    linear: bool,
-    legend: bool,
-    *,
-    share: float,
-    most_ticks: int = 4,
-) -> None:
+def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, share: float, most_ticks: int = 4) -> None:
+    """Draw one constant of every layer, with the layers' names at `share` of the figure's width."""
     names = [str(name) for name in frame["group"].drop_duplicates()]
-    row_of = {name: row for row, name in enumerate(names)}
     methods = [str(name) for name in frame["method"].drop_duplicates()]
-    known = frame[[c for c in (constant, f"{constant}_low", f"{constant}_high") if c in frame.columns]]
-    values = known.to_numpy(dtype=np.float64)
-    limits = linear_limits(values) if linear else log_limits(values)
-    if linear:
-        make_linear(ax, "x", (min(0.0, limits[0]) if np.nanmin(values) < 0 else 0.0, limits[1]), most_ticks)
-    else:
-        make_log(ax, "x", limits, most_ticks)
-    left = ax.get_xlim()[0]
+    _scale(ax, frame, constant, linear, most_ticks)
     apart = 0.5 / len(methods) if len(names) <= _APART else 0.0
-    size = 3.2 if len(names) <= _APART else 2.2
+    row_of = {name: row for row, name in enumerate(names)}
     for place, method in enumerate(methods):
         mine = frame[frame["method"].astype(str) == method]
         rows = np.array([row_of[str(name)] for name in mine["group"]], dtype=np.float64)
         rows += (place - (len(methods) - 1) / 2) * apart
-        estimate = mine[constant].to_numpy(dtype=np.float64)
         look: dict[str, Any] = {"color": LINES[place % len(LINES)], "zorder": 2.5}
-        drawable = np.isfinite(estimate) & ((estimate > 0) | linear)
-        if f"{constant}_low" in mine.columns and f"{constant}_high" in mine.columns:
-            low = mine[f"{constant}_low"].to_numpy(dtype=np.float64)
-            high = mine[f"{constant}_high"].to_numpy(dtype=np.float64)
-            certain = np.isfinite(low) & np.isfinite(high) & (high > (0 if not linear else -math.inf))
-            ax.hlines(
-                rows[certain], np.maximum(low[certain], left), high[certain], linewidth=0.9, **look, label="_interval"
-            )
-        ax.plot(
-            estimate[drawable],
-            rows[drawable],
-            linestyle="none",
-            marker=_MARKERS[place % len(_MARKERS)],
-            markersize=size,
-            markerfacecolor=look["color"] if place == 0 else "white",
-            markeredgewidth=0.9,
-            label=method,
-            **look,
-        )
-        at_zero = np.isfinite(estimate) & ~drawable
-        # Without points, an artist that is not clipped would pull the layout to the figure's corner.
-        if at_zero.any():
-            ax.plot(
-                np.full(int(at_zero.sum()), left),
-                rows[at_zero],
-                linestyle="none",
-                marker="<",
-                markersize=4.5,
-                clip_on=False,
-                label="_zero",
-                **look,
-            )
+        _draw_intervals(ax, mine, constant, rows, linear, look)
+        look |= {
+            "marker": _MARKERS[place % len(_MARKERS)],
+            "markersize": 3.2 if len(names) <= _APART else 2.2,
+            "markerfacecolor": look["color"] if place == 0 else "white",
+        }
+        _draw_estimates(ax, mine[constant].to_numpy(dtype=np.float64), rows, linear, method, look)
     figure = ax.figure.figure
     points_wide = ax.figure.bbox.width / figure.dpi * 72
     label_rows(ax, names, share * points_wide, ax.figure.bbox.height / figure.dpi * 72 - 40)
     ax.grid(axis="y", color=matplotlib.rcParams["grid.color"], linewidth=0.3, zorder=0)
     ax.set_axisbelow(True)
     ax.set_xlabel(_LABELS[constant])
-    if legend and len(methods) > 1:
-        handles, labels = ax.get_legend_handles_labels()
-        # Above the rows: within them it would hide some.
-        ax.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels))
+
+
+def _scale(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, most_ticks: int) -> None:
+    """Give the axis limits that hold every estimate and interval."""
+    columns = [name for name in (constant, f"{constant}_low", f"{constant}_high") if name in frame.columns]
+    values = frame[columns].to_numpy(dtype=np.float64)
+    if linear:
+        low, high = linear_limits(values)
+        make_linear(ax, "x", (min(0.0, low) if np.nanmin(values) < 0 else 0.0, high), most_ticks)
+    else:
+        make_log(ax, "x", log_limits(values), most_ticks)
+
+
+def _draw_intervals(
+    ax: Axes, mine: pd.DataFrame, constant: str, rows: NDArray[np.float64], linear: bool, look: dict[str, Any]
+) -> None:
+    if f"{constant}_low" not in mine.columns or f"{constant}_high" not in mine.columns:
+        return
+    low = mine[f"{constant}_low"].to_numpy(dtype=np.float64)
+    high = mine[f"{constant}_high"].to_numpy(dtype=np.float64)
+    certain = np.isfinite(low) & np.isfinite(high) & (high > (0 if not linear else -math.inf))
+    left = ax.get_xlim()[0]
+    ax.hlines(rows[certain], np.maximum(low[certain], left), high[certain], linewidth=0.9, **look, label="_interval")
+
+
+def _draw_estimates(
+    ax: Axes,
+    estimate: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    linear: bool,
+    method: str,
+    look: dict[str, Any],
+) -> None:
+    """Draw estimates as marks, and those of 0, which a logarithmic axis cannot show, as arrows at its left edge."""
+    drawable = np.isfinite(estimate) & ((estimate > 0) | linear)
+    ax.plot(estimate[drawable], rows[drawable], linestyle="none", markeredgewidth=0.9, label=method, **look)
+    at_zero = np.isfinite(estimate) & ~drawable
+    # Without points, an artist that is not clipped would pull the layout to the figure's corner.
+    if at_zero.any():
+        ax.plot(
+            np.full(int(at_zero.sum()), ax.get_xlim()[0]),
+            rows[at_zero],
+            linestyle="none",
+            marker="<",
+            markersize=4.5,
+            color=look["color"],
+            zorder=look["zorder"],
+            clip_on=False,
+            label="_zero",
+        )

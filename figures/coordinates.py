@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, unknown_name
-from lsmooth.figures.points import Data, Points, points_of, spread
-from lsmooth.figures.scatter import check_lines, draw_panels
+from lsmooth.figures.axis_labels import ENDPOINT_LABEL, INTERPOLATED_LABEL
+from lsmooth.figures.fitted_lines import check_lines
+from lsmooth.figures.panels import PanelLayout, draw_panels
+from lsmooth.figures.points import Data, Points, opened, points_of, spread
 from lsmooth.trace.grouping import module_of
 from lsmooth.trace.reader import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
-
-ENDPOINT_LABEL = r"$\min(|\partial_j f(x_t)|,\ |\partial_j f(x_{t+1})|)$"
-INTERPOLATED_LABEL = r"$\min(|\partial_j f(x_t)|,\ |\partial_j f(x_t + \gamma d)|)$"
 
 
 def coordinate_grid(
@@ -63,45 +61,29 @@ def coordinate_grid(
     Source: Crawshaw et al. 2022, Figure 3 and Section 5.2.
     """
     check_lines(lines)
-    if isinstance(data, (str, os.PathLike)):
-        with Trace(data) as trace:
-            return coordinate_grid(
-                trace,
-                coordinates=coordinates,
-                endpoint=endpoint,
-                panels=panels,
-                columns=columns,
-                figure=figure,
-                lines=lines,
-                linear=linear,
-                legend=legend,
-            )
-    if isinstance(data, Trace) and endpoint is None:
-        endpoint = data.has("coordinate/grad_next")
-    series = points_of(data, "coordinate", endpoint=bool(endpoint))
+    with opened(data) as data:
+        if isinstance(data, Trace) and endpoint is None:
+            endpoint = data.has("coordinate/grad_next")
+        series = points_of(data, "coordinate", endpoint=bool(endpoint))
     if coordinates is not None:
-        by_name = {points.group: points for points in series}
-        for name in coordinates:
-            if name not in by_name:
-                raise unknown_name("followed coordinate", name, by_name)
-        chosen = [by_name[name] for name in coordinates]
-        if not any(points.drawable(log=not linear).any() for points in chosen):
-            raise InvalidArgumentError(
-                chosen[0].explain_nothing(log=not linear) if chosen else "No coordinate is named."
-            )
+        chosen = _named(series, coordinates, linear)
     else:
         chosen = _from_different_layers(series, panels, linear)
-    return draw_panels(
-        chosen,
-        [points.group for points in chosen],
-        figure=figure,
-        columns=columns,
-        lines=lines,
-        linear=linear,
-        legend=legend,
-        shared=False,
-        x_text=INTERPOLATED_LABEL if endpoint is False else ENDPOINT_LABEL,
-    )
+    x_text = INTERPOLATED_LABEL if endpoint is False else ENDPOINT_LABEL
+    layout = PanelLayout(columns, lines, linear, legend, shared=False, x_text=x_text)
+    return draw_panels(chosen, [points.group for points in chosen], figure, layout)
+
+
+def _named(series: list[Points], coordinates: Sequence[str], linear: bool) -> list[Points]:
+    """Return the coordinates of these names, of which one at least can be drawn."""
+    by_name = {points.group: points for points in series}
+    for name in coordinates:
+        if name not in by_name:
+            raise unknown_name("followed coordinate", name, by_name)
+    chosen = [by_name[name] for name in coordinates]
+    if not any(points.drawable(log=not linear).any() for points in chosen):
+        raise InvalidArgumentError(chosen[0].explain_nothing(log=not linear) if chosen else "No coordinate is named.")
+    return chosen
 
 
 def _from_different_layers(series: list[Points], panels: int, linear: bool) -> list[Points]:

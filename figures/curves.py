@@ -52,6 +52,34 @@ def training_curves(
 
     Source: Crawshaw et al. 2022, Figures 2, 4 and 5.
     """
+    seed = _check(frame, x, y, hue)
+    with drawing(ax) as ax:
+        labels = [name for name in frame[hue].drop_duplicates() if not pd.isna(name)]
+        curves = [
+            _draw_curve(ax, frame[frame[hue] == label], str(label), place, x, y, seed)
+            for place, label in enumerate(labels)
+        ]
+        every_x = np.concatenate([curve.index.to_numpy(dtype=np.float64) for curve in curves])
+        values = np.concatenate([curve[column].to_numpy() for curve in curves for column in ("mean", "low", "high")])
+        if not np.isfinite(values).any():
+            raise InvalidArgumentError(f"{y} has no finite value; there is no curve to draw.")
+        if log:
+            make_log(ax, "y", log_limits(values))
+        else:
+            make_linear(ax, "y", linear_limits(values))
+        reach = 0.02 * float(np.ptp(every_x)) or 0.5
+        ax.set_xlim(float(every_x.min()) - reach, float(every_x.max()) + reach)
+        make_steps(ax, "x")
+        ax.set(xlabel="iteration" if x == "step" else x.replace("_", " "), ylabel=y.replace("_", " "))
+        if legend:
+            place_legend(
+                ax, [(curve.index.to_numpy(), curve[column]) for curve in curves for column in ("mean", "low", "high")]
+            )
+    return ax
+
+
+def _check(frame: pd.DataFrame, x: str, y: str, hue: str) -> str | None:
+    """Return the column of seeds, where there is one; raise InvalidArgumentError of a frame that has no curves."""
     for column in (x, y, hue):
         if column not in frame.columns:
             raise unknown_name("column in the frame", column, map(str, frame.columns))
@@ -67,46 +95,29 @@ def training_curves(
             f"{int(twice.sum())} rows share their line, seed and {x} (such as {what}); add a column that tells the "
             "runs apart, and name it with hue=."
         )
-    with drawing(ax) as ax:
-        shown = []
-        labels = [name for name in frame[hue].drop_duplicates() if not pd.isna(name)]
-        for place, label in enumerate(labels):
-            mine = frame[frame[hue] == label]
-            curve = mean_and_interval(mine, x, y, seed)
-            runs, diverged = len(mine[seed].unique()) if seed else 1, int(curve.attrs["diverged"])
-            note = f" ({diverged} of {runs} diverged)" if diverged and runs > 1 else " (diverged)" if diverged else ""
-            colour = LINES[place % len(LINES)]
-            ax.plot(
-                curve.index,
-                curve["mean"],
-                color=colour,
-                linestyle=DASHES[place % len(DASHES)],
-                marker="o" if len(curve) == 1 else None,
-                markersize=3,
-                label=f"{label}{note}".replace("$", r"\$"),
-            )
-            if runs > 1:
-                # Arrays: numpy 1.24 takes the `_data` of a Series for that of a masked array.
-                low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
-                ax.fill_between(curve.index, low, high, color=colour, alpha=0.18, linewidth=0)
-            shown.append(curve)
-        values = np.concatenate([curve[column].to_numpy() for curve in shown for column in ("mean", "low", "high")])
-        if not np.isfinite(values).any():
-            raise InvalidArgumentError(f"{y} has no finite value; there is no curve to draw.")
-        if log:
-            make_log(ax, "y", log_limits(values))
-        else:
-            make_linear(ax, "y", linear_limits(values))
-        every_x = np.concatenate([curve.index.to_numpy(dtype=np.float64) for curve in shown])
-        reach = 0.02 * float(np.ptp(every_x)) or 0.5
-        ax.set_xlim(float(every_x.min()) - reach, float(every_x.max()) + reach)
-        make_steps(ax, "x")
-        ax.set(xlabel="iteration" if x == "step" else x.replace("_", " "), ylabel=y.replace("_", " "))
-        if legend:
-            place_legend(
-                ax, [(curve.index.to_numpy(), curve[column]) for curve in shown for column in ("mean", "low", "high")]
-            )
-    return ax
+    return seed
+
+
+def _draw_curve(ax: Axes, mine: pd.DataFrame, label: str, place: int, x: str, y: str, seed: str | None) -> pd.DataFrame:
+    """Draw one line and its band, and return their `mean_and_interval`."""
+    curve = mean_and_interval(mine, x, y, seed)
+    runs, diverged = len(mine[seed].unique()) if seed else 1, int(curve.attrs["diverged"])
+    note = f" ({diverged} of {runs} diverged)" if diverged and runs > 1 else " (diverged)" if diverged else ""
+    colour = LINES[place % len(LINES)]
+    ax.plot(
+        curve.index,
+        curve["mean"],
+        color=colour,
+        linestyle=DASHES[place % len(DASHES)],
+        marker="o" if len(curve) == 1 else None,
+        markersize=3,
+        label=f"{label}{note}".replace("$", r"\$"),
+    )
+    if runs > 1:
+        # Arrays: numpy 1.24 takes the `_data` of a Series for that of a masked array.
+        low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
+        ax.fill_between(curve.index, low, high, color=colour, alpha=0.18, linewidth=0)
+    return curve
 
 
 def mean_and_interval(frame: pd.DataFrame, x: str, y: str, seed: str | None) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from lsmooth.errors import InvalidArgumentError, TraceError
-from lsmooth.figures.coordinates import INTERPOLATED_LABEL
+from lsmooth.figures.axis_labels import BOTH_ENDS_LABEL, INTERPOLATED_LABEL, Y_LABEL
 from lsmooth.figures.house import drawing, sequential
 from lsmooth.figures.legend import place_legend
-from lsmooth.figures.points import Data, points_of
+from lsmooth.figures.points import Data, opened, points_of
 from lsmooth.figures.scales import LogLabels, LogTicks, make_log, percent
-from lsmooth.figures.scatter import BOTH_ENDS_LABEL, Y_LABEL
 from lsmooth.trace.density import Density
 from lsmooth.trace.reader import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
 
 # Bins a side, where points are given and not counts.
 _BINS = 60
@@ -52,36 +52,21 @@ def coordinate_density(
         InvalidArgumentError: Nothing was counted, or there is no such parameter.
         TraceError: The trace cannot be read, or was recorded without densities.
     """
-    if isinstance(data, (str, os.PathLike)):
-        with Trace(data) as trace:
-            return coordinate_density(trace, parameter=parameter, ax=ax, colorbar=colorbar, legend=legend)
-    label = INTERPOLATED_LABEL
-    if isinstance(data, Trace):
-        density = _of_trace(data, parameter)
-    elif isinstance(data, Density):
-        density = data
-    else:
-        label = BOTH_ENDS_LABEL
-        density = _counted(data)
-    counts, grad_edges, smoothness_edges = density.counts, density.grad_edges, density.smoothness_edges
-    if not counts.any():
+    label = BOTH_ENDS_LABEL
+    with opened(data) if not isinstance(data, Density) else nullcontext(data) as data:
+        if isinstance(data, Density):
+            density, label = data, INTERPOLATED_LABEL
+        elif isinstance(data, Trace):
+            density, label = _of_trace(data, parameter), INTERPOLATED_LABEL
+        else:
+            density = _counted(data)
+    if not density.counts.any():
         raise InvalidArgumentError(
             f"No coordinate{f' of {parameter}' if parameter else ''} moved at any step that was measured well; there "
             "is nothing to draw."
         )
-    columns, rows = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
     with drawing(ax) as ax:
-        mesh = ax.pcolormesh(
-            grad_edges,
-            smoothness_edges,
-            np.ma.masked_equal(counts, 0).T,
-            # Few are light and many dark, on paper that is white where there is none.
-            cmap=sequential().reversed(),
-            norm=LogNorm(1, max(2, int(counts.max()))),
-            rasterized=True,
-        )
-        make_log(ax, "x", (grad_edges[columns[0]], grad_edges[columns[-1] + 1]))
-        make_log(ax, "y", (smoothness_edges[rows[0]], smoothness_edges[rows[-1] + 1]))
+        mesh = _draw_counts(ax, density)
         ax.set(xlabel=label, ylabel=Y_LABEL)
         if colorbar:
             bar = ax.figure.colorbar(
@@ -91,11 +76,29 @@ def coordinate_density(
             bar.ax.yaxis.set_major_locator(LogTicks())
             bar.ax.yaxis.set_major_formatter(LogLabels())
         if legend and density.left_out:
-            share = 100 * density.left_out / (density.left_out + int(counts.sum()))
+            share = 100 * density.left_out / (density.left_out + int(density.counts.sum()))
             ax.plot([], [], linestyle="none", label=f"not shown: {percent(share)}")
-            filled = np.argwhere(counts)
-            place_legend(ax, [(grad_edges[filled[:, 0]], smoothness_edges[filled[:, 1] + 1])])
+            filled = np.argwhere(density.counts)
+            place_legend(ax, [(density.grad_edges[filled[:, 0]], density.smoothness_edges[filled[:, 1] + 1])])
     return ax
+
+
+def _draw_counts(ax: Axes, density: Density) -> QuadMesh:
+    """Draw the counts as colours, with the axes around the cells that have any."""
+    counts, grad_edges, smoothness_edges = density.counts, density.grad_edges, density.smoothness_edges
+    mesh = ax.pcolormesh(
+        grad_edges,
+        smoothness_edges,
+        np.ma.masked_equal(counts, 0).T,
+        # Few are light and many dark, on paper that is white where there is none.
+        cmap=sequential().reversed(),
+        norm=LogNorm(1, max(2, int(counts.max()))),
+        rasterized=True,
+    )
+    columns, rows = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+    make_log(ax, "x", (grad_edges[columns[0]], grad_edges[columns[-1] + 1]))
+    make_log(ax, "y", (smoothness_edges[rows[0]], smoothness_edges[rows[-1] + 1]))
+    return mesh
 
 
 def _of_trace(trace: Trace, parameter: str | None) -> Density:

@@ -9,11 +9,11 @@ from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.figures.house import COLUMN, new_figure, sequential, settle, style
+from lsmooth.figures.axis_labels import y_label
+from lsmooth.figures.house import drawing, sequential
 from lsmooth.figures.labels import label_rows
 from lsmooth.figures.points import Data, Points, points_of
 from lsmooth.figures.scales import LogLabels, LogTicks, make_steps
-from lsmooth.figures.scatter import y_label
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement
 
@@ -65,12 +65,7 @@ def layer_heatmap(
         raise InvalidArgumentError(why)
     names = [points.group for points in series]
     content = (edges, np.where(shown, table, np.nan), names, linear, colorbar, y_label(series[0].norm))
-    if ax is None:
-        with style():
-            ax = new_figure(COLUMN, heatmap_height(len(series))).add_subplot()
-            _draw(ax, *content)
-            settle(ax.figure)
-    else:
+    with drawing(ax, heatmap_height(len(series))) as ax:
         _draw(ax, *content)
     return ax
 

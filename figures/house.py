@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 
+from lsmooth.errors import InvalidArgumentError, unknown_name
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
@@ -75,6 +77,9 @@ def style(extra: str | os.PathLike[str] | dict[str, Any] | None = None) -> Itera
     Args:
         extra: Settings on top of it: a matplotlib style file, the name of a matplotlib style, or a dict of rcParams.
 
+    Raises:
+        InvalidArgumentError: There is no such style, or its file cannot be read as one.
+
     Example:
         >>> with lsmooth.figures.style():  # doctest: +SKIP
         ...     figure, axes = plt.subplots(1, 2, layout="constrained")
@@ -82,10 +87,26 @@ def style(extra: str | os.PathLike[str] | dict[str, Any] | None = None) -> Itera
     """
     with matplotlib.rc_context(SETTINGS):
         if extra is not None:
-            from matplotlib.style import use
-
-            use(extra if isinstance(extra, dict) else os.fspath(extra))
+            _use_style(extra if isinstance(extra, dict) else os.fspath(extra))
         yield
+
+
+def _use_style(name: str | dict[str, Any]) -> None:
+    """Put settings, those of a style file, or of a style that matplotlib knows, on top of those that hold."""
+    import matplotlib.style
+
+    if isinstance(name, dict):
+        matplotlib.style.use(name)
+        return
+    if not os.path.isfile(name) and name not in matplotlib.style.available:
+        if os.path.splitext(name)[1] or "/" in name:
+            raise InvalidArgumentError(f"There is no style file {name}.")
+        raise unknown_name("matplotlib style", name, matplotlib.style.available)
+    try:
+        matplotlib.style.use(name)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidArgumentError(f"{name} cannot be used as a matplotlib style ({reason}).") from None
 
 
 def sequential() -> Colormap:
@@ -102,15 +123,25 @@ def new_figure(width: float = COLUMN, height: float = 2.6) -> Figure:
 
 
 @contextmanager
-def drawing(ax: Axes | None) -> Iterator[Axes]:
-    """Give the Axes to draw in: the caller's, in the caller's style, or new ones in the house style."""
+def drawing(ax: Axes | None, height: float = 2.6) -> Iterator[Axes]:
+    """Give the Axes to draw in: the caller's, in the caller's style, or new ones in the house style, inches high."""
     if ax is not None:
         yield ax
         return
+    with arranging(None, COLUMN, height) as figure:
+        yield figure.add_subplot()
+
+
+@contextmanager
+def arranging(figure: Figure | SubFigure | None, width: float, height: float) -> Iterator[Figure | SubFigure]:
+    """Give the figure to arrange Axes in: the caller's, or a new one in the house style; sizes in inches."""
+    if figure is not None:
+        yield figure
+        return
     with style():
-        ax = new_figure().add_subplot()
-        yield ax
-        settle(ax.figure)
+        figure = new_figure(width, height)
+        yield figure
+        settle(figure)
 
 
 def settle(figure: Figure | SubFigure) -> None:

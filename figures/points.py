@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 Data: TypeAlias = Union[Trace, Cloud, pd.DataFrame, str, "os.PathLike[str]"]
 
 _COLUMNS = ("step", "smoothness", "grad_norm")
+
+
+@contextmanager
+def opened(data: Data) -> Iterator[Data]:
+    """Give what a path names as an open trace, closed afterwards, and other data as they are."""
+    if isinstance(data, (str, os.PathLike)):
+        with Trace(data) as trace:
+            yield trace
+    else:
+        yield data
 
 
 @dataclass(frozen=True)

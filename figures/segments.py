@@ -13,7 +13,7 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.estimators import joined_norms
 from lsmooth.figures.house import DASHES, drawing, sequential
 from lsmooth.figures.legend import place_legend
-from lsmooth.figures.points import spread
+from lsmooth.figures.points import opened, spread
 from lsmooth.figures.scales import linear_limits, make_linear
 from lsmooth.trace.layout import Status
 from lsmooth.trace.reader import Trace
@@ -57,19 +57,17 @@ def segment_profile(
         InvalidArgumentError: A step was not measured, none was measured well, or `quantity` is unknown.
         TraceError: The trace cannot be read.
     """
-    if isinstance(data, (str, os.PathLike)):
-        with Trace(data) as trace:
-            return segment_profile(trace, steps=steps, quantity=quantity, ax=ax, legend=legend)
-    if not isinstance(data, Trace):
-        raise InvalidArgumentError(f"A segment is drawn from a Trace or its path, not from {type(data).__name__}.")
     if quantity not in _Y_LABELS:
         raise InvalidArgumentError(f"quantity={quantity!r} is neither 'loss' nor 'gradient'.")
-    rows = _rows(data, steps)
-    curves = [(_loss_along if quantity == "loss" else _gradient_along)(data, row) for row in rows]
-    first, last = int(data.steps[rows[0]]), int(data.steps[rows[-1]])
+    with opened(data) as trace:
+        if not isinstance(trace, Trace):
+            raise InvalidArgumentError(f"A segment is drawn from a Trace or its path, not from {type(data).__name__}.")
+        rows = _rows(trace, steps)
+        numbers = [int(trace.steps[row]) for row in rows]
+        curves = [(_loss_along if quantity == "loss" else _gradient_along)(trace, row) for row in rows]
     with drawing(ax) as ax:
-        for place, (row, (gammas, values)) in enumerate(zip(rows, curves, strict=True)):
-            step = int(data.steps[row])
+        first, last = numbers[0], numbers[-1]
+        for place, (step, (gammas, values)) in enumerate(zip(numbers, curves, strict=True)):
             ax.plot(
                 gammas,
                 values,

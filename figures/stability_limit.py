@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,11 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError
+from lsmooth.figures.axis_labels import y_label
 from lsmooth.figures.house import FLAGGED, LINES, drawing
 from lsmooth.figures.legend import place_legend
-from lsmooth.figures.points import Data, choose_group, points_of
+from lsmooth.figures.marks import VECTOR
+from lsmooth.figures.points import Data, Points, choose_group, opened, points_of
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps, percent
-from lsmooth.figures.scatter import VECTOR, y_label
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement, Trace
 
@@ -62,65 +63,79 @@ def stability(
 
     Source: Cohen et al. 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability".
     """
-    if isinstance(data, (str, os.PathLike)):
-        with Trace(data) as trace:
-            return stability(
-                trace, by=by, group=group, displacement=displacement, norm=norm, ax=ax, linear=linear, legend=legend
-            )
-    points = choose_group(points_of(data, by, displacement=displacement, norm=norm), group)
     several_rates = False
-    lr = points.lr
-    if isinstance(data, Trace) and data.lr.shape[1] > 1:
-        several_rates = bool((data.lr != data.lr[:, :1]).any())
-        lr = data.lr.max(axis=1)
+    with opened(data) as data:
+        points = choose_group(points_of(data, by, displacement=displacement, norm=norm), group)
+        if isinstance(data, Trace) and data.lr.shape[1] > 1:
+            several_rates = bool((data.lr != data.lr[:, :1]).any())
+            points = replace(points, lr=data.lr.max(axis=1))
     known = np.isfinite(points.smoothness) & ((points.smoothness > 0) | linear)
     if not known.any():
         raise InvalidArgumentError(points.explain_nothing(log=not linear))
-    if not np.isfinite(lr).any():
-        raise InvalidArgumentError("There are no learning rates; give a trace, or a DataFrame with a column lr.")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        limit = np.where(lr > 0, 2 / lr, np.nan)
-    good, flagged = known & points.usable, known & ~points.usable
-    order = np.argsort(points.steps, kind="stable")
+    limit = _limit_of(points.lr)
     with drawing(ax) as ax:
-        _draw_points(ax, points.steps, points.smoothness, good, flagged)
-        if good.sum() >= _LEAST_FOR_MEDIAN:
-            window = max(9, int(good.sum()) // 20)
-            chosen = order[good[order]]
-            ax.plot(
-                points.steps[chosen],
-                running_median(points.smoothness[chosen], window),
-                color="black",
-                linewidth=1.0,
-                label=f"median of {window} points",
-            )
-        name = "2/largest lr" if several_rates else "2/lr"
-        comparable = good & np.isfinite(limit)
-        above = 100 * float((points.smoothness[comparable] > limit[comparable]).mean()) if comparable.any() else None
-        ax.plot(
-            points.steps[order],
-            limit[order],
-            color=LINES[1],
-            linestyle=(0, (4, 1.5)),
-            marker="_" if len(points) == 1 else None,
-            label=name if above is None else f"{name} ({percent(above)} of points above)",
-        )
-        left_out = len(points) - int(known.sum())
-        if left_out:
-            ax.plot([], [], linestyle="none", label=f"not shown ({left_out:,})")
+        good = known & points.usable
+        _draw_points(ax, points.steps, points.smoothness, good, known & ~points.usable)
+        _draw_median(ax, points, good)
+        _draw_limit(ax, points, limit, good, "2/largest lr" if several_rates else "2/lr")
+        if not known.all():
+            ax.plot([], [], linestyle="none", label=f"not shown ({(~known).sum():,})")
         shown = points.smoothness[known]
-        if linear:
-            make_linear(ax, "y", linear_limits(shown, limit))
-        else:
-            make_log(ax, "y", log_limits(shown, limit))
-        make_steps(ax, "x")
-        low, high = float(points.steps.min()), float(points.steps.max())
-        reach = 0.02 * (high - low) or 0.5
-        ax.set_xlim(low - reach, high + reach)
+        _set_axes(ax, points.steps, (shown, limit), linear)
         ax.set(xlabel="iteration", ylabel=y_label(points.norm))
         if legend:
             place_legend(ax, [(points.steps[known], shown), (points.steps, limit)])
     return ax
+
+
+def _set_axes(ax: Axes, steps: NDArray[np.int64], shown: tuple[NDArray[np.float64], ...], linear: bool) -> None:
+    if linear:
+        make_linear(ax, "y", linear_limits(*shown))
+    else:
+        make_log(ax, "y", log_limits(*shown))
+    make_steps(ax, "x")
+    low, high = float(steps.min()), float(steps.max())
+    reach = 0.02 * (high - low) or 0.5
+    ax.set_xlim(low - reach, high + reach)
+
+
+def _limit_of(lr: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 2/lr, NaN where there is no learning rate above 0."""
+    if not np.isfinite(lr).any():
+        raise InvalidArgumentError("There are no learning rates; give a trace, or a DataFrame with a column lr.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(lr > 0, 2 / lr, np.nan)
+
+
+def _draw_median(ax: Axes, points: Points, good: NDArray[np.bool_]) -> None:
+    """Draw the running median of the usable points, where they are many."""
+    if good.sum() < _LEAST_FOR_MEDIAN:
+        return
+    window = max(9, int(good.sum()) // 20)
+    order = np.argsort(points.steps, kind="stable")
+    chosen = order[good[order]]
+    ax.plot(
+        points.steps[chosen],
+        running_median(points.smoothness[chosen], window),
+        color="black",
+        linewidth=1.0,
+        label=f"median of {window} points",
+    )
+
+
+def _draw_limit(ax: Axes, points: Points, limit: NDArray[np.float64], good: NDArray[np.bool_], name: str) -> None:
+    """Draw 2/lr, and say in its label what share of the usable points is above."""
+    order = np.argsort(points.steps, kind="stable")
+    comparable = good & np.isfinite(limit)
+    above = 100 * float((points.smoothness[comparable] > limit[comparable]).mean()) if comparable.any() else None
+    ax.plot(
+        points.steps[order],
+        limit[order],
+        color=LINES[1],
+        linestyle=(0, (4, 1.5)),
+        marker="_" if len(points) == 1 else None,
+        label=name if above is None else f"{name} ({percent(above)} of points above)",
+    )
 
 
 def running_median(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

@@ -63,7 +63,6 @@ READING_COMMANDS = {"advise", "estimate", "export", "info", "outputs", "plot", "
 OFFENDERS: dict[str, set[str]] = {
     "circles": set(),
     "arrows": {
-        "lsmooth.figures.gallery.make -> lsmooth.cli.figure_kinds",
         "lsmooth.recorder -> lsmooth.integrations.scalars",
     },
     "torch": set(),
@@ -80,13 +79,6 @@ OFFENDERS: dict[str, set[str]] = {
         "lsmooth/trace/writer.py",
     },
     "function": {
-        "figures/constants.py:_draw",
-        "figures/coordinates.py:coordinate_grid",
-        "figures/curves.py:training_curves",
-        "figures/density.py:coordinate_density",
-        "figures/scatter.py:draw_panels",
-        "figures/scatter.py:smoothness_panels",
-        "figures/stability_limit.py:stability",
         "lsmooth/fit/groups.py:compare",
         "lsmooth/fit/groups.py:estimate",
         "lsmooth/optim/generalized_signsgd.py:_compiled_generalized_signsgd",

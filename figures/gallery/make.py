@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lsmooth import figures, tasks
-from lsmooth.cli.figure_kinds import Options, draw_kind
 from lsmooth.figures.house import COLUMN
+from lsmooth.figures.kinds import Options, draw_kind
 from lsmooth.tasks.plan import Plan
 from lsmooth.tasks.session import Session
 from lsmooth.trace.reader import Trace

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from small_trace import write_small_trace
 
 from lsmooth.cli import main
-from lsmooth.cli.figure_kinds import KINDS
+from lsmooth.figures.kinds import KINDS
 
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 

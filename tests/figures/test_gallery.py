@@ -12,7 +12,7 @@ from small_trace import write_small_trace
 
 import lsmooth
 from lsmooth import figures
-from lsmooth.cli.figure_kinds import KINDS
+from lsmooth.figures.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "figures" / "gallery"

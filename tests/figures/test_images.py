@@ -15,8 +15,8 @@ from matplotlib.testing.compare import compare_images
 from matplotlib.testing.exceptions import ImageComparisonFailure
 
 import lsmooth
-from lsmooth.cli.figure_kinds import KINDS, Options, draw_kind
 from lsmooth.figures import style
+from lsmooth.figures.kinds import KINDS, Options, draw_kind
 
 BASELINE = Path(__file__).parent / "baseline"
 RENEW = "pytest tests/figures/test_images.py --renew-images"

@@ -13,10 +13,10 @@ from small_trace import write_small_trace
 
 import lsmooth
 from lsmooth.cli import main
-from lsmooth.cli.figure_kinds import KINDS, Options, draw_kind
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures import style
 from lsmooth.figures.house import DASHES, FLAGGED, LINES, sequential
+from lsmooth.figures.kinds import KINDS, Options, draw_kind
 from lsmooth.trace.layout import Status
 
 

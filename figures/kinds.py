@@ -1,4 +1,7 @@
-"""The kinds of figure that `lsmooth plot` draws: what each takes, how large it is, and who draws it."""
+"""The kinds of figure that `lsmooth plot` and the gallery draw: what each takes, how large it is, and who draws it.
+
+This table loads no drawing library: commands ask it before anything is drawn.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,12 @@ class Options:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """One kind of figure.
 
     Attributes:
         draw: Draws traces into an empty figure of the size that it will have.
+        size: Returns the width and height in inches that the kind needs by default: a single column where it can.
         several: Whether it takes several traces.
         by: What `--by` is when it is not given; None where the kind does not group parameters.
         linear: Whether it has logarithmic axes that `--linear` makes linear.
@@ -49,6 +53,7 @@ class _Kind:
     """
 
     draw: Callable[[Sequence[Trace], Figure, Options], None]
+    size: Callable[[Sequence[Trace], Options], tuple[float, float]]
     several: bool = False
     by: str | None = None
     linear: bool = True
@@ -74,48 +79,41 @@ def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Optio
     """Draw a kind of figure into an empty one, and return it."""
     check_options(kind, traces, options)
     # Sizes count while a figure is drawn: names are shortened to what there is room for.
-    figure.set_size_inches(*(options.size or _size(kind, traces, options)))
+    figure.set_size_inches(*(options.size or KINDS[kind].size(traces, options)))
     KINDS[kind].draw(traces, figure, options)
     if options.title is not None:
-        import matplotlib
-        from matplotlib.font_manager import FontProperties
-
-        from lsmooth.figures.labels import wrap_words
-
-        points = FontProperties(size=matplotlib.rcParams["figure.titlesize"]).get_size_in_points()
-        width = figure.get_size_inches()[0] * 72 - 8
-        figure.suptitle(wrap_words(options.title, width, points), parse_math=False)
+        _title(figure, options.title)
     return figure
 
 
-def _size(kind: str, traces: Sequence[Trace], options: Options) -> tuple[float, float]:
-    """Return the size in inches that a kind needs by default: a single column where it can."""
-    from lsmooth.figures.constants import constants_height
-    from lsmooth.figures.heatmap import heatmap_height
-    from lsmooth.figures.house import COLUMN, PAGE
-    from lsmooth.figures.scatter import panels_height
+def _title(figure: Figure, text: str) -> None:
+    """Put a title above everything that has been drawn, in as many lines as it takes."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties
+
+    from lsmooth.figures.labels import wrap_words
+
+    points = FontProperties(size=matplotlib.rcParams["figure.titlesize"]).get_size_in_points()
+    width = figure.get_size_inches()[0] * 72 - 8
+    figure.suptitle(wrap_words(text, width, points), parse_math=False)
+
+
+def _column(height: float) -> Callable[[Sequence[Trace], Options], tuple[float, float]]:
+    """Return the size of kinds that are one column wide and always equally high."""
+
+    def size(traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+        from lsmooth.figures.house import COLUMN
+
+        return COLUMN, height
+
+    return size
+
+
+def _group_count(trace: Trace, by: str) -> int:
+    """Return how many groups of parameters a trace has."""
     from lsmooth.trace.grouping import group_parameters
 
-    if kind == "coordinates":
-        return COLUMN, panels_height(3)
-    if kind == "segments":
-        return COLUMN, 4.2
-    if kind in ("layers", "heatmap", "scatter"):
-        by = options.by or KINDS[kind].by or "global"
-        groups = (
-            len(traces[0].coordinate_names) if by == "coordinate" else len(group_parameters(traces[0].parameters, by))
-        )
-        if kind == "layers":
-            return COLUMN, constants_height(groups)
-        if kind == "heatmap":
-            return COLUMN, heatmap_height(groups)
-        panels = _panels(groups, len(traces))
-        if panels > 1:
-            columns = _columns(panels)
-            return COLUMN if columns <= 2 else PAGE, panels_height(-(-panels // columns), 2)
-    if kind == "stability" and len(traces) > 1:
-        return COLUMN, 0.5 + 1.7 * len(traces)
-    return COLUMN, 2.6
+    return len(trace.coordinate_names) if by == "coordinate" else len(group_parameters(trace.parameters, by))
 
 
 # Panels of one figure at most; of more groups, an even choice is drawn.
@@ -131,9 +129,21 @@ def _columns(panels: int) -> int:
     return 2 if panels <= 6 else 4
 
 
+def _scatter_size(traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+    from lsmooth.figures.house import COLUMN, PAGE
+    from lsmooth.figures.panels import panels_height
+
+    panels = _panels(_group_count(traces[0], options.by or "global"), len(traces))
+    if panels <= 1:
+        return COLUMN, 2.6
+    columns = _columns(panels)
+    return COLUMN if columns <= 2 else PAGE, panels_height(-(-panels // columns), 2)
+
+
 def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.panels import smoothness_panels
     from lsmooth.figures.points import points_of
-    from lsmooth.figures.scatter import smoothness_panels, smoothness_scatter
+    from lsmooth.figures.scatter import smoothness_scatter
 
     by = options.by or "global"
     if len(traces) == 1 and (by == "global" or len(points_of(traces[0], by)) == 1):
@@ -151,6 +161,13 @@ def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     )
 
 
+def _coordinates_size(traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+    from lsmooth.figures.house import COLUMN
+    from lsmooth.figures.panels import panels_height
+
+    return COLUMN, panels_height(3)
+
+
 def _coordinates(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.coordinates import coordinate_grid
 
@@ -163,10 +180,24 @@ def _density(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     coordinate_density(traces[0], ax=figure.add_subplot())
 
 
+def _layers_size(traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+    from lsmooth.figures.constants import constants_height
+    from lsmooth.figures.house import COLUMN
+
+    return COLUMN, constants_height(_group_count(traces[0], options.by or "module"))
+
+
 def _layers(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.constants import constants_panels
 
     constants_panels(traces[0], by=options.by or "module", norm=options.norm, figure=figure, linear=options.linear)
+
+
+def _heatmap_size(traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+    from lsmooth.figures.heatmap import heatmap_height
+    from lsmooth.figures.house import COLUMN
+
+    return COLUMN, heatmap_height(_group_count(traces[0], options.by or "module"))
 
 
 def _heatmap(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
@@ -175,6 +206,12 @@ def _heatmap(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     layer_heatmap(
         traces[0], by=options.by or "module", norm=options.norm, ax=figure.add_subplot(), linear=options.linear
     )
+
+
+def _stability_size(traces: Sequence[Trace], options: Options) -> tuple[float, float]:
+    from lsmooth.figures.house import COLUMN
+
+    return COLUMN, 2.6 if len(traces) == 1 else 0.5 + 1.7 * len(traces)
 
 
 def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
@@ -212,12 +249,12 @@ def _segments(traces: Sequence[Trace], figure: Figure, options: Options) -> None
 
 
 KINDS = {
-    "scatter": _Kind(_scatter, several=True, by="global"),
-    "coordinates": _Kind(_coordinates, norm=False),
-    "density": _Kind(_density, linear=False, norm=False),
-    "layers": _Kind(_layers, by="module"),
-    "heatmap": _Kind(_heatmap, by="module"),
-    "stability": _Kind(_stability, several=True),
-    "curves": _Kind(_curves, several=True, by="run", linear=False, norm=False),
-    "segments": _Kind(_segments, linear=False, norm=False),
+    "scatter": Kind(_scatter, _scatter_size, several=True, by="global"),
+    "coordinates": Kind(_coordinates, _coordinates_size, norm=False),
+    "density": Kind(_density, _column(2.6), linear=False, norm=False),
+    "layers": Kind(_layers, _layers_size, by="module"),
+    "heatmap": Kind(_heatmap, _heatmap_size, by="module"),
+    "stability": Kind(_stability, _stability_size, several=True),
+    "curves": Kind(_curves, _column(2.6), several=True, by="run", linear=False, norm=False),
+    "segments": Kind(_segments, _column(4.2), linear=False, norm=False),
 }
