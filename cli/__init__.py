@@ -1,4 +1,4 @@
-"""The `lsmooth` command. Each subcommand is a module of its own, imported when it is called."""
+"""The `lsmooth` command. Each command is a module of its own, imported when it is called."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ import click
 from lsmooth import __version__
 from lsmooth.errors import LsmoothError
 
-# name -> line shown in `lsmooth --help`. The module lsmooth.cli.<name> holds a click command called `command`.
-COMMANDS = {
-    "demo": "Train a Transformer on real text, trace it, draw Figures 1 and 3, print L0 and L1.",
-    "train": "Run one of the paper's training runs and trace it.",
-    "compare": "Compare optimizers on a task over seeds: table, curves, results.",
-    "plot": "Draw the figures of a trace.",
-    "estimate": "Print L0 and L1: by module, parameter, coordinate or block.",
-    "advise": "Say what a trace means for learning rate, clipping and momentum.",
-    "info": "Say what is in a trace: run, steps measured and flagged, size.",
-    "tail": "Follow a trace while it is being written.",
-    "export": "Write a trace as a table: CSV, Parquet or netCDF.",
-    "tasks": "List the tasks, and where their data was found.",
+# The groups of `lsmooth --help`: the commands of each with their lines. The module lsmooth.cli.<name> holds a click
+# command called `command`.
+GROUPS = {
+    "Record a run": {
+        "demo": "Train a small Transformer, draw Figures 1 and 3, print L0 and L1.",
+        "train": "Run one of the paper's training runs and record a trace.",
+        "tasks": "List the training runs, and the folders with their data.",
+    },
+    "Look at a trace": {
+        "info": "Print what a trace holds: run, measured and flagged steps, size.",
+        "tail": "Follow a trace while it is being written.",
+        "plot": "Draw the figures of a trace.",
+        "estimate": "Print L0 and L1 by module, parameter, coordinate or block.",
+        "advise": "Print what a trace means for learning rate, clipping and momentum.",
+        "export": "Write a trace as a table: CSV, Parquet or netCDF.",
+    },
+    "Compare optimizers": {
+        "compare": "Train with several optimizers and seeds; print a table, draw curves.",
+    },
 }
+COMMANDS = {name: text for commands in GROUPS.values() for name, text in commands.items()}
 
 
 class _Commands(click.Group):
-    """A group that knows its commands' names and one-line helps without importing their modules."""
+    """A group that knows the names of its commands, and their lines of help, without importing their modules."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,8 +48,10 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        widest = max(map(len, COMMANDS))
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), text) for name, text in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -53,13 +63,13 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; an error of lsmooth's own, or of the file system, ends as one sentence and exit code 1."""
+        """Run a command; an LsmoothError or OSError ends in one sentence and exit code 1."""
         try:
             return super().main(*args, **kwargs)
         except LsmoothError as error:
             message = str(error)
         except BrokenPipeError:
-            # The reader of our output (head, less) went away: no fault of the user's.
+            # The program that reads the output (head, less) has ended; the user made no mistake.
             sys.stderr.close()
             sys.exit(1)
         except OSError as error:

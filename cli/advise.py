@@ -1,20 +1,27 @@
-"""`lsmooth advise`: what a trace says about learning rate, clipping and momentum."""
+"""`lsmooth advise`: print what a trace means for learning rate, clipping and momentum."""
 
 from __future__ import annotations
 
 import click
 
+from lsmooth.cli.numbers import Number
+
 
 @click.command("advise", epilog="Example: lsmooth advise run.h5")
 @click.argument("trace", type=click.Path())
 @click.option(
-    "--beta2", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="For Theorem 1."
+    "--beta2",
+    default=0.0,
+    show_default=True,
+    type=Number(0, 1, max_open=True),
+    help="beta2 of generalized SignSGD, for Theorem 1.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(trace: str, beta2: float, as_json: bool) -> None:
-    """Say what TRACE means for learning rate, clipping and momentum, each with its formula and source.
+    """Print what TRACE means for learning rate, clipping and momentum.
 
-    Nothing is said where the trace lacks what it needs; the reasons follow at the end.
+    Each advice has its formula and its source. Where the trace lacks the data for an advice, the reason stands at the
+    end.
     """
     import json
     import math

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lsmooth.cli.numbers import SEED, Count
+from lsmooth.cli.options import pairs, plan_arguments, training_options
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,45 +25,48 @@ if TYPE_CHECKING:
     epilog="Example: lsmooth compare resnet20 --optimizers generalized-signsgd,adam --seeds 3 --grid lr=x0.3,x1,x3",
 )
 @click.argument("task")
-@click.option("--optimizers", help="Names with commas between; the task's own by default.")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many runs of each.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The first seed; settings are chosen with it.")
+@click.option("--optimizers", help="Names with commas between them.  [default: the optimizer of the task]")
+@click.option("--seeds", type=Count(1, 10**6), default=5, show_default=True, help="Number of runs of each optimizer.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="First seed, and the seed that settings are chosen with."
+)
 @click.option(
     "--grid",
     metavar="KEY=V,V,…",
     multiple=True,
-    help="Values to choose from on held-out data; x0.3 means 0.3 times the task's own. OPTIMIZER:KEY=… is for one.",
+    help="Values to choose from on held-out data. x0.3 means 0.3 times the default of the task. OPTIMIZER:KEY=… is for "
+    "one optimizer.",
 )
-@click.option("--clip", metavar="V,V,…", help="Compare clipping thresholds too, such as 0.25,none.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.")
-@click.option("--steps", type=click.IntRange(1), help="Stop each run after so many optimizer steps.")
-@click.option("--data", metavar="DIR|hub", help="Folder with the data set's files, or hub; by default a stand-in.")
-@click.option("--preset", type=click.Choice(["paper", "small"]), help="Default: paper on real data, else small.")
-@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change a hyperparameter for all.")
-@click.option("--device", help="Such as cpu, cuda.  [default: cuda where there is one]")
-@click.option("--amp", type=click.Choice(["bf16"]), help="Mixed precision.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the models with torch.compile.")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at a time here.  [default: one a core; on a GPU, one]")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each run.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("-o", "--output", type=click.Path(), help="File of results.  [default: compare-TASK.h5]")
-@click.option("--resume", is_flag=True, help="Go on with that file: runs that it holds are not made again.")
+@click.option("--clip", metavar="V,V,…", help="Clipping thresholds to compare, such as 0.25,none.")
+@training_options
+@click.option("--jobs", type=Count(1, 1024), help="Number of runs at a time.  [default: one per core; on a GPU, one]")
+@click.option("--threads", type=Count(1, 1024), default=1, show_default=True, help="Number of threads of each run.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Make the runs on this machine, or on a Ray cluster.",
+)
+@click.option("-o", "--output", type=click.Path(), help="File of the results.  [default: compare-TASK.h5]")
+@click.option("--resume", is_flag=True, help="Continue with the file of results; it keeps the runs that it holds.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
-    """Compare optimizers on TASK: choose settings on held-out data, train on all data with several seeds, test.
+    """Compare optimizers on TASK over several seeds.
 
-    Prints a table with the mean over seeds and its 95 % interval, draws training curves, and keeps every run in one
-    HDF5 file.
+    Each optimizer chooses its settings on held-out data, trains on all data with several seeds, and is tested. The
+    command prints a table with the mean over seeds and its 95 % interval. It draws training curves, and keeps every
+    run in one HDF5 file.
 
-    With lower-bound in the place of TASK, gradient descent runs against its lower bound on two functions, and
-    generalized SignSGD beside it; --output (CSV) and --force go with that.
+    `lsmooth compare lower-bound` compares gradient descent with its lower bound on two functions, and with generalized
+    SignSGD. It takes --output (a CSV file) and --force alone.
     """
     if options["task"] == "lower-bound":
         _compare_lower_bound(ctx, options)
         return
     if options["resume"] and options["force"]:
-        raise click.UsageError("--resume goes on with a file and --force replaces it; give one of them.", ctx)
+        raise click.UsageError("--resume continues a file and --force replaces it; give one of them.", ctx)
     from lsmooth.tasks.comparison import Comparison, contestants
     from lsmooth.tasks.results import Results
 
@@ -81,7 +87,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
         except KeyboardInterrupt:
             made = len(list(results))
             click.echo(
-                f"Stopped; {output} holds {made} run{'s' * (made != 1)}: the same command with --resume goes on."
+                f"Stopped; {output} holds {made} run{'s' * (made != 1)}: the same command with --resume continues."
             )
             ctx.exit(130)
         standings = comparison.standings()
@@ -97,12 +103,12 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _figure_of(output: Path) -> Path:
-    """Return where the figure goes: beside the results."""
+    """Return the path of the figure, which stands beside the results."""
     from lsmooth.errors import InvalidArgumentError
 
     figure = output.with_suffix(".png")
     if figure == output:
-        raise InvalidArgumentError(f"{output} is where the figure goes; give the results another suffix.")
+        raise InvalidArgumentError(f"{output} is the name of the figure; give the results another suffix.")
     return figure
 
 
@@ -112,7 +118,7 @@ def _refuse_existing(force: bool, *paths: Path) -> None:
     for path in paths:
         if path.exists() and not force:
             raise InvalidArgumentError(
-                f"{path} exists already; choose another -o, or --resume to go on with it, or --force to replace it."
+                f"{path} exists already; choose another -o, or --resume to continue it, or --force to replace it."
             )
 
 
@@ -122,38 +128,26 @@ def _compare_lower_bound(ctx: click.Context, options: Mapping[str, Any]) -> None
     for name in options:
         given = ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
         if given and name not in ("task", "output", "force"):
-            raise click.UsageError("lower-bound has no runs to set up; it takes --output and --force alone.", ctx)
+            raise click.UsageError("`lsmooth compare lower-bound` takes --output and --force alone.", ctx)
     compare_lower_bound(options["output"], options["force"])
 
 
 def _plans(options: Mapping[str, Any]) -> dict[str, Plan]:
-    """Return the plan of each optimizer with the defaults that it has in the task."""
+    """Return the plan of each optimizer, with its defaults in the task."""
     from lsmooth import tasks
-    from lsmooth.cli.train import changes_of, default_device
     from lsmooth.errors import InvalidArgumentError
     from lsmooth.tasks.plan import make_plan
 
     names = (options["optimizers"] or tasks.get(options["task"]).optimizer).split(",")
-    plans = {}
+    plans, arguments = {}, plan_arguments(options)
     for name in names:
-        plans[name.strip()], _ = make_plan(
-            options["task"],
-            optimizer=name.strip(),
-            data=options["data"],
-            preset=options["preset"],
-            changes=changes_of(options),
-            device=options["device"] or default_device(),
-            amp=options["amp"] is not None,
-            compile=options["compiled"],
-        )
+        plans[name.strip()], _ = make_plan(options["task"], optimizer=name.strip(), **arguments)
     if len(plans) < len(names):
-        raise InvalidArgumentError(f"--optimizers {options['optimizers']} names one of them twice.")
+        raise InvalidArgumentError(f"--optimizers {options['optimizers']} names an optimizer twice; name each once.")
     return plans
 
 
 def _grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    from lsmooth.cli.train import pairs
-
     return {key: [part.strip() for part in value.split(",")] for key, value in pairs(texts, "--grid").items()}
 
 
@@ -178,7 +172,7 @@ def _engine(options: Mapping[str, Any], device: str) -> Engine:
 
 
 def _make(comparison: Comparison, jobs: Mapping[str, Plan], engine: Engine, label: str) -> None:
-    """Make the runs and show how far they are: a bar over the steps of all of them, a line for each that ends."""
+    """Make the runs; show a bar over the steps of all runs, and a line for each run that ends."""
     lengths = {name: _steps(plan) for name, plan in jobs.items()}
     missing = comparison.missing(jobs)
     done = dict.fromkeys(missing, 0.0)

@@ -1,4 +1,4 @@
-"""`lsmooth demo`: from nothing to Figures 1 and 3 and a table of L0 and L1, in about a minute."""
+"""`lsmooth demo`: train a small Transformer, draw Figures 1 and 3, and print L0 and L1, in about a minute."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lsmooth.cli.numbers import SEED, Count
+
 if TYPE_CHECKING:
     from lsmooth.trace.reader import Trace
 
@@ -14,17 +16,23 @@ FILES = ("demo.h5", "figure1.png", "figure3.png")
 
 
 @click.command("demo", epilog="Example: lsmooth demo -o demo")
-@click.option("-o", "--output", type=click.Path(file_okay=False), default=".", help="Folder for the three files.")
-@click.option("--steps", type=click.IntRange(2), default=270, show_default=True, help="Optimizer steps.")
-@click.option("--every", type=click.IntRange(1), default=3, show_default=True, help="Measure every so many steps.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For weights, order of batches, dropout.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False),
+    default=".",
+    help="Folder for the three files.  [default: the current folder]",
+)
+@click.option("--steps", type=Count(2), default=270, show_default=True, help="Number of optimizer steps.")
+@click.option("--every", type=Count(), default=3, show_default=True, help="Measure one in this number of steps.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
 @click.pass_context
 def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: int, force: bool) -> None:
     """Train the Transformer of the paper's Figure 1(a) on English text, and measure how smooth its loss is.
 
-    Writes demo.h5 (the trace), figure1.png (smoothness against gradient norm) and figure3.png (the same for single
-    coordinates), and prints L0 and L1 of each layer.
+    The command prints L0 and L1 of each layer, and writes three files. demo.h5 is the trace. figure1.png shows
+    smoothness against gradient norm. figure3.png shows the same for single coordinates.
     """
     from lsmooth.errors import InvalidArgumentError
 
@@ -34,7 +42,7 @@ def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: in
     if there and not force:
         raise InvalidArgumentError(
             f"{', '.join(there)} {'exists' if len(there) == 1 else 'exist'} already; choose another folder with -o, "
-            "or --force to replace."
+            "or --force to replace the files."
         )
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -63,7 +71,7 @@ def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: in
         with Progress(session, reports=False) as progress:
             outcome = session.train(progress)
     if outcome == "stopped":
-        click.echo(f"Stopped after step {run.step} of {steps}; {paths[0]} holds what was measured.")
+        click.echo(f"Stopped after step {run.step} of {steps}; {paths[0]} holds the steps measured so far.")
         ctx.exit(130)
     last = run.reports[-1]
     click.echo(

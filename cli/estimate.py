@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lsmooth.cli.numbers import SEED, Number
 from lsmooth.trace.layout import NORMS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# A note that concerns more groups than this names some of them.
+# A note on more groups than this names only the first ones.
 _MOST_NAMES = 4
-# What --compare has no use for.
+# Options that do not go with --compare.
 _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence": "--confidence", "seed": "--seed"}
 
 
@@ -24,8 +25,8 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     "--by",
     default="global",
     show_default=True,
-    help="global, module, parameter, coordinate, density (all coordinates of each tensor), or a regular expression "
-    "whose first group names the group.",
+    help="Groups of parameters: global, module, parameter, coordinate, density (all coordinates of each tensor), or a "
+    "regular expression whose first group names the group.",
 )
 @click.option(
     "--method",
@@ -34,57 +35,63 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     default=("trend", "envelope"),
     show_default=True,
     type=click.Choice(["trend", "quantile", "envelope"]),
-    help="Which line; may be given several times.",
+    help="Kind of line; may be repeated.",
 )
 @click.option(
     "--condition",
     default="linear",
     show_default=True,
     type=click.Choice(["linear", "power", "suboptimality"]),
-    help="Bound by L0 + L1 |g|, L0 + Lrho |g|^rho, or H0 + H1 (f - f_low).",
+    help="Bound on the smoothness: L0 + L1 |g|, L0 + Lrho |g|^rho, or H0 + H1 (f - f_low).",
 )
-@click.option("--compare", "comparing", is_flag=True, help="Say instead which condition describes unseen steps best.")
+@click.option(
+    "--compare",
+    "comparing",
+    is_flag=True,
+    help="Print which condition describes unseen steps best, instead of L0 and L1.",
+)
 @click.option(
     "--norm",
     default="l2",
     show_default=True,
     type=click.Choice(NORMS),
-    help="Norm of displacements; gradients are measured in its dual. Others than l2 must have been recorded.",
+    help="Norm of displacements; gradients have its dual norm. The trace must have recorded linf and spectral.",
 )
 @click.option(
     "--displacement",
     type=click.Choice(["layer", "global"]),
     default="layer",
     show_default=True,
-    help="What a group's change of gradient is divided by: its own part of the step, or the whole step.",
+    help="Divide the change of a group's gradient by the group's part of the step, or by the whole step.",
 )
-@click.option("--endpoint", is_flag=True, help="With --by coordinate: gamma = 1 alone, as in Figure 3.")
+@click.option("--endpoint", is_flag=True, help="With --by coordinate: take gamma = 1 alone, as in Figure 3.")
 @click.option(
     "--q",
     default=0.95,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of the points below the line of `quantile`, and with --compare of all lines.",
+    type=Number(0, 1, min_open=True, max_open=True),
+    help="Share of the points below the quantile line; with --compare, below every line.",
 )
 @click.option(
-    "--f-low", type=float, help="For suboptimality: a lower bound of the loss.  [default: the lowest measured]"
+    "--f-low", type=Number(), help="Lower bound of the loss, for suboptimality.  [default: the lowest measured loss]"
 )
 @click.option(
     "--confidence",
     default=0.9,
     show_default=True,
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Of the intervals; 0 for none, which saves time.",
+    type=Number(0, 1, max_open=True),
+    help="Confidence of the intervals; 0 leaves them out, which saves time.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the intervals' random numbers.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the random numbers that intervals need.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(ctx: click.Context, /, trace: str, as_csv: bool, as_json: bool, **options: Any) -> None:
     """Print L0 and L1 of TRACE: the line smoothness = L0 + L1 x gradient norm.
 
-    The trend runs through the middle of the points, a quantile above a share of them, the envelope above all. Intervals
-    stand in brackets; "below" is the share of points not above the line.
+    The trend runs through the middle of the points, a quantile line above a share of them, the envelope above all of
+    them. Intervals stand in brackets. "rank corr" is the rank correlation of smoothness and gradient norm. "below" is
+    the share of points that are not above the line.
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
@@ -193,7 +200,7 @@ def _estimates(frame: pd.DataFrame) -> list[str]:
         fitted["points"].astype(str),
     ]
     lines = table(columns, list(zip(*cells, strict=True))) if len(fitted) else []
-    # A group has one reason a method, and parts of it are the same for all of them.
+    # Each method of a group has its reason; the methods share parts of it.
     said = frame[["group", "reason"]].assign(reason=frame["reason"].str.split("; ")).explode("reason")
     for reason, rows in said[said["reason"] != ""].groupby("reason", sort=False):
         names = rows["group"].drop_duplicates().tolist()

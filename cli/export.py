@@ -1,4 +1,4 @@
-"""`lsmooth export`: a trace as a table for other tools."""
+"""`lsmooth export`: write a trace as a table for other tools."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import click
 
 @click.command("export", epilog="Example: lsmooth export run.h5 -o run.csv --by module")
 @click.argument("trace", type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="Where to: .csv, .parquet or .nc (netCDF-4).")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), help="File to write: .csv, .parquet or .nc (netCDF-4)."
+)
 @click.option(
     "--by",
     default=None,
-    help="One row a step and group: global, module, parameter, coordinate, or a regular expression whose first group "
-    "names the group. Without it, one row a step (.csv, .parquet), or all there is (.nc).",
+    help="Write a row per step and group: global, module, parameter, coordinate, or a regular expression whose first "
+    "group names the group.  [default: a row per step; all data sets for .nc]",
 )
 @click.option(
     "--displacement",
     type=click.Choice(["layer", "global"]),
     default="layer",
     show_default=True,
-    help="With --by: what a group's change of gradient is divided by, its own part of the step or the whole step.",
+    help="With --by: divide the change of a group's gradient by the group's part of the step, or by the whole step.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(trace: str, output: str, by: str | None, displacement: str, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""`lsmooth info`: what is in a trace."""
+"""`lsmooth info`: print what a trace holds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 @click.argument("trace", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(trace: str, as_json: bool) -> None:
-    """Say what is in TRACE: run, model, optimizer, steps measured and flagged, size.
+    """Print what TRACE holds: run, model, optimizer, measured and flagged steps, size.
 
-    A trace can be looked at while it is being written, and after its run was killed.
+    The command reads a trace that is being written, too, and a trace whose run was killed.
     """
     import json
 
@@ -85,7 +85,7 @@ def _facts(trace: Trace) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return facts as JSON can hold them: it knows no NaN, and no infinity."""
+    """Return facts with None in place of NaN and infinity, which JSON does not have."""
     import math
 
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`lsmooth compare lower-bound`: gradient descent against its lower bound, and generalized SignSGD beside it."""
+"""`lsmooth compare lower-bound`: compare gradient descent with its lower bound and with generalized SignSGD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
         force: Replace files that exist.
 
     Raises:
-        InvalidArgumentError: A file cannot go where it is to, or the table would take the figure's name.
+        InvalidArgumentError: A file cannot be written at its place, or both files would have one name.
     """
     from lsmooth.cli.outputs import check_output
     from lsmooth.cli.table import Column, table
@@ -25,7 +25,7 @@ def compare_lower_bound(output: str | None, force: bool) -> None:
     figure = results.with_suffix(".png")
     if results == figure:
         raise InvalidArgumentError(
-            f"{results} is to hold the table; end -o in .csv, and the figure goes next to it, into {figure}."
+            f"{results} is the name of the figure; end -o in .csv, and the figure becomes {figure}."
         )
     for path in (results, figure):
         check_output(path, force)

@@ -1,4 +1,4 @@
-"""Where a command may write: nothing is replaced unasked, and what cannot be written is said before work is done."""
+"""Checks of output files before the work begins: no file is replaced unless --force asks for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lsmooth.errors import InvalidArgumentError
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raise InvalidArgumentError where a file cannot go; `force` lets it replace another."""
+    """Raise InvalidArgumentError if no file can be written at `path`; `force` permits to replace a file there."""
     if path.is_dir():
         raise InvalidArgumentError(f"{path} is a folder; choose another name.")
     if path.exists() and not force:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lsmooth.cli.numbers import Count, Number
 from lsmooth.cli.table import Column, heads, line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-# How many values the line at the right shows.
+# Number of values that the blocks at the right show.
 _LOOK_BACK = 16
 _COLUMNS = [
     Column("step", width=9),
@@ -23,18 +24,18 @@ _COLUMNS = [
 
 @click.command("tail", epilog="Example: lsmooth tail run.h5")
 @click.argument("trace", type=click.Path())
+@click.option("-n", "--lines", default=10, show_default=True, type=Count(0), help="Number of past steps to begin with.")
 @click.option(
-    "-n", "--lines", default=10, show_default=True, type=click.IntRange(0), help="Measured steps to begin with."
+    "--follow/--no-follow",
+    default=True,
+    help="Continue until the run ends, or stop at the last step.  [default: --follow]",
 )
-@click.option(
-    "--follow/--no-follow", default=True, help="Go on until the run ends (default), or stop at the last step."
-)
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.05), help="Seconds between looks.")
+@click.option("--interval", default=1.0, show_default=True, type=Number(0.05, 86400), help="Seconds between two reads.")
 def command(trace: str, lines: int, follow: bool, interval: float) -> None:
-    """Follow TRACE while it is being written: loss, learning rate, gradient norm, smoothness and 2/lr of each step.
+    """Follow TRACE while it is being written: print loss, learning rate, gradient norm, smoothness and 2/lr.
 
-    Gradient descent is stable where the smoothness stays below 2/lr. The line at the right shows the last sixteen
-    values of smoothness on a logarithmic scale. Steps that were not measured well carry their reason.
+    Gradient descent is stable where the smoothness stays below 2/lr. The blocks at the right show the last sixteen
+    values of smoothness on a logarithmic scale. A step that was not measured well has its reason there instead.
     """
     import time
 
@@ -45,11 +46,11 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
         click.echo("\n".join(heads(_COLUMNS)))
         shown = max(0, len(opened) - lines)
         while True:
-            # Asked before reading: what a run writes last is then not missed.
+            # The state is read before the rows, so that the last rows of a run are not missed.
             writing = opened.state == "being written"
-            # A resumed run may begin again before the last step shown.
+            # A resumed run may continue from a step before the last line.
             shown = min(shown, opened.refresh())
-            # What the line at the right looks back on, and what is new.
+            # The new rows, and the rows before them that their blocks show.
             first = max(0, shown - _LOOK_BACK + 1)
             frame = opened.to_frame(slice(first, None))
             for row in range(shown - first, len(frame)):
@@ -61,7 +62,9 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
         if not shown:
             click.echo("No step has been measured yet.")
         if opened.state == "cut off":
-            click.echo("The run was cut off before it closed the trace; what it had flushed is above.", err=True)
+            click.echo(
+                "The run was cut off before it closed the trace; the lines above are all that it had flushed.", err=True
+            )
     except KeyboardInterrupt:
         click.echo()
     finally:
@@ -98,7 +101,7 @@ def _spark(values: list[float]) -> str:
     if not known:
         return ""
     low, high = min(known), max(known)
-    # Differences of less than a tenth are not worth a hill.
+    # A difference of less than a tenth is drawn flat.
     span = max(high - low, 0.1)
     return "".join(
         " " if math.isnan(value) else _BLOCKS[min(len(_BLOCKS) - 1, int((value - low) / span * len(_BLOCKS)))]

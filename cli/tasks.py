@@ -1,4 +1,4 @@
-"""`lsmooth tasks`: what can be trained, and on which data that is here."""
+"""`lsmooth tasks`: list the tasks, and the folders with their data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from lsmooth.tasks.task import Task
 
-# Looked through when no folder is given, each with a subfolder of the task's name.
+# Without --data, these folders are searched, and their subfolders named after the tasks.
 FOLDERS = (".", "data")
 
 
@@ -20,15 +20,16 @@ FOLDERS = (".", "data")
     "folders",
     metavar="DIR",
     multiple=True,
-    help="Look for data here, and in subfolders named after the tasks; may be repeated.  [default: . and ./data]",
+    help="Folder to look for data in, with or without subfolders named after the tasks; may be repeated.  "
+    "[default: . and ./data]",
 )
 def command(folders: tuple[str, ...]) -> None:
-    """List the tasks, where their data was looked for, and what was found.
+    """List the tasks, and the folders where their data was found.
 
-    Optimizers are those that the paper ran, with the hyperparameters that they have in the task; the first is the
-    task's own. Any other can be named too, and has its usual ones.
+    The optimizers of a task are those that the paper ran on it, with their hyperparameters; the first is the default.
+    `lsmooth train` takes any other optimizer too, with its usual hyperparameters.
 
-    Every task has a built-in stand-in for its data, so that all of them can be trained as they are.
+    Every task has a built-in stand-in for its data, so that it can be trained without any files.
     """
     from lsmooth import tasks
     from lsmooth.errors import DataError

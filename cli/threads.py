@@ -1,4 +1,4 @@
-"""How the threads of a training command share the machine with others."""
+"""OpenMP settings of the training commands, so that they share the machine with other programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 def wait_without_spinning() -> None:
     """Let OpenMP's threads sleep while they wait for each other; call it before torch is imported.
 
-    They spin by default, which takes the core away from the very thread that they wait for when other programs want
-    the cores too: beside six busy processes on two cores, a step of the demo took 2.4 s spinning and 0.44 s sleeping.
+    By default they spin. Where other programs want the cores too, a spinning thread takes the core from the very thread
+    that it waits for. Beside six busy processes on two cores, a step of the demo took 2.4 s with spinning and 0.44 s
+    with sleeping threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

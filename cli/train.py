@@ -1,12 +1,14 @@
-"""`lsmooth train`: one of the paper's training runs, with a trace."""
+"""`lsmooth train`: run one of the paper's training runs and record a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from lsmooth.cli.numbers import LARGEST_COUNT, LR, SEED, Count, Number
+from lsmooth.cli.options import default_device, pairs, plan_arguments, training_options
 
 if TYPE_CHECKING:
     from lsmooth.tasks.plan import Plan
@@ -15,44 +17,39 @@ if TYPE_CHECKING:
 
 @click.command("train", epilog="Example: lsmooth train transformer-encoder --steps 200 --every 5 --trace run.h5")
 @click.argument("task", required=False)
-@click.option("--optimizer", help="Name of the optimizer; the task's own by default (see `lsmooth tasks`).")
-@click.option("--lr", type=float, help="Learning rate; the task's own for the optimizer by default.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.")
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many optimizer steps.")
-@click.option("--every", type=click.IntRange(1), default=10, show_default=True, help="Measure every so many steps.")
+@click.option("--optimizer", help="Name of the optimizer (see `lsmooth tasks`).  [default: the optimizer of the task]")
+@click.option("--lr", type=LR, help="Learning rate.  [default: the learning rate of the optimizer in the task]")
+@training_options
+@click.option("--every", type=Count(), default=10, show_default=True, help="Measure one in this number of steps.")
 @click.option(
-    "--coordinates", type=click.IntRange(0), default=4, show_default=True, help="Followed in each parameter tensor."
+    "--coordinates",
+    type=Count(0),
+    default=4,
+    show_default=True,
+    help="Number of single coordinates to follow in each parameter tensor.",
 )
 @click.option("--densities", is_flag=True, help="Also count all coordinates by gradient and smoothness.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For weights, order of batches, dropout.")
-@click.option("--data", metavar="DIR|hub", help="Folder with the data set's files, or hub; by default a stand-in.")
-@click.option("--preset", type=click.Choice(["paper", "small"]), help="Default: paper on real data, else small.")
-@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Change a hyperparameter; may be repeated.")
-@click.option("--device", help="Such as cpu, cuda, cuda:1.  [default: cuda where there is one]")
-@click.option("--amp", type=click.Choice(["bf16"]), help="Mixed precision.")
-@click.option(
-    "--compile", "compiled", is_flag=True, help="Compile the model with torch.compile; the first steps wait for it."
-)
-@click.option("--trace", type=click.Path(), help="Where the trace goes.  [default: TASK.h5]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
+@click.option("--trace", type=click.Path(), help="File of the trace.  [default: TASK.h5]")
 @click.option("--force", is_flag=True, help="Replace an existing trace.")
-@click.option("--resume", is_flag=True, help="Go on with the run of --trace from its checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue the run of --trace from its checkpoint.")
 @click.option(
     "--checkpoint-every",
-    type=click.FloatRange(0),
+    type=Number(0, LARGEST_COUNT),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often a checkpoint is written beside the trace.",
+    help="Time between two checkpoints.",
 )
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
     """Train TASK and measure its smoothness; `lsmooth tasks` lists the tasks.
 
-    Writes a trace and, beside it, a checkpoint. Ctrl-C ends the run after the step that it is in; --resume with the
-    same --trace continues it, all other options are then taken from the checkpoint.
+    The command writes a trace, and a checkpoint beside it. Ctrl-C ends the run after the current step. The same
+    --trace with --resume continues the run; the checkpoint then gives all other options.
 
-    Under torchrun, the processes share each batch, with one GPU each where there are GPUs; the first of them writes.
-    Such a run is resumed with as many processes.
+    Under torchrun the processes share each batch. Each process takes one GPU where there are GPUs, and the first
+    process writes the files. Resume such a run with the same number of processes.
     """
     from lsmooth.cli.progress import Progress, plain_warnings
     from lsmooth.cli.threads import wait_without_spinning
@@ -80,7 +77,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
-    """Train over the processes that torchrun started; the first of them speaks."""
+    """Train over the processes that torchrun started; the first process prints for all."""
     import torch.distributed as dist
 
     from lsmooth.cli.progress import Progress, plain_warnings
@@ -114,7 +111,7 @@ def _train_together(ctx: click.Context, options: dict[str, Any]) -> None:
 
 
 def _nothing_left(session: Session) -> str:
-    return f"{session.trace}: all {session.run.step} steps were made already; give --steps or --epochs for more."
+    return f"{session.trace}: all {session.run.step} steps are done; give a larger --steps or --epochs to continue."
 
 
 def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
@@ -128,19 +125,14 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
 
     task = tasks.get(options["task"])
     trace = Path(options["trace"] or f"{task.name}.h5")
-    # Said before data and model are made, which may take a while.
+    # The check comes before data and model are made, which may take a while.
     if (on_rank_0(trace.exists()) if parallel else trace.exists()) and not options["force"]:
         raise TraceError(f"{trace} exists already; choose another --trace, or --force to replace it, or --resume it.")
     plan, data = make_plan(
         task.name,
         optimizer=options["optimizer"],
-        data=options["data"],
-        preset=options["preset"],
-        changes=changes_of(options),
         seed=options["seed"],
-        device=options["device"] or default_device(),
-        amp=options["amp"] is not None,
-        compile=options["compiled"],
+        **plan_arguments(options),
     )
     return Session(
         plan,
@@ -155,7 +147,7 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
 
 def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
     if options["force"]:
-        raise click.UsageError("--resume goes on with a trace and --force replaces it; give one of them.", ctx)
+        raise click.UsageError("--resume continues a trace and --force replaces it; give one of them.", ctx)
     if options["trace"] is None and options["task"] is None:
         raise click.UsageError("--resume needs --trace FILE, the trace to continue.", ctx)
     from lsmooth.errors import InvalidArgumentError
@@ -167,8 +159,8 @@ def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False
     checkpoint = load_checkpoint(checkpoint_path(trace))
     for option, given, there in _differences(ctx, options, checkpoint.plan, checkpoint.recording):
         raise InvalidArgumentError(
-            f"{trace} was begun with {option} {there}, not {given}; leave {option} out to resume it, or start another "
-            "run with another --trace."
+            f"{trace} was begun with {option} {there}, not {given}; leave out {option} to resume the run, or start "
+            "another run with another --trace."
         )
     if options["device"] is not None:
         check_device(options["device"])
@@ -183,7 +175,7 @@ def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False
 
 
 def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, recording: Any) -> list[tuple[str, Any, Any]]:
-    """Return the options given in contradiction to the run's own: option, given value, the run's value."""
+    """Return each option that contradicts the checkpoint: its name, its value, and the value of the run."""
     import os
 
     given = {
@@ -218,39 +210,6 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
     return [(option, value, there) for option, there, value in found]
 
 
-def changes_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the options change of the preset, last of all --set."""
-    changes: dict[str, Any] = {
-        key: options[name]
-        for name, key in (("lr", "optimizer.lr"), ("steps", "steps"), ("epochs", "epochs"))
-        if options.get(name) is not None
-    }
-    if options["epochs"] is not None and options["steps"] is None:
-        # A preset may end after some steps; who asks for epochs wants those.
-        changes["steps"] = None
-    return changes | pairs(options["changes"])
-
-
-def pairs(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
-    """Return texts of the form KEY=VALUE as a mapping."""
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", param_hint=option)
-        # Hyperparameters have underscores; a name before a colon is an optimizer's.
-        owner, colon, name = key.strip().rpartition(":")
-        found[owner + colon + name.replace("-", "_")] = value.strip()
-    return found
-
-
-def default_device() -> str:
-    """Return the device to train on where none is named."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _opening(session: Session) -> str:
     plan, run = session.plan, session.run
     size = sum(parameter.numel() for parameter in run.problem.model.parameters())
@@ -269,7 +228,7 @@ def _closing(session: Session, outcome: str) -> str:
         command = "lsmooth" if run.parallel is None else f"torchrun --nproc-per-node {run.parallel.size} -m lsmooth.cli"
         return (
             f"Stopped after step {run.step} of {run.total_steps}; "
-            f"go on with: {command} train --resume --trace {session.trace}"
+            f"continue with: {command} train --resume --trace {session.trace}"
         )
     last = run.reports[-1]
     lines = []

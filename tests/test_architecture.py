@@ -58,7 +58,7 @@ WITHOUT_A_ROOM = {
 
 # The rooms and commands that only read traces. None of them may ever load torch.
 READING_ROOMS = {"errors", "estimators", "trace", "fit", "theory", "advice", "figures"}
-READING_COMMANDS = {"advise", "estimate", "export", "info", "outputs", "plot", "report", "table", "tail"}
+READING_COMMANDS = {"advise", "estimate", "export", "info", "numbers", "outputs", "plot", "report", "table", "tail"}
 
 OFFENDERS: dict[str, set[str]] = {
     "circles": set(),

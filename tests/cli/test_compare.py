@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_what_is_done(compare, tmp_path):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"Stopped; \S*r\.h5 holds 1 run: the same command with --resume goes on\.\n", output)
+    assert re.fullmatch(r"Stopped; \S*r\.h5 holds 1 run: the same command with --resume continues\.\n", output)
     done = compare(*arguments, "--resume", "--grid", "sgd:steps=10", "--grid", "adam:steps=12")
     assert done.exit_code == 0, done.output
     assert "final | sgd" not in done.stderr

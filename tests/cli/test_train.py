@@ -194,7 +194,7 @@ def test_resuming_takes_its_options_from_the_checkpoint_and_refuses_others(train
     assert train(*TINY, "--steps", 7, "--trace", "run.h5", "--lr", 0.5).exit_code == 0
     done = train("--resume", "--trace", "run.h5")
     assert done.exit_code == 0
-    assert "all 7 steps were made" in done.output
+    assert "all 7 steps are done" in done.output
     for arguments, sentence in (
         (["--lr", 0.4], "--lr 0.5, not 0.4"),
         (["--every", 3], "--every 5, not 3"),
@@ -253,7 +253,7 @@ def test_ctrl_c_ends_with_one_line_and_a_resumable_state(train, tmp_path, number
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.fullmatch(
-        r"Stopped after step \d+ of 100000; go on with: lsmooth train --resume --trace \S*run\.h5\n", output
+        r"Stopped after step \d+ of 100000; continue with: lsmooth train --resume --trace \S*run\.h5\n", output
     )
     stopped = int(re.search(r"step (\d+)", output)[1])
     done = train("--resume", "--trace", path, "--steps", stopped + 3)

@@ -122,7 +122,7 @@ def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tm
     assert reached >= 12
     if ending == "asked":
         again = "torchrun --nproc-per-node 2 -m lsmooth.cli train --resume --trace run.h5"
-        assert output == f"Stopped after step {reached} of 100000; go on with: {again}\n"
+        assert output == f"Stopped after step {reached} of 100000; continue with: {again}\n"
     resume = ["train", "--resume", "--trace", "run.h5"]
     done = forked(tmp_path, 2, *resume, "--steps", str(reached + 8))
     assert done.returncode == 0, done.stderr
