@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmooth.cli.numbers import SEED, Number
+from lsmooth.fit.conditions import CONDITIONS
+from lsmooth.fit.methods import METHODS
 from lsmooth.trace.layout import NORMS
 
 if TYPE_CHECKING:
@@ -34,14 +36,14 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     multiple=True,
     default=("trend", "envelope"),
     show_default=True,
-    type=click.Choice(["trend", "quantile", "envelope"]),
+    type=click.Choice(list(METHODS)),
     help="Kind of line; may be repeated.",
 )
 @click.option(
     "--condition",
     default="linear",
     show_default=True,
-    type=click.Choice(["linear", "power", "suboptimality"]),
+    type=click.Choice(list(CONDITIONS)),
     help="Bound on the smoothness: L0 + L1 |g|, L0 + Lrho |g|^rho, or H0 + H1 (f - f_low).",
 )
 @click.option(

@@ -57,7 +57,7 @@ def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) 
     from matplotlib.patheffects import withStroke
 
     from lsmooth import fit
-    from lsmooth.fit.groups import FEWEST
+    from lsmooth.fit.batches import FEWEST
     from lsmooth.fit.lines import at_one_norm
 
     usable = points.usable & (points.grad_norm >= 0) & (points.smoothness >= 0)

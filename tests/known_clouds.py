@@ -81,6 +81,69 @@ def coverage(method, kind, trials, steps, confidence=0.9, seeds=(0,)):
     return *(held / given).tolist(), given / (trials * len(seeds))
 
 
+# Clouds of all shapes: how smoothness follows from gradient norms and noise.
+SHAPES = {
+    "both": lambda x, noise: (1 + 2 * x) * noise,
+    "through origin": lambda x, noise: 2 * x * noise,
+    "flat": lambda x, noise: noise,
+    "late": lambda x, noise: np.maximum(0, x - 1) + 0.1 * noise,
+    "falling": lambda x, noise: noise / x,
+    "coarse": lambda x, noise: np.round(3 * noise, 0),
+    "ties": lambda x, noise: np.round((1 + 2 * x) * noise),
+    "mostly zero": lambda x, noise: np.maximum(0, noise - 1.2) * x,
+}
+
+
+def cloud_of(shape, n, seed):
+    generator = np.random.default_rng([seed, n])
+    x = np.exp(generator.normal(0, 1, n))
+    if shape == "ties":
+        x = np.round(x, 1)
+    elif shape == "coarse":
+        # Some points at gradient norm zero.
+        x = np.append(np.floor(x)[1:], 3)
+    return x, SHAPES[shape](x, np.exp(generator.normal(0, 0.5, n)))
+
+
+def pinball(x, y, q, line):
+    residual = y - line[0] - line[1] * x
+    return np.maximum(q * residual, (q - 1) * residual).sum()
+
+
+def made_cloud(groups=3, n=50, seed=0, by="module"):
+    generator = np.random.default_rng(seed)
+    x = np.exp(generator.normal(0, 1, (n, groups)))
+    y = (1 + 2 * x) * np.exp(generator.normal(0, 0.3, (n, groups)))
+    return Cloud(
+        by=by,
+        groups=tuple(f"group {i}" for i in range(groups)),
+        steps=np.arange(n),
+        smoothness=y,
+        grad_norm=x,
+        status=np.full(n, int(Status.MEASURED), dtype=np.uint8),
+        loss=np.linspace(3, 1, n),
+        lr=np.full(n, 0.1),
+    )
+
+
+def cloud_with(smoothness, seed=0, n=400, noise=0.05):
+    """Return a cloud of one group, smoothness a function of its gradient norm and loss; the loss falls, then rises."""
+    generator = np.random.default_rng(seed)
+    x = np.exp(generator.normal(0, 1, n))
+    loss = 2.5 + np.cos(np.linspace(0, 40, n)) + 0.2 * generator.random(n)
+    y = smoothness(x, loss) * np.exp(noise * generator.normal(size=n))
+    return Cloud(
+        by="global",
+        groups=("global",),
+        steps=np.arange(n),
+        smoothness=y[:, None],
+        grad_norm=x[:, None],
+        status=np.full(n, int(Status.MEASURED), dtype=np.uint8),
+        loss=loss,
+        lr=np.full(n, 0.1),
+    )
+
+
 if __name__ == "__main__":
     trials, steps = (int(value) for value in (*sys.argv[1:], *("200", "2000")[len(sys.argv) - 1 :]))
     print(f"{len(SEEDS)} seeds of {trials} trials of {steps} steps, intervals of 90 %")

@@ -1,7 +1,38 @@
-"""From a cloud of points to L0 and L1: lines, their uncertainty, and which condition describes a run."""
+"""From a cloud of points to L0 and L1: lines, their uncertainty, and which condition describes a run.
 
-from lsmooth.fit.conditions import verdict
-from lsmooth.fit.groups import compare, estimate
-from lsmooth.fit.lines import envelope, quantile, trend
+The public names are resolved when they are first used, so that a command's `--help` can ask the table of methods
+without importing pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsmooth.fit.comparison import compare, verdict
+    from lsmooth.fit.envelopes import envelope
+    from lsmooth.fit.groups import estimate
+    from lsmooth.fit.quantiles import quantile
+    from lsmooth.fit.squares import trend
+
+_HOME = {
+    "compare": "lsmooth.fit.comparison",
+    "envelope": "lsmooth.fit.envelopes",
+    "estimate": "lsmooth.fit.groups",
+    "quantile": "lsmooth.fit.quantiles",
+    "trend": "lsmooth.fit.squares",
+    "verdict": "lsmooth.fit.comparison",
+}
 
 __all__ = ["compare", "envelope", "estimate", "quantile", "trend", "verdict"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'lsmooth.fit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Smoothness conditions: what the local Lipschitz constant is bounded by, and which bound describes a run best.
+"""Smoothness conditions: what the local Lipschitz constant is bounded by.
 
 constant        L <= L0                              plain smoothness
 linear          L <= L0 + L1 ‖g‖                     Zhang et al., ICLR 2020
@@ -10,42 +10,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, unknown_name
-from lsmooth.fit.lines import Floats, Lines, quantiles
-from lsmooth.trace.cloud import Cloud
+from lsmooth.fit.lines import Floats, Lines, Misfit
+
+if TYPE_CHECKING:
+    from lsmooth.trace.cloud import Cloud
 
 LARGEST_POWER = 2.0
 # Grid of powers that is searched first, and the precision to which the best is then refined.
 _GRID = np.linspace(0, LARGEST_POWER, 21)
 _PRECISION = 1e-3
-_BLOCKS = 5
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A smoothness condition, by the names of its two constants and of what they are held against."""
+    """A smoothness condition.
+
+    Attributes:
+        name: How it is asked for.
+        level: Name of its constant at zero.
+        slope: Name of its constant that multiplies.
+        against: What that constant multiplies.
+        extra: Further numbers that it comes with.
+    """
 
     name: str
     level: str
     slope: str
     against: str
+    extra: tuple[str, ...] = ()
 
 
 CONDITIONS = {
     condition.name: condition
     for condition in (
         Condition("linear", "L0", "L1", "gradient norm"),
-        Condition("power", "L0", "Lrho", "gradient norm"),
-        Condition("suboptimality", "H0", "H1", "loss"),
+        Condition("power", "L0", "Lrho", "gradient norm", ("rho",)),
+        Condition("suboptimality", "H0", "H1", "loss", ("f_low",)),
     )
 }
-# In the order in which one gives way to another that describes a run no better.
-SIMPLEST_FIRST = ("constant", "linear", "suboptimality", "power")
 
 
 def known_condition(name: str) -> Condition:
@@ -123,96 +130,3 @@ def best_powers(x: Floats, y: Floats, lines: Callable[[Floats, Floats], Lines], 
     found = candidates[np.array([at(power) for power in candidates]).argmin(axis=0), np.arange(m)]
     _, slope = lines(x ** found[:, None], y)
     return np.where(slope > 0, found, 0.0)
-
-
-Misfit = Callable[[Floats, Floats, Floats, Floats], Floats]
-
-
-def squares(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return the mean squared residual of each row: what a trend makes small."""
-    return np.mean((y - level[:, None] - slope[:, None] * x) ** 2, axis=1)
-
-
-def pinball(q: float) -> Misfit:
-    """Return the mean pinball loss of each row: what a quantile line makes small."""
-
-    def misfit(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-        residual = y - level[:, None] - slope[:, None] * x
-        return np.mean(np.maximum(q * residual, (q - 1) * residual), axis=1)
-
-    return misfit
-
-
-def mean_bound(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return the mean height of each row's line: what an envelope makes small."""
-    return level + slope * x.mean(axis=1)
-
-
-def held_out(norms: Floats, losses: Floats, y: Floats, q: float) -> dict[str, Floats]:
-    """Return each condition's pinball loss on steps that its line has not seen, (m, blocks).
-
-    Steps are cut into five blocks in time; the quantile line of the other four is held against each.
-
-    Args:
-        norms: Gradient norms, at most 1 each, (m, n).
-        losses: f - f_low, at most 1 each, (m, n).
-        y: Smoothness, (m, n).
-        q: Share of the points to lie below the lines.
-    """
-    n = y.shape[1]
-    found = {name: np.empty((len(y), _BLOCKS)) for name in SIMPLEST_FIRST}
-    measure = pinball(q)
-
-    def lines(x: Floats, y: Floats) -> Lines:
-        return quantiles(x, y, q)
-
-    for block, inside in enumerate(np.array_split(np.arange(n), _BLOCKS)):
-        outside = np.setdiff1d(np.arange(n), inside)
-        seen, hidden = y[:, outside], y[:, inside]
-        level = np.sort(seen, axis=1)[:, max(int(np.ceil(q * len(outside))) - 1, 0)]
-        found["constant"][:, block] = measure(norms[:, inside], hidden, level, np.zeros(len(y)))
-        found["linear"][:, block] = measure(norms[:, inside], hidden, *lines(norms[:, outside], seen))
-        found["suboptimality"][:, block] = measure(losses[:, inside], hidden, *lines(losses[:, outside], seen))
-        powers = best_powers(norms[:, outside], seen, lines, measure)[:, None]
-        fitted = lines(norms[:, outside] ** powers, seen)
-        found["power"][:, block] = measure(norms[:, inside] ** powers, hidden, *fitted)
-    return found
-
-
-def verdicts(found: dict[str, Floats]) -> NDArray[np.intp]:
-    """Return which condition describes each row best, as a position in `SIMPLEST_FIRST`, (m,).
-
-    The simplest one whose held-out loss is larger than the smallest by no more than two standard errors of that
-    difference over the blocks. (On clouds of 400 steps with no law but noise, one in 25 is then said to have one; with
-    one standard error, one in 8.)
-    """
-    losses = np.array([found[name] for name in SIMPLEST_FIRST])
-    smallest = losses.mean(axis=2).argmin(axis=0)
-    excess = losses - np.take_along_axis(losses, smallest[None, :, None], axis=0)
-    error = excess.std(axis=2, ddof=1) / np.sqrt(losses.shape[2])
-    return (excess.mean(axis=2) <= 2 * error + 1e-12).argmax(axis=0)
-
-
-def verdict(table: pd.DataFrame, group: str) -> str:
-    """Return in one sentence which condition describes a group best, from the table of `compare`."""
-    rows = table[table["group"] == group].set_index("condition")
-    if rows["best"].sum() == 0:
-        return f"{group}: no comparison ({rows['reason'].iloc[0]})."
-    best = str(rows.index[rows["best"].astype(bool)][0])
-    if best == "constant":
-        plain = f"{group}: plain smoothness (a constant, L1 = 0)"
-        nearest = str(rows["pinball"].idxmin())
-        gain = 1 - rows.loc[nearest, "relative"]
-        if not gain > 0:
-            return f"{plain} describes this run as well as any of the conditions."
-        return (
-            f"{plain} cannot be ruled out: held out, {nearest} errs {gain:.0%} less, but not by more than two standard "
-            f"errors over {_BLOCKS} blocks of the run."
-        )
-    formula = {
-        "linear": "L <= L0 + L1 ‖g‖",
-        "power": "L <= L0 + Lrho ‖g‖^rho",
-        "suboptimality": "L <= H0 + H1 (f - f_low)",
-    }[best]
-    gain = 1 - rows.loc[best, "relative"]
-    return f"{group}: {best}, {formula}, describes this run best; held out, it errs {gain:.0%} less than a constant."

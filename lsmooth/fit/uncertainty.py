@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmooth.fit.lines import Floats, bounded_trends, envelopes, quantiles
+from lsmooth.fit.envelopes import envelopes
+from lsmooth.fit.lines import Floats
+from lsmooth.fit.quantiles import quantiles
 from lsmooth.fit.resampling import block_lengths
+from lsmooth.fit.squares import bounded_trends
 
 # A resample holds at most so many points; from more, its deviations are scaled by the square root of the ratio.
 MOST_RESAMPLED = 5_000
