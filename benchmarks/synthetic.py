@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from lsmooth.trace.header import Header
 from lsmooth.trace.layout import Status
-from lsmooth.trace.writer import Header, TraceWriter
+from lsmooth.trace.writer import TraceWriter
 
 GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 

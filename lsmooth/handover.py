@@ -19,8 +19,8 @@ from lsmooth.errors import TraceWarning
 from lsmooth.integrations.scalars import Scalars
 from lsmooth.join import Join
 from lsmooth.norms import accumulation_dtype
+from lsmooth.trace.background import BackgroundWriter
 from lsmooth.trace.layout import Field, Status
-from lsmooth.trace.writer import BackgroundWriter
 
 # A block is handed over when it is full, or when this many seconds have passed since the last one was.
 BLOCK_ROWS = 64

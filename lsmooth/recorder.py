@@ -57,8 +57,10 @@ from lsmooth.replay import (
     reachable_leaves,
 )
 from lsmooth.segment import Segment
+from lsmooth.trace.background import BackgroundWriter
+from lsmooth.trace.header import Header
 from lsmooth.trace.layout import Status
-from lsmooth.trace.writer import BackgroundWriter, Header, Mode, TraceWriter
+from lsmooth.trace.writer import Mode, TraceWriter
 from lsmooth.watching import Function, Watch
 
 DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)

@@ -3,8 +3,9 @@
 import numpy as np
 
 from lsmooth.trace.density import GRAD_DECADES, SMOOTHNESS_DECADES, Counts, edges
+from lsmooth.trace.header import Header
 from lsmooth.trace.layout import Status
-from lsmooth.trace.writer import Header, TraceWriter
+from lsmooth.trace.writer import TraceWriter
 
 LONG_NAME = "model.transformer.decoder.layers.{}.encoder_attention.query_key_value_projection.weight"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lsmooth.trace.writer import Header
+from lsmooth.trace.header import Header
 
 PARAMETERS = ("embedding.weight", "layers.0.weight", "layers.0.bias", "head.weight")
 

@@ -68,15 +68,11 @@ OFFENDERS: dict[str, set[str]] = {
     "torch": set(),
     "class": {
         "lsmooth/recorder.py:Recorder",
-        "lsmooth/trace/reader.py:Trace",
-        "lsmooth/trace/writer.py:TraceWriter",
     },
     "module": {
         "lsmooth/optim/generalized_signsgd.py",
         "lsmooth/recorder.py",
         "lsmooth/theory.py",
-        "lsmooth/trace/reader.py",
-        "lsmooth/trace/writer.py",
     },
     "function": {
         "lsmooth/fit/groups.py:compare",
@@ -88,8 +84,6 @@ OFFENDERS: dict[str, set[str]] = {
         "lsmooth/recorder.py:Recorder._measure",
         "lsmooth/theory.py:lower_bound_experiment",
         "lsmooth/theory.py:theorem1",
-        "lsmooth/trace/reader.py:Trace.cloud",
-        "lsmooth/trace/writer.py:TraceWriter._lay_out",
     },
 }
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from older_format import rewrite_as
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError, TraceError
-from lsmooth.handover import RowLayout
 from lsmooth.optim import GeneralizedSignSGD
 from lsmooth.theory import (
     _Algorithm1,
@@ -19,7 +19,6 @@ from lsmooth.theory import (
     steep,
     theorem1,
 )
-from lsmooth.trace import writer
 from lsmooth.trace.layout import FORMAT_VERSION
 
 # --- Theorem 1 ---
@@ -191,18 +190,6 @@ def traced(path, loss, start, lr, steps=12, **arguments):
     return lsmooth.Trace(path)
 
 
-def as_format_1_0(monkeypatch):
-    """Have traces written as they were before slopes were recorded."""
-    monkeypatch.setattr(writer, "FIELDS", [field for field in writer.FIELDS if field.name != "slope"])
-    monkeypatch.setattr(writer, "FORMAT_VERSION", "1.0")
-    view = RowLayout.view
-
-    def without_slope(self, row, name):
-        return torch.empty(()) if name == "slope" else view(self, row, name)
-
-    monkeypatch.setattr(RowLayout, "view", without_slope)
-
-
 def test_on_a_parabola_prediction_and_change_agree(tmp_path):
     trace = traced(tmp_path / "run.h5", lambda x: 1.5 * x.square().sum(), [1.0, -2.0], 0.1)
     check = descent_check(trace, L0=3.0, L1=0.0)
@@ -229,10 +216,11 @@ def test_steps_out_of_reach_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(("recorded", "rel"), [(True, 1e-12), (False, 1e-7)])
-def test_the_slope_of_a_quartic_is_exact_recorded_or_fitted(tmp_path, monkeypatch, recorded, rel):
-    if not recorded:
-        as_format_1_0(monkeypatch)
+def test_the_slope_of_a_quartic_is_exact_recorded_or_fitted(tmp_path, recorded, rel):
     trace = traced(tmp_path / "run.h5", lambda x: (x**4).sum() - x.sum(), [1.0, -0.5], 0.05, steps=5)
+    if not recorded:
+        rewrite_as(trace.path, "1.0")
+        trace.refresh()
     assert trace.has("slope") == recorded
     check = descent_check(trace, L0=50.0, L1=0.0)
     x = np.array([1.0, -0.5])
@@ -252,13 +240,15 @@ def test_a_recorded_slope_needs_no_smooth_losses_between(tmp_path):
         x = x - 0.02 * g
 
 
-def test_a_continued_trace_of_format_1_0_has_slopes_from_then_on(tmp_path, monkeypatch):
+def test_a_continued_trace_of_format_1_0_has_slopes_from_then_on(tmp_path):
     def run(**arguments):
         return traced(tmp_path / "run.h5", lambda x: 1.5 * x.square().sum(), [1.0, -2.0], 0.1, steps=40, **arguments)
 
-    with monkeypatch.context() as older:
-        as_format_1_0(older)
-        run().close()
+    run().close()
+    rewrite_as(tmp_path / "run.h5", "1.0")
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.metadata["format_version"] == "1.0"
+        assert not trace.has("slope")
     with run(mode="a") as trace:
         assert trace.metadata["format_version"] == FORMAT_VERSION
         assert np.isnan(trace.read("slope")[:40]).all()

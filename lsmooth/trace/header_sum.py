@@ -1,4 +1,8 @@
-"""A checksum over what a trace says about itself: HDF5 checks its data chunks, but not all of its texts."""
+"""A checksum over what a trace says about itself.
+
+HDF5 keeps attributes of more than 64 KiB (the shapes of some 5,000 tensors) and datasets without chunks (the edges of
+densities) without a checksum. A flipped bit there is told by nothing else.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ read it with other tools.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Literal
@@ -17,7 +18,7 @@ from lsmooth.join import Join
 FORMAT = "lsmooth-trace"
 FORMAT_VERSION = "1.1"
 FIRST_FORMAT = "1.0"
-# For whoever opens a trace with nothing but h5dump at hand.
+# Shown by h5dump and other tools that know nothing of lsmooth.
 COMMENT = (
     "An optimizer step goes from x_t to x_{t+1} = x_t + d. The local Lipschitz constant of the gradient along it is "
     "the maximum over gamma of total_grad_diff / (gamma * total_step_norm), to be held against total_grad_norm; that "
@@ -130,6 +131,7 @@ class Field:
             empty for what every run has.
         total_of: The dataset by parameter tensor that the writer joins into this one, so that the commonest question
             is answered from a small part of the file; empty for what is measured.
+        column: Its column in `Trace.to_frame`, for fields along `step`, or along `step` and `group`; empty for none.
     """
 
     name: str
@@ -141,6 +143,11 @@ class Field:
     since: str = FIRST_FORMAT
     needs: str = ""
     total_of: str = ""
+    column: str = ""
+
+    def belongs_to(self, version: str) -> bool:
+        """Say whether traces of a format have this dataset, where the run measured it."""
+        return version_number(self.since) <= version_number(version)
 
     @property
     def key(self) -> str:
@@ -173,8 +180,15 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
 _GRAD_NORM, _STEP_NORM, _GRAD_DIFF = _of_geometry(GEOMETRIES["l2"])
 # In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
 FIELDS = (
-    Field("time", ("step",), "float64", "s", "seconds since the run began, without the gaps before it was resumed"),
-    Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step", Join.MEAN),
+    Field(
+        "time",
+        ("step",),
+        "float64",
+        "s",
+        "seconds since the run began, without the gaps before it was resumed",
+        column="time",
+    ),
+    Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step", Join.MEAN, column="loss"),
     Field(
         "loss_next",
         ("step",),
@@ -183,6 +197,7 @@ FIELDS = (
         "f(x_{t+1}) on the same batch with the same randomness",
         Join.MEAN,
         needs="endpoint",
+        column="loss_next",
     ),
     Field(
         "slope",
@@ -193,7 +208,7 @@ FIELDS = (
         Join.SUM,
         since="1.1",
     ),
-    Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group"),
+    Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group", column="lr"),
     Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t", Join.MEAN),
     _GRAD_NORM,
     Field(
@@ -214,6 +229,7 @@ FIELDS = (
         "1",
         "2-norm of grad f(x_t), all parameter tensors together",
         total_of="grad_norm",
+        column="grad_norm",
     ),
     Field(
         "total_step_norm",
@@ -222,6 +238,7 @@ FIELDS = (
         "1",
         "2-norm of d, all parameter tensors together",
         total_of="step_norm",
+        column="step_norm",
     ),
     Field(
         "total_grad_diff",
@@ -269,14 +286,31 @@ FIELDS = (
         Join.SUM,
         needs="coordinates endpoint",
     ),
-    Field("status", ("step",), "status", "1", "bit flags, see flag_meanings"),
-    Field("step", ("step",), "int", "1", "optimizer step index, counted from 0"),
+    Field("status", ("step",), "status", "1", "bit flags, see flag_meanings", column="status"),
+    Field("step", ("step",), "int", "1", "optimizer step index, counted from 0", column="step"),
 )
 
 
-def fields_of(measured: frozenset[str]) -> list[Field]:
-    """Return the datasets of a run that measures these (see `Field.needs`), in the order in which they are appended."""
-    return [field for field in FIELDS if measured.issuperset(field.needs.split())]
+def version_number(version: str) -> tuple[int, int]:
+    """Return the major and minor number of a format version; versions are compared by them.
+
+    Raises:
+        ValueError: It is not two numbers with a point between.
+    """
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
+    if match is None:
+        raise ValueError(f"its format version reads {version[:40]!r}")
+    return int(match[1]), int(match[2])
+
+
+def fields_of(measured: frozenset[str], version: str = FORMAT_VERSION) -> list[Field]:
+    """Return the datasets of a trace in the order in which they are appended.
+
+    Args:
+        measured: What the run measures; see `Field.needs`.
+        version: The trace's format.
+    """
+    return [field for field in FIELDS if field.belongs_to(version) and measured.issuperset(field.needs.split())]
 
 
 def chunk_shape(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:

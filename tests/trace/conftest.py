@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_run import train
+
+from lsmooth import handover
 
 
 class Trainer:
@@ -42,3 +45,15 @@ def trainer():
     trainer = Trainer()
     yield trainer
     trainer.close()
+
+
+@pytest.fixture(scope="session")
+def unwatched():
+    """What two hundred steps of `small_run.train` come to without a recorder."""
+    return train(None, 200, record=False)
+
+
+@pytest.fixture
+def flushing(monkeypatch):
+    """Every step is flushed by itself."""
+    monkeypatch.setattr(handover, "BLOCK_ROWS", 1)

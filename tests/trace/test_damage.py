@@ -16,6 +16,7 @@ from rows import header, rows
 
 from lsmooth.cli import main
 from lsmooth.errors import TraceError
+from lsmooth.trace import layout
 from lsmooth.trace.layout import FORMAT_VERSION
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
@@ -198,10 +199,9 @@ def test_file_without_permission_ends_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2.0", "10.3"])
-def test_newer_major_version_names_who_reads_it(tmp_path, version, monkeypatch):
+def test_newer_major_version_names_who_reads_it(tmp_path, version):
     path = tmp_path / "run.h5"
-    monkeypatch.setattr("lsmooth.trace.writer.FORMAT_VERSION", version)
-    TraceWriter(path, header(attributes={"lsmooth_version": "7.1.0"})).close()
+    TraceWriter(path, header(attributes={"lsmooth_version": "7.1.0"}, format_version=version)).close()
     with pytest.raises(TraceError) as caught:
         Trace(path)
     assert f"has trace format {version}, this lsmooth reads up to {FORMAT_VERSION}" in str(caught.value)
@@ -209,16 +209,14 @@ def test_newer_major_version_names_who_reads_it(tmp_path, version, monkeypatch):
 
 
 def test_newer_minor_version_with_more_datasets_is_read(tmp_path, monkeypatch):
-    from lsmooth.trace import layout, writer
-
     path = tmp_path / "run.h5"
     more = (layout.Field("curvature", ("step", "parameter"), "real", "1", "not known yet"), *layout.FIELDS)
-    monkeypatch.setattr(writer, "FIELDS", more)
-    monkeypatch.setattr(writer, "FORMAT_VERSION", "1.7")
-    made = header()
-    opened = TraceWriter(path, made)
-    opened.append(rows(made, 0, 40))
-    opened.abandon()
+    made = header(format_version="1.7")
+    with monkeypatch.context() as later:
+        later.setattr(layout, "FIELDS", more)
+        opened = TraceWriter(path, made)
+        opened.append(rows(made, 0, 40))
+        opened.abandon()
     trace = Trace(path)
     assert trace.metadata["format_version"] == "1.7"
     np.testing.assert_array_equal(trace.read("grad_norm"), rows(made, 0, 40)["grad_norm"].astype("f4"))

@@ -1,4 +1,4 @@
-"""When the disk is full, gone, read-only or slow: training goes on, one warning says so, what is there can be read."""
+"""When the disk is full, gone or read-only: training goes on, one warning says so, what is there can be read."""
 
 import ast
 import contextlib
@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 import warnings
 from pathlib import Path
 
@@ -17,46 +15,14 @@ import pytest
 import torch
 from forked import read_only
 from rows import assert_rows, header, rows
+from small_run import train
 from torch import nn
 
 import lsmooth
-from lsmooth import handover
-from lsmooth.errors import TraceError, TraceWarning
+from lsmooth.errors import TraceWarning
 from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.reader import Trace
-from lsmooth.trace.writer import BackgroundWriter, TraceWriter
-
-
-def train(path, steps, after=None, record=True, **arguments):
-    """Train `steps` steps, call `after` with each step's number, and return what training came to."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = lsmooth.Recorder(model, optimizer, path, **arguments) if record else None
-    for step in range(steps):
-        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        if recorder is None:
-            model(x).square().mean().backward()
-        else:
-            recorder.backward(lambda x=x: model(x).square().mean())
-        optimizer.step()
-        if after is not None:
-            after(step, recorder)
-    if recorder is not None:
-        recorder.close()
-    return [*(parameter.detach().clone() for parameter in model.parameters()), torch.get_rng_state()]
-
-
-@pytest.fixture(scope="module")
-def unwatched():
-    return train(None, 200, record=False)
-
-
-@pytest.fixture
-def flushing(monkeypatch):
-    """Every step is flushed by itself."""
-    monkeypatch.setattr(handover, "BLOCK_ROWS", 1)
+from lsmooth.trace.writer import TraceWriter
 
 
 def assert_goes_on(path, unwatched, after, reason):
@@ -166,24 +132,6 @@ def test_disk_that_turns_read_only_ends_the_recording_and_not_the_training(tmp_p
         assert len(trace) == 61
 
 
-@pytest.mark.usefixtures("flushing")
-def test_slow_disk_holds_up_no_step(tmp_path, monkeypatch):
-    """The disk takes nothing until the last step is over: a step that waited for it would wait for ever."""
-    over = threading.Event()
-    append = TraceWriter.append
-
-    def slow(self, *arguments):
-        assert over.wait(60)
-        append(self, *arguments)
-
-    monkeypatch.setattr(TraceWriter, "append", slow)
-    path = tmp_path / "run.h5"
-    train(path, 80, lambda step, recorder: over.set() if step == 79 else None)
-    with Trace(path) as trace:
-        np.testing.assert_array_equal(trace.steps, np.arange(80))
-        assert trace.state == "complete"
-
-
 # --- errors that come when HDF5 is at work, past all room that was reserved ---
 
 
@@ -195,23 +143,23 @@ def test_disk_that_fails_while_hdf5_writes_neither_ends_nor_crashes_the_process(
         "import os, resource, signal, sys, warnings\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from rows import header, rows\n"
-        "from lsmooth.trace import writer\n"
+        "from lsmooth.trace import background, disk, writer\n"
         "made = header(parameters=[f'p{i}' for i in range(40)])\n"
         "opened = writer.TraceWriter(sys.argv[2], made)\n"
-        "background = writer.BackgroundWriter(opened)\n"
-        "background.put(lambda: (rows(made, 0, 63),))\n"
-        "background.wait()\n"
+        "thread = background.BackgroundWriter(opened)\n"
+        "thread.put(lambda: (rows(made, 0, 63),))\n"
+        "thread.wait()\n"
         # Room is promised, and the file's end is not where it is.
-        "writer._reserve = lambda descriptor, size: None\n"
+        "disk.reserve = lambda descriptor, size: None\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "size = os.stat(sys.argv[2]).st_size\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size + int(20_000 * float(sys.argv[3])),) * 2)\n"
-        "background.put(lambda: (rows(made, 63, 64),))\n"
-        "background.put(lambda: (rows(made, 64, 65),))\n"
-        "background.wait()\n"
-        "print(background.problems())\n"
-        "background.close()\n"
-        "print(background.problems())\n"
+        "thread.put(lambda: (rows(made, 63, 64),))\n"
+        "thread.put(lambda: (rows(made, 64, 65),))\n"
+        "thread.wait()\n"
+        "print(thread.problems())\n"
+        "thread.close()\n"
+        "print(thread.problems())\n"
     )
     tests = str(Path(__file__).parents[1])
     done = subprocess.run(
@@ -228,53 +176,6 @@ def test_disk_that_fails_while_hdf5_writes_neither_ends_nor_crashes_the_process(
     with Trace(path) as trace:
         assert trace.state == "cut off"
         assert_rows(trace, made, 63)
-
-
-@pytest.mark.usefixtures("flushing")
-@pytest.mark.parametrize("end", ["comes back", "stays away"])
-def test_disk_that_takes_nothing_for_long_drops_rows_and_says_which(tmp_path, unwatched, monkeypatch, end):
-    """Up to a bound, rows wait in memory; from there on they are dropped, until the disk takes some again."""
-    whole, path = tmp_path / "whole.h5", tmp_path / "run.h5"
-    train(whole, 200)
-    takes = threading.Event()
-    takes.set()
-    append = TraceWriter.append
-
-    def stalled(self, *arguments):
-        assert takes.wait(60)
-        append(self, *arguments)
-
-    def after(step, recorder):
-        if step == 19:
-            recorder.flush()
-            takes.clear()
-        elif step == (99 if end == "comes back" else 199):
-            takes.set()
-            if end == "comes back":
-                recorder.flush()
-
-    monkeypatch.setattr(TraceWriter, "append", stalled)
-    monkeypatch.setattr("lsmooth.trace.writer.QUEUE_BYTES", 50_000)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        parameters = train(path, 200, after)
-    for ours, theirs in zip(parameters, unwatched, strict=True):
-        assert torch.equal(ours, theirs)
-
-    with Trace(path) as trace, Trace(whole) as other:
-        assert trace.state == "complete"
-        missing = np.setdiff1d(np.arange(200), trace.steps)
-        first, last = missing[0], 99 if end == "comes back" else 199
-        # What had been handed over before is there, and so is what came after.
-        assert 20 < first < 60
-        np.testing.assert_array_equal(missing, np.arange(first, last + 1))
-        for name in ("grad_diff", "loss", "coordinate/grad_along"):
-            np.testing.assert_array_equal(trace.read(name), other.read(name)[trace.steps])
-    assert [str(warning.message) for warning in caught] == [
-        f"{path}: the disk has not taken the 0 MB of measurements that wait for it, and those from step {first} on are "
-        "dropped until it does; training goes on.",
-        f"{path} lacks {len(missing)} measured steps, {first} to {last}, which came while the disk took nothing.",
-    ]
 
 
 # --- a path that cannot be written from the start ---
@@ -440,62 +341,6 @@ def test_a_run_that_could_not_be_recorded_can_be_resumed_where_it_can(tmp_path, 
         assert trace.steps.tolist() == [0, 1, 2, 3, 7, 8, 9]
         assert (np.diff(trace.time) > 0).all()
         assert trace.density_counts().steps == 7
-
-
-@pytest.mark.parametrize("number", ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ESTALE"])
-@pytest.mark.parametrize("mode", ["x", "w", "a"])
-def test_whatever_the_system_refuses_is_no_error(tmp_path, monkeypatch, number, mode):
-    made, path = header(), tmp_path / "run.h5"
-    number = getattr(errno, number)
-    if mode != "x":
-        TraceWriter(path, made).close()
-    before = bytes_in(tmp_path)
-
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    writer = TraceWriter(path, made, mode)
-    assert os.strerror(number) in writer.refusal
-    background = BackgroundWriter(writer)
-    background.put(lambda: (rows(made, 0, 1),))
-    background.wait()
-    background.close()
-    assert len(background.problems()) == 1
-    monkeypatch.undo()
-    assert bytes_in(tmp_path) == before
-    with pytest.raises(OSError, match="it is closed"):
-        writer.append(rows(made, 0, 1))
-    # It holds on to nothing.
-    TraceWriter(path, made, "w").close()
-
-
-def test_mistakes_stay_errors_where_nothing_can_be_written(tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    made, path = header(), folder / "run.h5"
-    TraceWriter(path, made).close()
-    (folder / "torn.h5").write_bytes(path.read_bytes()[:-500])
-    (folder / "folder.h5").mkdir()
-    with read_only(folder):
-        for name, given, mode, said in (
-            ("run.h5", made, "x", "exists already"),
-            ("run.h5", header(gammas=(0.5,)), "a", "its gammas are 0.25, 0.5, this run's are 0.5"),
-            ("torn.h5", made, "a", "is damaged"),
-            ("folder.h5", made, "w", "cannot be written (Is a directory)"),
-            ("elsewhere/run.h5", made, "x", "There is no folder"),
-            ("run.h5/run.h5", made, "x", "There is no folder"),
-            (f"{'long' * 100}.h5", made, "x", "cannot be written (File name too long)"),
-        ):
-            with pytest.raises(TraceError) as caught:
-                TraceWriter(folder / name, given, mode)
-            assert said in str(caught.value)
-    writer = TraceWriter(path, made, "w")
-    path.chmod(0o666)
-    with read_only(folder), pytest.raises(TraceError, match="is being written by another recorder"):
-        TraceWriter(path, made, "a")
-    writer.close()
 
 
 def test_a_warning_that_is_made_an_error_leaves_nothing_attached(tmp_path):

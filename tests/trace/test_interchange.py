@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import subprocess
-import sys
 
 import h5py
 import netCDF4
@@ -99,28 +98,6 @@ def test_h5dump_shows_names_units_and_descriptions(recorded):
     for field in FIELDS:
         if Trace(recorded).has(field.name):
             assert field.description in done.stdout
-
-
-def test_to_xarray_holds_what_the_trace_holds(recorded):
-    trace = Trace(recorded)
-    dataset = trace.to_xarray()
-    assert dict(dataset.sizes) == {"step": 64, "gamma": 2, "parameter": 4, "group": 2, "coordinate": 3}
-    np.testing.assert_array_equal(dataset["grad_diff"], trace.read("grad_diff"))
-    np.testing.assert_array_equal(dataset["coordinate_grad"], trace.read("coordinate/grad"))
-    assert dataset["loss"].attrs["units"] == "1"
-
-
-def test_to_frame_has_a_row_for_each_step(small_trace):
-    trace = Trace(small_trace)
-    frame = trace.to_frame()
-    cloud = trace.cloud()
-    assert list(frame.columns) == [
-        "step", "time", "loss", "loss_next", "lr", "grad_norm", "step_norm", "smoothness", "status", "usable",
-    ]  # fmt: skip
-    np.testing.assert_array_equal(frame["smoothness"], cloud.smoothness[:, 0])
-    np.testing.assert_array_equal(frame["grad_norm"], cloud.grad_norm[:, 0])
-    np.testing.assert_array_equal(frame["usable"], cloud.usable[:, 0])
-    pd.testing.assert_frame_equal(trace.to_frame(slice(7, 9)), frame[7:9].reset_index(drop=True))
 
 
 def export(*arguments):
@@ -258,11 +235,3 @@ def test_a_copy_with_older_parts_is_refused_or_right(tmp_path):
             said.add(str(error))
     assert holes > 0
     assert any("lacks rows that it counts" in sentence for sentence in said)
-
-
-def test_reading_needs_no_torch(small_trace):
-    code = (
-        "import sys, lsmooth; trace = lsmooth.Trace(sys.argv[1]); trace.to_frame(); trace.cloud('module'); "
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(small_trace)], check=True)

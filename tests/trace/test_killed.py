@@ -17,9 +17,10 @@ from forked import forked
 from rows import assert_rows, header, rows
 
 from lsmooth.cli import main
-from lsmooth.trace import writer as writing
+from lsmooth.trace import disk, superblock
 from lsmooth.trace.layout import CHUNK_STEPS, FIELDS
 from lsmooth.trace.reader import Trace
+from lsmooth.trace.recent import RecentWriter
 from lsmooth.trace.writer import TraceWriter
 
 KILLS = 20
@@ -188,7 +189,7 @@ def test_killed_at_any_moment_of_a_flush(tmp_path):
 def test_killed_around_the_removal_of_the_mark(tmp_path, place, call):
     """An append puts the first bytes in order three times: before HDF5 writes, and after each of its two flushes."""
     made, path = header(), tmp_path / "run.h5"
-    real, calls = writing.state_end, []
+    real, calls = superblock.state_end, []
 
     def state_end(descriptor, end):
         calls.append(end)
@@ -202,7 +203,7 @@ def test_killed_around_the_removal_of_the_mark(tmp_path, place, call):
     def work():
         writer = TraceWriter(path, made)
         writer.append(rows(made, 0, 5))
-        writing.state_end = state_end
+        superblock.state_end = state_end
         writer.append(rows(made, 5, CHUNK_STEPS + 3))
         return "not killed"
 
@@ -225,14 +226,14 @@ def test_killed_around_the_removal_of_the_mark(tmp_path, place, call):
     assert_rows(Trace(path), made, 2 * CHUNK_STEPS)
 
 
-@pytest.mark.parametrize("place", ["mark_closed", "_reserve", "ftruncate"])
+@pytest.mark.parametrize("place", ["mark_closed", "reserve", "ftruncate"])
 def test_killed_while_the_run_closes_the_file(tmp_path, place):
     made, path = header(), tmp_path / "run.h5"
 
     def work():
         writer = TraceWriter(path, made)
         writer.append(rows(made, 0, CHUNK_STEPS))
-        owner = {"mark_closed": writing.RecentWriter, "_reserve": writing, "ftruncate": os}[place]
+        owner = {"mark_closed": RecentWriter, "reserve": disk, "ftruncate": os}[place]
         real = getattr(owner, place)
 
         def then_killed(*arguments):

@@ -14,7 +14,7 @@ from rows import assert_rows, header, rows
 
 from lsmooth.cli import main
 from lsmooth.errors import TraceError
-from lsmooth.trace import writer as writing
+from lsmooth.trace import opening, superblock
 from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
@@ -121,26 +121,26 @@ class Elsewhere:
         assert os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("moment", ["_check_format", "_check_shapes"])
+@pytest.mark.parametrize("moment", ["check_format", "check_shapes"])
 @pytest.mark.parametrize("what", ["append", "close", "append and close"])
 def test_run_that_writes_while_the_trace_is_being_opened(tmp_path, monkeypatch, moment, what):
     """In the middle of a look the file grows, and its writer may be gone before the look is over."""
     made = header()
     writer = Elsewhere(tmp_path / "run.h5", made)
     writer.append(CHUNK_STEPS - 2)
-    real = getattr(Trace, moment)
+    real = getattr(opening, moment)
     told = []
 
-    def interrupted(self):
+    def interrupted(*arguments):
         if not told:
             told.append(True)
             if "append" in what:
                 writer.append(3 * CHUNK_STEPS)
             if "close" in what:
                 writer.close()
-        real(self)
+        return real(*arguments)
 
-    monkeypatch.setattr(Trace, moment, interrupted)
+    monkeypatch.setattr(opening, moment, interrupted)
     with Trace(tmp_path / "run.h5") as trace:
         assert told
         assert_rows(trace, made, (4 if "append" in what else 1) * CHUNK_STEPS - 2)
@@ -209,7 +209,7 @@ def states_of_appends(path, made, monkeypatch):
 
     writer = TraceWriter(path, made)
     note()
-    real = writing.state_end
+    real = superblock.state_end
 
     def noted(descriptor, end):
         # Before and after each time that the first bytes are put in order, which is around each flush.
@@ -217,7 +217,7 @@ def states_of_appends(path, made, monkeypatch):
         real(descriptor, end)
         note()
 
-    monkeypatch.setattr(writing, "state_end", noted)
+    monkeypatch.setattr(superblock, "state_end", noted)
     for count in (CHUNK_STEPS - 1, 5, CHUNK_STEPS, 1):
         going_on = done + count
         writer.append(rows(made, done, done + count))

@@ -1,0 +1,126 @@
+"""A trace's writer on a thread of its own, so that a slow disk never holds up a training step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from lsmooth.trace import disk
+from lsmooth.trace.writer import TraceWriter
+
+# Bytes that may wait in memory for a disk that takes nothing.
+QUEUE_BYTES = 1 << 28
+
+
+class BackgroundWriter:
+    """Runs a `TraceWriter` on a thread of its own.
+
+    A block that cannot be written (disk full, folder gone) ends the recording, not the training; a writer that the
+    system refused from the start does not begin it. Blocks that a stalled disk does not take wait in memory, up to
+    `QUEUE_BYTES`; further ones are dropped until the disk takes some again. `problems` then says what happened, once.
+
+    Args:
+        writer: Whom the blocks are for.
+
+    Attributes:
+        failure: Why nothing more is written, None while blocks are written.
+    """
+
+    def __init__(self, writer: TraceWriter) -> None:
+        self._writer = writer
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._problems: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._waiting = 0
+        self._waiting_lock = threading.Lock()
+        self._dropped: list[int] = []
+        self._next_step: int | None = None
+        self.failure = writer.refusal
+        if self.failure is not None:
+            self._problems.put(f"Nothing of this run is recorded, and training goes on: {self.failure}")
+        self._thread = threading.Thread(target=self._run, name="lsmooth-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
+        """Hand over a block, or drop it where too much waits already.
+
+        Args:
+            block: A callable that returns the arguments for `TraceWriter.append`, called on the thread.
+            size: Bytes that it keeps in memory until then.
+            steps: Optimizer steps in it.
+        """
+        if self.failure is not None:
+            return
+        with self._waiting_lock:
+            full = self._waiting > 0 and self._waiting + size > QUEUE_BYTES
+            if not full:
+                self._waiting += size
+        if full:
+            if not self._dropped:
+                self._problems.put(
+                    f"{self._writer.path}: the disk has not taken the {QUEUE_BYTES / 1e6:.0f} MB of measurements that "
+                    f"wait for it, and those from step {steps[0]} on are dropped until it does; training goes on."
+                )
+            self._dropped += steps
+            return
+        self._tell_dropped()
+        self._queue.put((block, size))
+
+    def problems(self) -> list[str]:
+        """Return the sentences about what went wrong, each once; none while all is well."""
+        return [self._problems.get() for _ in range(self._problems.qsize())]
+
+    def wait(self) -> None:
+        """Return when all that was handed over is in the file."""
+        done = threading.Event()
+        self._queue.put((done, 0))
+        # In a forked process there is no such thread.
+        while self._thread.is_alive() and not done.wait(1.0):
+            pass
+
+    def close(self, next_step: int | None = None) -> None:
+        """Write what is left and close the file; see `TraceWriter.close`."""
+        self._next_step = next_step
+        self._queue.put((None, 0))
+        self._thread.join()
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        if dropped:
+            self._problems.put(
+                f"{self._writer.path} lacks {len(dropped)} measured steps, {dropped[0]} to {dropped[-1]}, which came "
+                "while the disk took nothing."
+            )
+
+    def _run(self) -> None:
+        while True:
+            block, size = self._queue.get()
+            if isinstance(block, threading.Event):
+                block.set()
+                continue
+            try:
+                if block is None:
+                    self._writer.close(self._next_step)
+                    return
+                if self.failure is None:
+                    self._writer.append(*block())
+            except Exception as error:
+                self._fail(error)
+                if block is None:
+                    return
+            finally:
+                # No block is kept alive while the next is waited for.
+                block = None
+                with self._waiting_lock:
+                    self._waiting -= size
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is None:
+            failure = f"{self._writer.path} cannot be written any more ({disk.reason(error)})"
+            self._problems.put(
+                f"{failure}: measurements from here on are not recorded, training goes on, and what was written stays "
+                "readable."
+            )
+            self.failure = f"{failure}."

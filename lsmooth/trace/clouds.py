@@ -1,0 +1,130 @@
+"""Clouds of points from a trace's datasets: local Lipschitz constants and gradient norms, by group and coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
+from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschitz
+from lsmooth.trace.cloud import Cloud
+from lsmooth.trace.file import TraceFile
+from lsmooth.trace.grouping import By, group_parameters
+from lsmooth.trace.layout import CHUNK_STEPS, GEOMETRIES
+
+Displacement = Literal["layer", "global"]
+# Elements that one pass over a large dataset holds at a time.
+_BLOCK_ELEMENTS = 1 << 23
+_Estimates = tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]
+
+
+def cloud(trace: TraceFile, by: By, *, displacement: Displacement, endpoint: bool, norm: str) -> Cloud:
+    """Return the points of a trace; `Trace.cloud` defines them, and says what is raised."""
+    if displacement not in ("layer", "global"):
+        raise InvalidArgumentError(f"displacement={displacement!r} is neither 'layer' nor 'global'.")
+    check_norm(trace, norm)
+    if by == "coordinate":
+        if displacement != "layer":
+            raise InvalidArgumentError(
+                f"displacement={displacement!r} is not defined for by='coordinate': a coordinate's change of "
+                "gradient is divided by its own displacement; leave displacement out."
+            )
+        groups, smoothness, grad_norm = _coordinate_estimates(trace, endpoint)
+    elif endpoint:
+        raise InvalidArgumentError("endpoint=True is defined for by='coordinate' only.")
+    else:
+        groups, smoothness, grad_norm = _norm_estimates(trace, by, displacement, norm)
+    kind = by if isinstance(by, str) else "mapping" if isinstance(by, Mapping) else "regex"
+    if kind not in ("global", "module", "parameter", "coordinate", "mapping"):
+        kind = "regex"
+    lr = trace.lr
+    return Cloud(
+        by=kind,
+        groups=groups,
+        steps=trace.steps,
+        smoothness=smoothness,
+        grad_norm=grad_norm,
+        status=trace.status,
+        loss=trace.loss,
+        lr=lr[:, 0] if lr.shape[1] else np.full(len(trace), np.nan),
+        norm=norm,
+    )
+
+
+def check_norm(trace: TraceFile, norm: str) -> None:
+    """Refuse a geometry that a trace was not recorded with.
+
+    Raises:
+        InvalidArgumentError: There is no such geometry.
+        TraceError: The trace was recorded without it.
+    """
+    if norm not in GEOMETRIES:
+        raise unknown_name("norm", norm, GEOMETRIES)
+    if not trace.has(GEOMETRIES[norm].dataset("grad_diff")):
+        raise TraceError(
+            f"{trace.path} was recorded without the {norm} norm; record with norms=('l2', {norm!r}) to have it."
+        )
+
+
+def _norm_estimates(
+    trace: TraceFile, by: By, displacement: Displacement, norm: str
+) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+    members = group_parameters(trace.parameters, by)
+    if by == "global" and norm == "l2":
+        moved = trace.read("total_step_norm")[:, None]
+        changed = trace.read("total_grad_diff")[:, :, None]
+        return tuple(members), local_lipschitz(changed, moved, trace.gammas), trace.read("total_grad_norm")[:, None]
+    positions = list(members.values())
+    smoothness = np.full((len(trace), len(members)), np.nan)
+    grad_norm = np.full((len(trace), len(members)), np.nan)
+    everything = [list(range(len(trace.parameters)))]
+    geometry = GEOMETRIES[norm]
+    primal, dual = geometry.displacement_join, geometry.gradient_join
+    # No more is read than from the first tensor of any group to the last.
+    first = min(min(group) for group in positions)
+    some = slice(first, max(max(group) for group in positions) + 1)
+    positions = [[position - first for position in group] for group in positions]
+    for rows in _blocks(trace, len(trace.gammas) * (some.stop - first)):
+        grad_norm[rows] = joined_norms(trace.read(geometry.dataset("grad_norm"), rows, some), positions, dual)
+        if displacement == "layer":
+            moved = joined_norms(trace.read(geometry.dataset("step_norm"), rows, some), positions, primal)
+        else:
+            moved = joined_norms(trace.read(geometry.dataset("step_norm"), rows), everything, primal)
+        changed = joined_norms(trace.read(geometry.dataset("grad_diff"), rows, some), positions, dual)
+        smoothness[rows] = local_lipschitz(changed, moved, trace.gammas)
+    return tuple(members), smoothness, grad_norm
+
+
+def _coordinate_estimates(
+    trace: TraceFile, endpoint: bool
+) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+    if not trace.coordinate_names:
+        raise TraceError(f"{trace.path} follows no coordinates; record with coordinates=4 to estimate by coordinate.")
+    if endpoint and not trace.has("coordinate/grad_next"):
+        raise TraceError(f"{trace.path} was recorded without the endpoint; record with endpoint=True.")
+    width = len(trace.coordinate_names)
+    smoothness = np.full((len(trace), width), np.nan)
+    smaller = np.full((len(trace), width), np.nan)
+    name, gammas = ("coordinate/grad_next", np.ones(1)) if endpoint else ("coordinate/grad_along", trace.gammas)
+    # A thirty-second of what fits in memory fits in the processor's cache. Process time with it, over that without
+    # (4,000 steps, medians of 6): 0.50 for 600 coordinates, 0.85 for 200, reading included.
+    for rows in _blocks(trace, 32 * len(gammas) * width):
+        along = trace.read(name, rows)
+        smoothness[rows], smaller[rows] = coordinate_lipschitz(
+            trace.read("coordinate/grad", rows),
+            along[:, None, :] if endpoint else along,
+            trace.read("coordinate/displacement", rows),
+            gammas,
+        )
+    return tuple(trace.coordinate_names), smoothness, smaller
+
+
+def _blocks(trace: TraceFile, width: int) -> Iterator[slice]:
+    """Cut the measured steps into runs of rows that fit in memory together, `width` elements a row."""
+    # Whole chunks, so that none is read twice.
+    rows = max(1, _BLOCK_ELEMENTS // max(1, width) // CHUNK_STEPS) * CHUNK_STEPS
+    for start in range(0, len(trace), rows):
+        yield slice(start, min(start + rows, len(trace)))

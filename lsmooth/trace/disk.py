@@ -1,0 +1,86 @@
+"""What a writer asks of the operating system: room, a name for a file, silence, and the reason of a refusal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+# HDF5 writes index entries beside a block of chunks; they never need more bytes than this.
+INDEX_BYTES = 1 << 16
+# What the system says of a path that can never be a file's.
+NEVER_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+# What it says where it promises no space at all.
+_NO_PROMISES = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Claim disk space behind a file's end, before HDF5 changes anything that could not be finished.
+
+    Args:
+        descriptor: The file, open for writing.
+        size: Bytes of data that are about to be written.
+
+    Raises:
+        OSError: There is no room.
+    """
+    end = os.fstat(descriptor).st_size
+    size += size // 8 + INDEX_BYTES
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, end, size)
+            return
+        except OSError as error:
+            if error.errno not in _NO_PROMISES:
+                raise
+    # The file gets its length, at least.
+    os.ftruncate(descriptor, end + size)
+
+
+def redirect(descriptor: int) -> None:
+    """Let a descriptor lead to the null device: whatever is written to it from now on is lost."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, descriptor, inheritable=False)
+    os.close(nowhere)
+
+
+def rename_without_replacing(source: Path, target: Path) -> None:
+    """Give a file its name, unless another file has it.
+
+    Raises:
+        FileExistsError: Another file has that name.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links: whoever creates the empty file first may replace it.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        source.replace(target)
+
+
+def system_number(error: Exception) -> int | None:
+    """Return the system's number of an error, also where HDF5 quotes it; None for errors that are not the system's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    said = re.search(r"errno = (\d+)", str(error))
+    return int(said[1]) if said else None
+
+
+def reason(error: Exception) -> str:
+    """Return why something could not be written, in the system's words where HDF5 quotes them."""
+    text = str(error)
+    if said := re.search(r"error message = '([^']+)'", text):
+        return said[1]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return text.split("\n")[0] or type(error).__name__
+
+
+def umask() -> int:
+    """Return the permissions that this process takes from new files."""
+    value = os.umask(0)
+    os.umask(value)
+    return value

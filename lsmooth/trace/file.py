@@ -1,0 +1,252 @@
+"""A trace file, opened for reading: the numbers as they stand in it, while it grows and after it was cut off.
+
+Nothing here needs torch or pandas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.errors import TraceError
+from lsmooth.trace import opening
+from lsmooth.trace.density import Counts, read_density
+from lsmooth.trace.layout import DENSITY_GROUP
+from lsmooth.trace.lock import is_being_written
+from lsmooth.trace.recent import read_closed, read_recent
+from lsmooth.trace.superblock import imprint
+
+# Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
+_PAUSES = (0.0, 0.0, 0.0, 0.01, 0.01, 0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, None)
+
+_Opened = TypeVar("_Opened", bound="TraceFile")
+
+
+class TraceFile:
+    """A trace file, opened for reading.
+
+    Args:
+        path: The file that a `Recorder` has written or is writing.
+
+    Raises:
+        TraceError: The file is missing, is not a trace, is damaged, or was written by a newer lsmooth.
+
+    Attributes:
+        path: Where the file is.
+        format_version: The format that it was written in.
+        metadata: What run this was: the root attributes of the file, decoded.
+        parameters: Names of the parameter tensors, in the network's order.
+        parameter_sizes: Number of elements of each, int64 (p,).
+        gammas: Positions between x_t and x_{t+1} at which gradients were taken, float64.
+        coordinate_names: The followed coordinates, as `parameter[index]`.
+    """
+
+    format_version: str
+    metadata: dict[str, Any]
+    parameters: list[str]
+    parameter_sizes: NDArray[np.int64]
+    gammas: NDArray[np.float64]
+    coordinate_names: list[str]
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._counts: Counts | None = None
+        self._open()
+
+    def _open(self) -> None:
+        """Open the file and read all that is not along `step`."""
+        for pause in _PAUSES:
+            # Both are asked first: a writer may have been at work on the very bytes, and have ended since.
+            writing, before = self._is_being_written(), imprint(self.path)
+            try:
+                self._file: h5py.File = opening.open_file(self.path)
+                with opening.reading(self.path, "header"):
+                    self._take_in(opening.read_contents(self._file, self.path))
+                # What HDF5 holds of a file that has grown meanwhile is not all of one moment.
+                if pause is None or imprint(self.path) == before:
+                    return
+                self.close()
+            except BaseException as error:
+                self.close()
+                moving = writing or imprint(self.path) != before
+                if not isinstance(error, TraceError) or pause is None or not moving:
+                    raise
+            time.sleep(pause)
+
+    def _take_in(self, contents: opening.Contents) -> None:
+        self.format_version, self.metadata = contents.format_version, contents.metadata
+        self.parameters, self.parameter_sizes = contents.parameters, contents.parameter_sizes
+        self.gammas, self.coordinate_names = contents.gammas, contents.coordinate_names
+        self._fields = contents.fields
+        # Of a row that was being appended when the run was killed, some datasets have more than others.
+        self._whole: int = min(self._file[name].shape[0] for name in self._fields)
+        self._recent = read_recent(self._file, self._whole)
+        self._closed = read_closed(self._file)
+        if self._closed is None:
+            self._check_chunks()
+        if self._closed is not None and self._closed[0] != self._whole:
+            raise ValueError(f"it was closed with {self._closed[0]} rows, and has {self._whole}")
+        self._length = self._whole + len(self._recent)
+
+    def _check_chunks(self) -> None:
+        """Refuse datasets that count rows which they do not hold: HDF5 would make these up, of zeros.
+
+        A copy made while the trace grew has that if it took the file's parts in another order than from first to last.
+        """
+        for name in self._fields:
+            dataset = self._file[name]
+            lengths = (self._whole, *dataset.shape[1:])
+            wanted = math.prod(-(-length // chunk) for length, chunk in zip(lengths, dataset.chunks, strict=True))
+            if dataset.id.get_num_chunks() < wanted:
+                raise ValueError(f"{name} lacks rows that it counts, as in a copy made while they were written")
+
+    def __enter__(self: _Opened) -> _Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def close(self) -> None:
+        """Close the file; what was read before stays valid."""
+        with contextlib.suppress(Exception):
+            self._file.close()
+
+    @property
+    def state(self) -> Literal["complete", "being written", "cut off"]:
+        """Whether the run has closed the file, is at work on it, or ended without closing it.
+
+        A run that has ended since this trace was opened or refreshed, with more than is known here, still counts as at
+        work: `refresh` brings the rest.
+        """
+        if self._is_being_written():
+            return "being written"
+        if self._closed is None and self._closed_now() is not None:
+            return "being written"
+        return "cut off" if self._closed is None else "complete"
+
+    def _closed_now(self) -> tuple[int, int] | None:
+        try:
+            return read_closed(self._file)
+        except (OSError, RuntimeError, KeyError, ValueError):
+            return None
+
+    @property
+    def next_step(self) -> int:
+        """Optimizer step that a run which continues this trace goes on with, as far as the file knows."""
+        if self._closed is not None:
+            return self._closed[1]
+        return int(self.steps[-1]) + 1 if len(self) else 0
+
+    def refresh(self) -> int:
+        """Look at the file again, for what was written since, and return how many measured steps there are now.
+
+        A resumed run puts a new file in the old one's place; it is taken up then.
+
+        Raises:
+            TraceError: The file is gone, or is damaged.
+        """
+        self.close()
+        self._open()
+        for name in ("steps", "time", "status", "loss"):
+            self.__dict__.pop(name, None)
+        self._counts = None
+        return self._length
+
+    def _is_being_written(self) -> bool:
+        try:
+            return self.path.is_file() and is_being_written(self.path)
+        except OSError:
+            return False
+
+    def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> NDArray[Any]:
+        """Return a dataset of the file, or some rows (measured steps) of it.
+
+        Args:
+            name: Name of the dataset, such as "grad_norm" or "coordinate/grad".
+            rows: Which rows, counted in measured steps; all of them by default.
+            columns: Which entries of the last dimension (parameter tensors, coordinates); all of them by default.
+
+        Raises:
+            TraceError: The trace has no such dataset, or it is damaged.
+        """
+        if name not in self._fields:
+            raise TraceError(
+                f"{self.path} has no {name}; it holds {', '.join(sorted(self._fields))} (see `lsmooth info`)."
+            )
+        start, stop, _ = (slice(None) if rows is None else rows).indices(self._length)
+        with opening.reading(self.path, name):
+            values = self._read_whole(name, start, min(stop, self._whole), columns)
+            if stop > self._whole:
+                newest = self._recent[name][max(start - self._whole, 0) : stop - self._whole]
+                values = np.concatenate([values, newest if columns is None else newest[..., columns]])
+            return values
+
+    def _read_whole(self, name: str, start: int, stop: int, columns: slice | None) -> NDArray[Any]:
+        part = slice(start, stop) if columns is None else (slice(start, stop), ..., columns)
+        for pause in _PAUSES:
+            writing = self._is_being_written()
+            try:
+                return np.asarray(self._file[name][part])
+            except OSError:
+                if pause is None or not writing:
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last look returns or raises")
+
+    def has(self, name: str) -> bool:
+        """Say whether the trace holds a dataset."""
+        return name in self._fields
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """Optimizer step index of each measured step, int64 (n,)."""
+        return self.read("step")
+
+    @cached_property
+    def time(self) -> NDArray[np.float64]:
+        """Seconds since the run began, without the gaps before it was resumed, float64 (n,)."""
+        return self.read("time")
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        """Bit flags of each measured step (`lsmooth.trace.layout.Status`), uint8 (n,)."""
+        return self.read("status")
+
+    @cached_property
+    def loss(self) -> NDArray[np.float64]:
+        """f(x_t) of each measured step, float64 (n,)."""
+        return self.read("loss")
+
+    @property
+    def lr(self) -> NDArray[np.float64]:
+        """Learning rate of each parameter group at each measured step, float64 (n, groups)."""
+        return self.read("lr")
+
+    @property
+    def has_densities(self) -> bool:
+        """Whether all coordinates were counted (`Recorder(densities=True)`)."""
+        return f"{DENSITY_GROUP}/counts" in self._file
+
+    def density_counts(self) -> Counts:
+        """Return the counts of all parameter tensors together; see `density`."""
+        if not self.has_densities:
+            raise TraceError(f"{self.path} has no densities; record with densities=True to count all coordinates.")
+        if self._counts is None:
+            with opening.reading(self.path, "density"):
+                self._counts = read_density(self._file)
+        return self._counts

@@ -1,0 +1,203 @@
+"""A trace file that grows: rows go into slots one by one, and into HDF5's chunks when a chunk is full.
+
+The file is in HDF5's single-writer multiple-reader (SWMR) mode, so that readers can follow it and a killed run leaves
+everything that was flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.trace import disk, superblock
+from lsmooth.trace.density import Counts, DensityWriter
+from lsmooth.trace.header import Header
+from lsmooth.trace.layout import CHUNK_STEPS
+from lsmooth.trace.lock import is_file_at, unlock
+from lsmooth.trace.recent import RecentWriter
+
+# One array a field, rows along the first axis, in the file's own dtypes, totals included.
+Rows = Mapping[str, NDArray[Any]]
+
+
+class GrowingFile:
+    """An open trace that takes rows.
+
+    Args:
+        file: The trace in SWMR mode, laid out and without rows.
+        header: What was laid out.
+        lock: Descriptor of the same file that holds the writer's lock. It is given up here.
+    """
+
+    def __init__(self, file: h5py.File, header: Header, lock: int) -> None:
+        self._file = file
+        self._lock = lock
+        self._hdf5_descriptor: int = file.id.get_vfd_handle()
+        self._fields = header.fields()
+        # Kept open: HDF5 2.0 crashes when a dataset that it could not write to is closed, and the process ends.
+        self._datasets: dict[str, h5py.Dataset] = {item.name: file[item.name] for item in self._fields}
+        self._recent = RecentWriter(file, header.record(), lock)
+        self._density = DensityWriter(file, lock) if header.densities else None
+        self._whole = 0
+        # Rows that fill no chunk yet; their slots hold them.
+        self._waiting: dict[str, NDArray[Any]] = {}
+        # Where HDF5 has the file end.
+        self._end: int = file.id.get_filesize()
+        # Whether HDF5 is changing the file, or was changing it when an error occurred.
+        self._in_doubt = False
+        self.is_open = True
+        self._give_back()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, those in slots included."""
+        return self._whole + (len(self._waiting["step"]) if self._waiting else 0)
+
+    def is_at(self, place: Path) -> bool:
+        """Say whether this file still stands at a path. Writes to a deleted file succeed, and are lost."""
+        return is_file_at(place, self._lock)
+
+    def put(self, new: Rows, density: Counts | None = None) -> None:
+        """Append rows: whole chunks for good, the rest into the slots.
+
+        Args:
+            new: The rows, in the dtypes of the file.
+            density: What is counted of all coordinates, these rows included.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        waiting = {
+            name: np.concatenate([self._waiting[name], values]) if self._waiting else values
+            for name, values in new.items()
+        }
+        before = len(waiting["step"]) - len(new["step"])
+        whole = len(waiting["step"]) // CHUNK_STEPS * CHUNK_STEPS
+        if whole:
+            self._extend({name: values[:whole] for name, values in waiting.items()})
+            # A copy: a view would keep the rows that were written in memory.
+            waiting = {name: values[whole:].copy() for name, values in waiting.items()}
+            before, new = 0, waiting
+        if len(new["step"]):
+            self._recent.put(new, self._whole + before)
+        self._waiting = waiting if len(waiting["step"]) else {}
+        self.put_density(density)
+
+    def put_density(self, density: Counts | None) -> None:
+        """Write what is counted of all coordinates by now, where the trace keeps that."""
+        if density is not None and self._density is not None:
+            self._density.put(density)
+
+    def close(self, next_step: int | None) -> None:
+        """Finish the file: all rows into chunks, a note that the run has ended, and the lock given up.
+
+        Args:
+            next_step: Optimizer step that would come next, by default the one after the last row's.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        try:
+            if self._waiting:
+                self._extend(self._waiting)
+                self._waiting = {}
+            if next_step is None:
+                next_step = int(self._file["step"][-1]) + 1 if self._whole else 0
+            self._recent.mark_closed(self._whole, next_step)
+            try:
+                disk.reserve(self._lock, 0)
+            except OSError:
+                # All rows are in the file; what HDF5 has yet to write is for itself.
+                self.abandon()
+                return
+            self._in_doubt = True
+            self._datasets = {}
+            self._file.close()
+            self.is_open = False
+        finally:
+            self.abandon()
+        try:
+            os.ftruncate(self._lock, superblock.stated_end(self._lock))
+        finally:
+            unlock(self._lock)
+
+    def abandon(self) -> None:
+        """Leave the file as it is on the disk, and give up the lock."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        # HDF5 may hold changes that are not whole: what it still writes, now or when the process ends, is lost.
+        disk.redirect(self._hdf5_descriptor)
+        if self._in_doubt:
+            # HDF5 2.0 crashes when it closes a file that it could not write to.
+            leave_open(self._file, self._datasets.values())
+        else:
+            self._datasets.clear()
+            with contextlib.suppress(Exception):
+                self._file.close()
+        with contextlib.suppress(OSError):
+            if self._in_doubt:
+                # HDF5 was stopped at its work, and may have cut the file off. The file keeps the end that it states,
+                # or all that may have been written.
+                size = max(os.fstat(self._lock).st_size, superblock.stated_end(self._lock))
+                os.ftruncate(self._lock, size)
+                superblock.state_end(self._lock, size)
+            else:
+                self._give_back()
+        unlock(self._lock)
+
+    def discard(self) -> None:
+        """Give up a file that is to be deleted."""
+        if self.is_open:
+            self.is_open = False
+            disk.redirect(self._hdf5_descriptor)
+            leave_open(self._file, self._datasets.values())
+            unlock(self._lock)
+
+    def forget(self) -> None:
+        """In a forked process: keep hands off the file, which is the parent's."""
+        # No call of HDF5 here: another thread may have been inside it when the process was forked.
+        if self.is_open:
+            self.is_open = False
+            disk.redirect(self._hdf5_descriptor)
+            leave_open(self._file, self._datasets.values())
+            disk.redirect(self._lock)
+
+    def _extend(self, rows: Rows) -> None:
+        """Append rows to the chunked datasets, and flush."""
+        disk.reserve(self._lock, sum(values.nbytes for values in rows.values()))
+        # Whenever the run is killed from here on, what has been written lies within the end that the file states.
+        reserved = os.fstat(self._lock).st_size
+        superblock.state_end(self._lock, reserved)
+        self._in_doubt = True
+        for item in self._fields:
+            dataset = self._datasets[item.name]
+            # `step` comes last: what it counts is whole, whoever looks in between.
+            if item.name == "step":
+                self._file.flush()
+                superblock.state_end(self._lock, reserved)
+            dataset.resize(self._whole + len(rows[item.name]), axis=0)
+            dataset[self._whole :] = rows[item.name]
+        self._file.flush()
+        self._in_doubt = False
+        self._end = self._file.id.get_filesize()
+        self._give_back()
+        self._whole += len(rows["step"])
+
+    def _give_back(self) -> None:
+        """Let the file end where HDF5 has it end: room that was reserved and not used goes back."""
+        superblock.state_end(self._lock, self._end)
+        os.ftruncate(self._lock, self._end)
+
+
+def leave_open(file: h5py.File, datasets: Iterable[h5py.Dataset] = ()) -> None:
+    """Keep h5py from ever closing a file: the parent's in a forked process, or one that HDF5 could not write to."""
+    for item in (file, *datasets):
+        item.id.locked = True

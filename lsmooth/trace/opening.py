@@ -1,0 +1,196 @@
+"""A trace file at the door: what is opened, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmooth.errors import InvalidArgumentError, TraceError
+from lsmooth.trace import header_sum, layout
+from lsmooth.trace.attributes import from_json, get_attribute, get_attributes
+from lsmooth.trace.layout import FORMAT, FORMAT_VERSION, version_number
+from lsmooth.trace.superblock import Mended, missing_bytes, needs_mending
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a trace says of itself, apart from its rows.
+
+    Attributes:
+        format_version: The format that it was written in.
+        metadata: Its root attributes, decoded.
+        parameters: Names of the parameter tensors.
+        parameter_sizes: Number of elements of each, int64 (p,).
+        gammas: Interpolation points, float64.
+        coordinate_names: The followed coordinates.
+        fields: Names of the datasets along `step`.
+    """
+
+    format_version: str
+    metadata: dict[str, Any]
+    parameters: list[str]
+    parameter_sizes: NDArray[np.int64]
+    gammas: NDArray[np.float64]
+    coordinate_names: list[str]
+    fields: frozenset[str]
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever HDF5 says about a damaged or vanished file into one sentence.
+
+    Args:
+        path: The file.
+        what: The part of it that is read.
+
+    Raises:
+        TraceError: It cannot be read.
+    """
+    try:
+        yield
+    except (TraceError, InvalidArgumentError):
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).strip("'\" ").split("\n")[0] or type(error).__name__
+        raise TraceError(
+            f"{path} is damaged or incomplete: {what} cannot be read ({reason}); use a copy of it, or record again."
+        ) from error
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open the HDF5 file at a path.
+
+    Raises:
+        TraceError: There is no such file, it cannot be read, is no HDF5 file, or is damaged.
+    """
+    if not path.exists():
+        raise TraceError(f"There is no file {path}; give the trace that a Recorder or `lsmooth train` wrote.")
+    if path.is_dir():
+        raise TraceError(f"{path} is a folder; give the trace file itself.")
+    if not path.is_file():
+        raise TraceError(f"{path} is not a regular file; give a trace that a Recorder or `lsmooth train` wrote.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_SIGNATURE))
+        missing, mend = missing_bytes(path), needs_mending(path)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise TraceError(f"{path} is empty; give a trace that a Recorder or `lsmooth train` wrote.")
+    if head != _SIGNATURE:
+        raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
+    try:
+        # Not with swmr=True, which reads damaged structures again and again, for years.
+        file = h5py.File(Mended(path) if mend else path, "r")
+        # Of a file that was copied while it grew, the end may only be said to lie further on.
+        if missing is None or _has_all_chunks(file, missing[0]):
+            return file
+        file.close()
+    except (OSError, RuntimeError, ValueError) as error:
+        if missing is not None:
+            raise _cut_short(path, *missing) from error
+        raise TraceError(
+            f"{path} is damaged and cannot be opened ({str(error).splitlines()[0]}); use a copy of it, or record again."
+        ) from error
+    raise _cut_short(path, *missing)
+
+
+def _cut_short(path: Path, there: int, stated: int) -> TraceError:
+    return TraceError(
+        f"{path} is damaged: only {there} of its {stated} bytes are there; copy it again from its source."
+    )
+
+
+def _has_all_chunks(file: h5py.File, size: int) -> bool:
+    """Say whether all chunks of a file lie within its first `size` bytes."""
+    found = True
+
+    def look(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.chunks is not None:
+            item.id.chunk_iter(within)
+
+    def within(chunk: Any) -> None:
+        nonlocal found
+        found = found and chunk.byte_offset + chunk.size <= size
+
+    file.visititems(look)
+    return found
+
+
+def check_format(file: h5py.File, path: Path) -> str:
+    """Return the format version of a trace.
+
+    Raises:
+        TraceError: The file is no trace, or one of a newer major version.
+        ValueError: It does not say its version.
+    """
+    try:
+        found = get_attribute(file, "format")
+    except (KeyError, ValueError):
+        found = None
+    if found != FORMAT:
+        raise TraceError(f"{path} is an HDF5 file, but not an lsmooth trace; give a file that a Recorder wrote.")
+    version = str(get_attribute(file, "format_version"))
+    if version_number(version)[0] > version_number(FORMAT_VERSION)[0]:
+        writer = get_attribute(file, "lsmooth_version")
+        raise TraceError(
+            f"{path} has trace format {version}, this lsmooth reads up to {FORMAT_VERSION}; "
+            f"upgrade lsmooth to {writer} or later to read it."
+        )
+    return version
+
+
+def read_contents(file: h5py.File, path: Path) -> Contents:
+    """Return what a trace says of itself, apart from its rows.
+
+    Raises:
+        TraceError: The file is no trace, or one of a newer major version.
+        KeyError, OSError, RuntimeError, TypeError, ValueError: It is damaged.
+    """
+    version = check_format(file, path)
+    fields = frozenset(field.name for field in layout.FIELDS if field.name in file)
+    contents = Contents(
+        format_version=version,
+        metadata={name: from_json(value) for name, value in get_attributes(file).items()},
+        parameters=_strings(file["parameter"]),
+        parameter_sizes=file["parameter_size"][:],
+        gammas=file["gamma"][:],
+        coordinate_names=_strings(file["coordinate/coordinate"]) if "coordinate/grad" in fields else [],
+        fields=fields,
+    )
+    check_shapes(file, contents)
+    return contents
+
+
+def check_shapes(file: h5py.File, contents: Contents) -> None:
+    """Refuse a file whose datasets do not have the sizes that its dimension scales say.
+
+    Raises:
+        ValueError: One of them does not, or the header does not match its checksum.
+    """
+    if header_sum.header_sum(file) != get_attribute(file, header_sum.NAME):
+        raise ValueError("it does not match its checksum")
+    sizes = {
+        "gamma": len(contents.gammas),
+        "parameter": len(contents.parameters),
+        "group": len(file["group"]),
+        "coordinate": len(contents.coordinate_names),
+    }
+    for field in layout.FIELDS:
+        if field.name in contents.fields:
+            expected = tuple(sizes[name] for name in field.dims[1:])
+            if file[field.name].shape[1:] != expected:
+                raise ValueError(f"{field.name} has not the dimensions {', '.join(field.dims)}")
+
+
+def _strings(dataset: h5py.Dataset) -> list[str]:
+    return [value.decode("utf-8") for value in dataset[:].tolist()]
