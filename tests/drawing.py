@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 
@@ -17,6 +18,14 @@ def frame(n=40, seed=0, **columns):
     grad_norm = np.exp(generator.normal(size=n))
     points = {"step": np.arange(n) * 10, "grad_norm": grad_norm, "smoothness": 2 + 3 * grad_norm, "usable": True}
     return pd.DataFrame(points | columns)
+
+
+def drawn(ax):
+    """The coloured points: x, y, and the iteration that colours each, in order of iteration."""
+    (cloud,) = [artist for artist in ax.collections if isinstance(artist, PathCollection)]
+    offsets, colours = np.asarray(cloud.get_offsets()), np.asarray(cloud.get_array())
+    order = np.argsort(colours)
+    return offsets[order, 0], offsets[order, 1], colours[order]
 
 
 def legend_texts(ax):
