@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lsmooth.tasks.comparison import Comparison, Standing
-    from lsmooth.tasks.engines import Engine, RunResult
+    from lsmooth.tasks.engines import Engine
     from lsmooth.tasks.plan import Plan
 
 
@@ -172,46 +171,13 @@ def _engine(options: Mapping[str, Any], device: str) -> Engine:
 
 
 def _make(comparison: Comparison, jobs: Mapping[str, Plan], engine: Engine, label: str) -> None:
-    """Make the runs; show a bar over the steps of all runs, and a line for each run that ends."""
-    lengths = {name: _steps(plan) for name, plan in jobs.items()}
+    """Make the runs that the results do not hold, and show how far they are."""
+    from lsmooth.cli.progress import ProgressOfRuns
+
     missing = comparison.missing(jobs)
-    done = dict.fromkeys(missing, 0.0)
-    if not missing:
-        return
-    progress: Any = click.progressbar(
-        length=1000 * len(missing), label=label, file=sys.stderr, width=24, item_show_func=lambda text: text
-    )
-    with progress as bar:
-
-        def advance(name: str, share: float) -> None:
-            step = int(1000 * share) - int(1000 * done[name])
-            done[name] = share
-            bar.update(step, f"{sum(value == 1 for value in done.values())} of {len(missing)} runs")
-
-        def tick(name: str, step: int) -> None:
-            advance(name, min(0.99, step / lengths[name]))
-
-        def finished(name: str, result: RunResult) -> None:
-            if sys.stderr.isatty():
-                click.echo("\r\033[K", nl=False, err=True)
-            click.echo(f"{name}: {_outcome(result, comparison.metric)}", err=True)
-            advance(name, 1.0)
-
-        comparison.make(jobs, engine, tick, finished)
-
-
-def _steps(plan: Plan) -> int:
-    # Without building the model, the length of an epoch is not known; the bar is then a guess.
-    return int(plan.settings["steps"] or 100 * plan.settings["epochs"])
-
-
-def _outcome(result: RunResult, metric: str) -> str:
-    if result.outcome == "failed":
-        return f"failed ({result.message})"
-    if result.outcome == "diverged":
-        return f"diverged before step {result.reports[-1]['step']}"
-    last = result.reports[-1]
-    return f"train loss {last['train_loss']:.4g}, {metric} {last['metrics'][metric]:.4g} in {last['seconds']:.0f} s"
+    if missing:
+        with ProgressOfRuns(missing, label, comparison.metric) as progress:
+            comparison.make(jobs, engine, progress.tick, progress.finished)
 
 
 def report(standings: Sequence[Standing], comparison: Comparison) -> list[str]:

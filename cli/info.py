@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lsmooth.cli.table import duration, listed
+
 if TYPE_CHECKING:
     from lsmooth.trace.reader import Trace
 
@@ -20,7 +22,6 @@ def command(trace: str, as_json: bool) -> None:
     """
     import json
 
-    from lsmooth.cli.table import listed
     from lsmooth.trace.reader import Trace
 
     with Trace(trace) as opened:
@@ -132,8 +133,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(
         (
             "loss",
-            f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last, "
-            f"{_duration(facts['seconds'])} later",
+            f"{facts['first_loss']:.4g} at first, {facts['last_loss']:.4g} at last, {duration(facts['seconds'])} later",
         )
     )
     for name, label in (("smoothness", "smoothness"), ("grad_norm", "grad norm")):
@@ -144,12 +144,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         told = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
         lines.append((name, told))
     return lines
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.3g} s"
 
 
 def _bytes(count: int) -> str:

@@ -111,6 +111,13 @@ def numbers(values: Iterable[float]) -> list[str]:
     return [text.ljust(max(map(len, shifted)), _PADDING) for text in shifted]
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: "0.5 s", "2 min 05 s", "3 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.3g} s"
+
+
 def wrapped(text: str) -> list[str]:
     """Return the lines of a sentence in the terminal's width, the later ones indented."""
     return textwrap.wrap(text, terminal_width(), subsequent_indent=_GAP, break_on_hyphens=False)

@@ -39,9 +39,26 @@ class RunResult:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps done.
+        total: Optimizer steps of the whole run; an estimate, where epochs differ in length.
+        loss: Loss of the last step, as it is shown.
+        lr: Learning rate of the last step.
+    """
+
+    step: int
+    total: int
+    loss: float
+    lr: float
+
+
 # A job is a name and the plan of a run in plain values (`dataclasses.asdict`).
 Job = tuple[str, Mapping[str, Any]]
-Tick = Callable[[str, int], None]
+Tick = Callable[[str, Moment], None]
 Finished = Callable[[str, RunResult], None]
 
 
@@ -49,16 +66,16 @@ class Engine(Protocol):
     """Makes runs, several at a time."""
 
     def run(self, jobs: Sequence[Job], tick: Tick, finished: Finished) -> None:
-        """Make all runs; `tick(name, step)` says how far one is, `finished(name, result)` hands a result over."""
+        """Make all runs; `tick(name, moment)` says how far one is, `finished(name, result)` hands a result over."""
 
 
-def execute(plan: Mapping[str, Any], threads: int, tick: Callable[[int], None] = lambda step: None) -> RunResult:
+def execute(plan: Mapping[str, Any], threads: int, tick: Callable[[Moment], None] = lambda moment: None) -> RunResult:
     """Make the run of a plan, evaluated on "valid" where that is held out, and on "test" otherwise.
 
     Args:
         plan: The plan in plain values.
         threads: Threads that torch computes with on the CPU.
-        tick: Told the number of steps done, about once a second.
+        tick: Told how far the run is, about once a second.
     """
     import torch
 
@@ -73,7 +90,8 @@ def execute(plan: Mapping[str, Any], threads: int, tick: Callable[[int], None] =
             now = time.monotonic()
             if now - told >= _TICK_SECONDS:
                 told = now
-                tick(step)
+                assert run.loss is not None
+                tick(Moment(step, run.total_steps, float(run.loss), run.lr))
     except LsmoothError as error:
         return RunResult("failed", message=str(error))
     except Exception as error:
@@ -136,7 +154,7 @@ class LocalEngine:
                             ) from None
                         waiting.append((name, plan, attempt + 1))
                         continue
-                    if isinstance(message, int):
+                    if isinstance(message, Moment):
                         tick(name, message)
                     else:
                         del at_work[connection]

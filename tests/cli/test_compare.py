@@ -50,7 +50,7 @@ def test_a_comparison_from_grid_to_table(compare, tmp_path):
     # A third seed makes two runs more.
     more = compare(*arguments, "--seeds", 3, "--resume")
     assert more.exit_code == 0, more.output
-    assert more.stderr.count("seed 2:") == 2
+    assert more.stderr.count("seed 2: train loss") == 2
     assert more.stderr.count("seed 0:") == 0
     # Other settings are other runs.
     other = compare(*arguments, "--seeds", 2, "--resume", "--set", "dropout=0")

@@ -8,7 +8,7 @@ import pytest
 
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.tasks.comparison import Comparison, contestants, mean_and_interval
-from lsmooth.tasks.engines import RunResult
+from lsmooth.tasks.engines import Moment, RunResult
 from lsmooth.tasks.plan import make_plan
 from lsmooth.tasks.results import Results, ResultsError
 
@@ -33,7 +33,7 @@ class MadeUp:
     def run(self, jobs, tick, finished):
         for name, plan in jobs:
             self.made.append(name)
-            tick(name, 1)
+            tick(name, Moment(1, 10, 0.5, 0.1))
             finished(name, self.outcome(name, SimpleNamespace(**plan)))
 
 
