@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.optim.groups import check_above_zero, check_at_least_zero
-from lsmooth.optim.momentum import MomentumOptimizer
+from lsmooth.optim.checked import check_above_zero, check_at_least_zero
+from lsmooth.optim.momentum import MomentumOptimizer, SharedArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class SGDClip(MomentumOptimizer):
@@ -59,26 +62,9 @@ class SGDClip(MomentumOptimizer):
         momentum: float = 0.0,
         *,
         nu: float = 1.0,
-        dampening: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
+        **shared: Unpack[SharedArguments],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "max_norm": max_norm,
-            "momentum": momentum,
-            "nu": nu,
-            "dampening": dampening,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, lr, momentum, {"max_norm": max_norm, "nu": nu}, **shared)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

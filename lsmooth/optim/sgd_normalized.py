@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lsmooth.optim.momentum import MomentumOptimizer
+from lsmooth.optim.momentum import MomentumOptimizer, SharedArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class SGDNormalized(MomentumOptimizer):
@@ -48,29 +51,9 @@ class SGDNormalized(MomentumOptimizer):
     """
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor,
-        momentum: float = 0.9,
-        *,
-        dampening: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
+        self, params: ParamsT, lr: float | Tensor, momentum: float = 0.9, **shared: Unpack[SharedArguments]
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, lr, momentum, {}, **shared)
 
     def _scale(self, group: dict[str, Any], norm: Tensor) -> Tensor:
         lr = group["lr"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-import lsmooth.optim.generalized_signsgd as backends
+import lsmooth.optim.generalized_signsgd.compiled as backend
 from lsmooth.optim import GeneralizedSignSGD
 
 pytestmark = [
@@ -35,8 +35,8 @@ SETTINGS = {
 }
 # Those worth compiling, of which a call takes several of one size, and what stays with the other backends: small ones,
 # and one with gaps.
-LARGE = backends._WORTH_COMPILING
-MANY = backends._A_CALL + 1
+LARGE = backend._WORTH_COMPILING
+MANY = backend._A_CALL + 1
 SHAPES = [*MANY * [(LARGE,)], (2, LARGE // 2 + 1), (3, 4), ()]
 
 
@@ -64,13 +64,13 @@ def run(steps, dtype=torch.float64, change=lambda optimizer, step: None, **argum
 def compiled_calls(monkeypatch):
     """Sizes of the tensors that went through compiled code, call by call."""
     calls = []
-    update = backends._compiled()
+    update = backend._one_pass_compiled()
 
     def counted(params, *others):
         calls.append([p.numel() for p in params])
         update(params, *others)
 
-    monkeypatch.setattr(backends, "_compiled", lambda: counted)
+    monkeypatch.setattr(backend, "_one_pass_compiled", lambda: counted)
     return calls
 
 
