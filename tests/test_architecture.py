@@ -70,20 +70,13 @@ OFFENDERS: dict[str, set[str]] = {
         "lsmooth/recorder.py:Recorder",
     },
     "module": {
-        "lsmooth/optim/generalized_signsgd.py",
         "lsmooth/recorder.py",
-        "lsmooth/theory.py",
     },
     "function": {
         "lsmooth/fit/groups.py:compare",
         "lsmooth/fit/groups.py:estimate",
-        "lsmooth/optim/generalized_signsgd.py:_compiled_generalized_signsgd",
-        "lsmooth/optim/generalized_signsgd.py:_fused_generalized_signsgd",
-        "lsmooth/optim/generalized_signsgd.py:_multi_tensor_generalized_signsgd",
         "lsmooth/recorder.py:Recorder.__init__",
         "lsmooth/recorder.py:Recorder._measure",
-        "lsmooth/theory.py:lower_bound_experiment",
-        "lsmooth/theory.py:theorem1",
     },
 }
 
