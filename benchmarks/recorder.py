@@ -30,11 +30,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import lsmooth
-from lsmooth.coordinates import CoordinateReader
-from lsmooth.handover import Handover
-from lsmooth.norms import TensorNorms
-from lsmooth.replay import Microbatch, ModuleState, RandomState
-from lsmooth.segment import Segment
+import lsmooth.measure.row
+from lsmooth.measure.coordinates import CoordinateReader
+from lsmooth.measure.handover import Handover
+from lsmooth.measure.norms import TensorNorms
+from lsmooth.replay.microbatch import Microbatch
+from lsmooth.replay.segment import Segment
+from lsmooth.replay.state import ModuleState, RandomState
 
 GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 POINTS = len(GAMMAS) + 1
@@ -317,7 +319,7 @@ PARTS = {
         *((RandomState, "capture"), (RandomState, "restore")),
         *((ModuleState, "capture"), (ModuleState, "restore")),
     ),
-    "the row": ((Handover, "new_row"), (Handover, "judge"), (Handover, "add")),
+    "the row": ((Handover, "new_row"), (lsmooth.measure.row.Row, "judge"), (Handover, "add")),
     "gradients": ((Microbatch, "evaluate"),),
 }
 

@@ -14,7 +14,7 @@ from recorder import SETTINGS, attached, setting
 from row import Row, interleaved
 from synthetic import header
 
-from lsmooth.handover import Handover
+from lsmooth.measure.handover import Handover
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 

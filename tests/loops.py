@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import lsmooth
-from lsmooth.recorder import DEFAULT_GAMMAS as GAMMAS
+from lsmooth.loop.settings import DEFAULT_GAMMAS as GAMMAS
 
 
 def device_type():

@@ -1,9 +1,5 @@
 """What a measured step costs besides time: memory, as the allocator counts it, and no waiting for the device."""
 
-import os
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import lsmooth
-from lsmooth.handover import Handover
+from lsmooth.measure.handover import Handover
 
 
 def peak_bytes(before, function):
@@ -107,7 +103,7 @@ def meta_device_let_in(monkeypatch):
     def parameters(model, optimizer):
         return [name for name, _ in model.named_parameters()], list(model.parameters())
 
-    monkeypatch.setattr("lsmooth.recorder.measured_parameters", parameters)
+    monkeypatch.setattr("lsmooth.loop.subject.measured_parameters", parameters)
     # What leaves the device does so in blocks, and is read on another thread.
     monkeypatch.setattr(Handover, "flush", lambda self: None)
 
@@ -139,8 +135,8 @@ def test_a_measured_step_runs_on_a_device_whose_values_cannot_be_read(arguments,
                 Scaler() if scaled else None,
             )
             optimizer.step()
-        assert recorder._handover._block.steps == [0, 1, 2]
-        assert all(row.device.type == "meta" for row in recorder._handover._block.rows)
+        assert recorder._recording.handover._block.steps == [0, 1, 2]
+        assert all(row.device.type == "meta" for row in recorder._recording.handover._block.rows)
 
 
 def test_probes_do_not_read_values_either(tmp_path, meta_device_let_in):
@@ -152,31 +148,4 @@ def test_probes_do_not_read_values_either(tmp_path, meta_device_let_in):
             optimizer.zero_grad()
             classify(model, x.to("meta"), y.to("meta")).backward()
             optimizer.step()
-        assert recorder._handover._block.steps == [0, 1]
-
-
-FETCHED_AGAIN = """
-import resource, torch, lsmooth
-
-model = torch.nn.Linear(2, 2)
-with lsmooth.Recorder(model, torch.optim.SGD(model.parameters(), lr=0.1), "run.h5"):
-    def fill():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        b"1" * 20_000_000
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    fill()
-    print(fill())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
-@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False)])
-def test_freed_memory_is_kept_unless_the_environment_decides(environment, kept, tmp_path):
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", FETCHED_AGAIN], env=others | environment, cwd=tmp_path, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    # 20 MB are about 5,000 pages, unless the system hands out larger ones.
-    assert (int(done.stdout) < 10) == kept
+        assert recorder._recording.handover._block.steps == [0, 1]

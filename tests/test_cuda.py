@@ -74,7 +74,7 @@ def test_measured_steps_and_their_handing_over_wait_for_nothing(arguments, clipp
                     nn.utils.clip_grad_norm_(model.parameters(), 0.05)
                 optimizer.step()
                 # As when a block is full: nothing but starting to copy it is done here.
-                recorder._handover.flush()
+                recorder._recording.handover.flush()
             recorder.flush()
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert trace.status_counts() == {"measured": 4}

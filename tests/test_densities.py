@@ -125,7 +125,7 @@ def test_counts_in_float32_agree_up_to_rounding(loop, tmp_path):
 
 
 def test_tensors_larger_than_a_piece_are_counted_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmooth.norms._CPU_PIECE", 7)
+    monkeypatch.setattr("lsmooth.measure.norms._CPU_PIECE", 7)
     seed_all()
     in_double(Recorded(tmp_path / "run.h5", coordinates=EVERYTHING, densities=True))
     assert_counts_agree(lsmooth.Trace(tmp_path / "run.h5"))
@@ -188,7 +188,7 @@ def test_a_step_that_ended_in_an_exception_leaves_nothing_behind(tmp_path):
             if i == 0:
                 with pytest.raises(KeyError):
                     optimizer.step()
-                assert recorder._densities._largest == {}
+                assert recorder._recording.densities._largest == {}
             else:
                 optimizer.step()
     trace = lsmooth.Trace(tmp_path / "run.h5")
@@ -208,7 +208,7 @@ def test_without_densities_nothing_is_kept_or_written_for_them(tmp_path):
     seed_all()
     watch = Recorded(tmp_path / "run.h5")
     dropout(watch)
-    assert watch.recorder._densities is None
+    assert watch.recorder._recording.densities is None
     trace = lsmooth.Trace(tmp_path / "run.h5")
     assert not trace.has_densities
     with pytest.raises(TraceError, match="record with densities=True"):
@@ -274,7 +274,7 @@ def test_counts_go_back_to_a_checkpoint(measured_after, tmp_path, whole):
         }
         # Goes on for three steps that are lost with the process.
         train(recorder, model, optimizer, 5, 8)
-    at_checkpoint = recorder._densities.unpacked(checkpoint["recorder"]["densities"].numpy())
+    at_checkpoint = recorder._recording.densities.unpacked(checkpoint["recorder"]["densities"].numpy())
     model.load_state_dict(checkpoint["model"])
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", densities=True, mode="a") as recorder:
         recorder.load_state_dict(checkpoint["recorder"])

@@ -13,8 +13,9 @@ from loops import LOOPS, Bare, Recorded, Reference, batches, differences, everyt
 from torch import nn
 
 import lsmooth
-from lsmooth.closures import reached
-from lsmooth.handover import Handover
+from lsmooth.instrument import Instrument
+from lsmooth.measure.handover import Handover
+from lsmooth.replay.closures import reached
 from lsmooth.trace.layout import Status
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -35,8 +36,8 @@ def seen_at_once(loop, device):
 @pytest.fixture(autouse=True)
 def gradients_taken_early(monkeypatch):
     """Take gradients as they arrive, in buckets of about one layer, as with models that are not as tiny as these."""
-    monkeypatch.setattr("lsmooth.recorder._TAKEN_WHOLE_BYTES", 0)
-    monkeypatch.setattr("lsmooth.recorder._BUCKET_LEAST_BYTES", 100)
+    monkeypatch.setattr("lsmooth.replay.evaluation.TAKEN_WHOLE_BYTES", 0)
+    monkeypatch.setattr("lsmooth.replay.evaluation.BUCKET_LEAST_BYTES", 100)
 
 
 def finished(loop, watch):
@@ -52,18 +53,18 @@ def test_run_with_recorder_is_bit_for_bit_the_run_without(loop, tmp_path):
 
 def test_replay_at_gamma_0_gives_the_steps_own_gradient_bit_for_bit(loop, seen_at_once, tmp_path, monkeypatch):
     errors = []
-    check, measure = Handover._check_replay, lsmooth.Recorder._measure
+    check, measure = Handover._check_replay, Instrument.measure
 
     def spy(self, rows, extra):
         errors.extend(extra["replay_error"])
         return check(self, rows, extra)
 
-    def check_every_step(self, current):
-        self._replay_checked = False
-        return measure(self, current)
+    def check_every_step(self, step, row):
+        self._checked = False
+        return measure(self, step, row)
 
     monkeypatch.setattr(Handover, "_check_replay", spy)
-    monkeypatch.setattr(lsmooth.Recorder, "_measure", check_every_step)
+    monkeypatch.setattr(Instrument, "measure", check_every_step)
     finished(loop, Recorded(tmp_path / "run.h5"))
     assert len(errors) >= 4
     assert errors == [0.0] * len(errors)
@@ -100,7 +101,7 @@ def test_estimates_agree_with_a_slow_reference(loop, seen_at_once, tmp_path):
 
 def test_gradients_taken_all_at_once_give_the_same_numbers(tmp_path, monkeypatch):
     finished(LOOPS["accumulation"], Recorded(tmp_path / "early.h5"))
-    monkeypatch.setattr("lsmooth.recorder._TAKEN_WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmooth.replay.evaluation.TAKEN_WHOLE_BYTES", 1 << 20)
     finished(LOOPS["accumulation"], Recorded(tmp_path / "whole.h5"))
     with lsmooth.Trace(tmp_path / "early.h5") as early, lsmooth.Trace(tmp_path / "whole.h5") as whole:
         for name in ("loss_along", "grad_diff", "coordinate/grad_along"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.norms import _CPU_PIECE, _CPU_SCRATCH, _GPU_PIECE, TensorNorms, _Scratch, singular_values, tensor_norms
+from lsmooth.measure.norms import _CPU_PIECE, _CPU_SCRATCH, _GPU_PIECE, TensorNorms, _Scratch, tensor_norms
+from lsmooth.measure.singular import singular_values
 
 pytestmark = pytest.mark.usefixtures("device")
 

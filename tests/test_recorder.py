@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError, LsmoothError, RecorderError, TraceError
+from lsmooth.loop.gradient import StepGradient
+from lsmooth.measure.row import Row
 from lsmooth.trace.layout import Status
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -120,7 +122,7 @@ def test_each_followed_coordinate_of_a_sum_of_cosh_has_its_closed_form(tmp_path)
 
 def test_layer_and_global_displacement(tmp_path, model):
     with lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5") as recorder:
-        train(recorder, model, recorder._optimizer, 3)
+        train(recorder, model, recorder._subject.optimizer, 3)
     trace = lsmooth.Trace(tmp_path / "run.h5")
     diff, moved = trace.read("grad_diff").astype(float), trace.read("step_norm").astype(float)
     own = trace.cloud("module").smoothness
@@ -490,7 +492,7 @@ def test_an_exception_inside_a_backward_pass_leaves_everything_as_after_the_step
 
 @pytest.mark.parametrize("moment", ["move_to", "put_back"])
 def test_ctrl_c_between_evaluations_waits_until_all_is_back(moment, tmp_path, monkeypatch, model):
-    from lsmooth.segment import Segment
+    from lsmooth.replay.segment import Segment
 
     original = getattr(Segment, moment)
     struck = []
@@ -655,21 +657,23 @@ def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on
 def test_where_a_changed_gradient_cannot_be_read_at_once_the_step_is_flagged(tmp_path, model, monkeypatch):
     optimizer = sgd(model)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
-        judge = recorder._handover.judge
+        judge = Row.judge
 
-        def judge_as_edited(row, flags):
-            recorder._layout.view(row, "edited_grad").fill_(1.0)
-            return judge(row, flags)
+        def judge_as_edited(row):
+            row["edited_grad"].fill_(1.0)
+            return judge(row)
 
         with monkeypatch.context() as patch:
-            patch.setattr(recorder._handover, "judge", judge_as_edited)
+            patch.setattr(Row, "judge", judge_as_edited)
             train(recorder, model, optimizer, 1)
         recorder.flush()
-        copied = []
-        collect = recorder._collect
-        recorder._collect = lambda *arguments: (collect(*arguments), copied.append(not recorder._current.lent))
+        borrowed = []
+        take = StepGradient.take
+        monkeypatch.setattr(
+            StepGradient, "take", lambda gradient, scaled: (take(gradient, scaled), borrowed.append(gradient.borrowed))
+        )
         train(recorder, model, optimizer, 1)
-        assert copied == [True]
+        assert borrowed == [{}]
     assert list(lsmooth.Trace(tmp_path / "run.h5").status) == [Status.OTHER_GRADIENT, Status.MEASURED]
 
 
@@ -1013,7 +1017,7 @@ def test_no_gradient_copies_are_held_between_steps(tmp_path, model):
     optimizer = sgd(model)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
         train(recorder, model, optimizer, 2)
-        assert recorder._current is None
+        assert not recorder._attempts.begun
 
 
 def test_reprs_say_what_there_is(tmp_path, model):
@@ -1028,7 +1032,7 @@ def test_reprs_say_what_there_is(tmp_path, model):
 def test_time_goes_on_when_a_run_is_resumed(tmp_path, monkeypatch):
     """Seconds of the run, as if there had been no gap; from the last row kept, where the checkpoint knows no time."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("lsmooth.recorder.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("lsmooth.measure.recording.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def run(first, last, mode, state=None):
         model = nn.Linear(3, 1)

@@ -143,7 +143,7 @@ def quoted(page):
 @pytest.mark.parametrize("page", ["integrations.md", "distributed.md"])
 def test_quoted_messages_are_those_of_the_code(page):
     package = Path(lsmooth.__file__).parent
-    text = "".join(path.read_text() for path in [*package.glob("*.py"), *package.glob("integrations/*.py")])
+    text = "".join(path.read_text() for path in package.rglob("*.py"))
     # As one line, with the joints of implicit concatenation and the fields of f-strings closed.
     code = re.sub(r'"\s*\n\s*f?"', "", text)
     found = list(quoted(page))

@@ -45,8 +45,8 @@ class Segment:
         if self.parameters:
             torch._foreach_copy_(self.stop, self.parameters)
 
-    def parameters_to_move(self) -> list[Tensor]:
-        """Return the parameters, at x_{t+1}, to be overwritten at will before they are moved."""
+    def parameters_to_overwrite(self) -> list[Tensor]:
+        """Return the parameters, at x_{t+1}: live weights, which may be overwritten, and must be moved afterwards."""
         self.put_back()
         self._at_stop = False
         return self.parameters

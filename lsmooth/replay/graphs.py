@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lsmooth.errors import RecorderError
-from lsmooth.replay import Microbatch
+from lsmooth.replay.microbatch import Microbatch
 
 
 def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
@@ -59,7 +59,7 @@ class Player:
 
     def _capture(self, microbatch: Microbatch, before: torch.cuda.CUDAGraph | None) -> Played:
         graph = torch.cuda.CUDAGraph()
-        microbatch.prepare()
+        microbatch.surroundings.restore()
         _register(graph, microbatch)
         kept = [parameter.grad for parameter in self._parameters]
         current = torch.cuda.current_stream(self._stream.device)
@@ -101,7 +101,7 @@ class Player:
 
 def _register(graph: torch.cuda.CUDAGraph, microbatch: Microbatch) -> None:
     """Tell a graph of the generators of its own that a microbatch draws from; torch's own it knows."""
-    for generator, _ in microbatch.random.others:
+    for generator, _ in microbatch.surroundings.random.others:
         if isinstance(generator, torch.Generator) and generator.device.type == "cuda":
             graph.register_generator_state(generator)
 
@@ -126,7 +126,7 @@ class Played:
 
     def evaluate(self) -> Tensor:
         """Do what `Microbatch.evaluate` does; loss and gradients last until the next call."""
-        self._microbatch.prepare()
+        self._microbatch.surroundings.restore()
         self.graph.replay()
         for parameter, gradient in self._gradients:
             if parameter.grad is None:

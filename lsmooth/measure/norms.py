@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lsmooth.trace.layout import NormKind
+from lsmooth.measure.singular import divisor, singular_values
+from lsmooth.parallel.shards import local
+from lsmooth.precision import accumulation_dtype
+from lsmooth.trace.layout import Geometry, NormKind
 
 Kind = NormKind
 
@@ -35,11 +39,6 @@ _CPU_LARGE = 1 << 13
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _MATRIX_KINDS = ("nuclear", "spectral")
 _ORDERS: Mapping[str, float] = {"l2": 2, "l1": 1, "linf": float("inf")}
-
-
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest real dtype that a device computes in: float64, or float32 on Apple's GPUs."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def piece_size(device: torch.device) -> int:
@@ -296,53 +295,41 @@ class _Scratch:
         return torch.stack([torch.dot(left.to(dtype), right.to(dtype)) for left, right in pairs]).sum()
 
 
+@dataclass(frozen=True)
+class NormsInUse:
+    """What takes the norms of a measured step; two that take the same norms are one.
+
+    They are used one after another: whoever adds to one takes the result before anybody else adds.
+
+    Attributes:
+        two: Takes 2-norms.
+        displacements: Takes the norms of the geometries that displacements are measured in.
+        gradients: Takes their duals.
+    """
+
+    two: TensorNorms
+    displacements: TensorNorms
+    gradients: TensorNorms
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor], geometries: Sequence[Geometry]) -> NormsInUse:
+        """Return what takes the norms of some parameters' gradients and displacements."""
+        sizes = [local(p).numel() for p in parameters]
+        kinds: tuple[tuple[Kind, ...], ...] = (
+            ("l2",),
+            tuple(geometry.displacement for geometry in geometries),
+            tuple(geometry.gradient for geometry in geometries),
+        )
+        norms = {some: TensorNorms(sizes, parameters[0].device, some) for some in dict.fromkeys(kinds)}
+        return cls(*(norms[some] for some in kinds))
+
+
 def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], device: torch.device) -> Tensor:
     """Return ‖a_i - b_i‖2 of n tensors, float64 (n,) on `device`; see `TensorNorms`."""
     norms = TensorNorms([tensor.numel() for tensor in tensors], device)
     for position, (tensor, other) in enumerate(zip(tensors, minus, strict=True)):
         norms.add([position], [tensor], [other])
     return norms.result()["l2"]
-
-
-def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, piece: int) -> Tensor:
-    """Return the singular values of the matrix (tensor - minus).flatten(1), ascending, NaN where it is not finite.
-
-    They are the square roots of the eigenvalues of A A^T, summed up in float64 from pieces of the longer side: several
-    times faster than a singular value decomposition in float32. A singular value s is off by at most about
-    1e-8 max(s) (its square by machine precision times the largest), which leaves the nuclear norm of a matrix with a
-    shorter side of m right to m times that.
-
-    Args:
-        tensor: At least two dimensions.
-        minus: What to subtract; None for nothing.
-        dtype: What to compute in.
-        piece: How many elements of the difference to hold at a time.
-    """
-    matrix = tensor.flatten(1)
-    other = None if minus is None else minus.flatten(1)
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix, other = matrix.T, None if other is None else other.T
-    short, long = matrix.shape
-    width = max(1, piece // max(1, short))
-    scale = None
-    if tensor.dtype == torch.float64:
-        # Only float64's squares leave float64's range.
-        whole = matrix if other is None else matrix - other
-        scale = _divisor(torch.linalg.vector_norm(whole, float("inf")))
-    gram = torch.zeros(short, short, dtype=dtype, device=tensor.device)
-    for start in range(0, long, width):
-        part = matrix[:, start : start + width].to(dtype, copy=True)
-        if other is not None:
-            part.sub_(other[:, start : start + width])
-        if scale is not None:
-            part.div_(scale)
-        gram.addmm_(part, part.T)
-    finite = torch.isfinite(gram).all()
-    squares = torch.linalg.eigvalsh(torch.where(finite, gram, torch.zeros_like(gram)))
-    values = squares.clamp_min_(0).sqrt_()
-    if scale is not None:
-        values = values * scale
-    return torch.where(finite, values, torch.full_like(values, float("nan")))
 
 
 def _partial_norms(flat: Tensor, kind: str, dtype: torch.dtype) -> list[Tensor]:
@@ -388,16 +375,11 @@ def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[T
     order = _ORDERS[kind]
     if kind == "l2" and any(tensor.dtype == dtype for tensor in tensors):
         # Squares of what is as wide as the sum may leave its range: 2-norms of numbers between -1 and 1 do not.
-        scales = [_divisor(scale) for scale in torch._foreach_norm(tensors, float("inf"), dtype=dtype)]
+        scales = [divisor(scale) for scale in torch._foreach_norm(tensors, float("inf"), dtype=dtype)]
         scaled = [tensor / scale for tensor, scale in zip(tensors, scales, strict=True)]
         norms = torch._foreach_norm(scaled, 2, dtype=dtype)
         return [norm * scale for norm, scale in zip(norms, scales, strict=True)]
     return list(torch._foreach_norm(tensors, order, dtype=dtype))
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """Return `scale` where it can be divided by, 1 elsewhere."""
-    return torch.where((scale > 0) & torch.isfinite(scale), scale, torch.ones_like(scale))
 
 
 def _flat_pieces(

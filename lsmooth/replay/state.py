@@ -1,47 +1,22 @@
-"""Evaluate a step's loss again: same batch, same randomness, same buffers, and no trace left behind."""
+"""What an evaluation reads besides parameters: random state, buffers, flags, autocast; captured, and put back."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils.hooks import RemovableHandle
 
-from lsmooth.closures import Closure, Generator
-from lsmooth.errors import RecorderError
+from lsmooth.replay.closures import Generator, reached
 
 # Buffers that a forward changed are copied; of the others, only small ones, in case a change went past the version
 # counter (writes through `.data` do).
 _SMALL_BUFFER_BYTES = 1 << 16
-
-# How many evaluations are being made again at this moment. One number for the process: backward passes on a GPU call
-# hooks on threads of their own.
-_replays = 0
-
-
-def replaying() -> bool:
-    """Say whether a loss is being evaluated again by a recorder, rather than by the training loop.
-
-    For code inside of a loss that does more than compute it (count examples, log): leave that out while this is true.
-    """
-    return _replays > 0
-
-
-@contextlib.contextmanager
-def _replay() -> Iterator[None]:
-    global _replays
-    _replays += 1
-    try:
-        yield
-    finally:
-        _replays -= 1
 
 
 @dataclass(frozen=True)
@@ -194,115 +169,42 @@ class AutocastState:
 
 
 @dataclass(frozen=True)
-class Microbatch:
-    """One closure, and all that is needed to evaluate it again as it was evaluated the first time.
+class Surroundings:
+    """All that a closure finds when it is called, and that has to be there when it is called again.
 
     Attributes:
-        closure: Returns a fresh copy of the closure, its variables bound to what they were bound to.
         random: Random state before the forward pass.
-        modules: Buffers and training flags before the forward pass.
+        modules: Buffers and training flags before it.
         autocast: Autocast contexts around it.
-        scale: What the loss was multiplied by before backward, a scalar tensor; None without a scaler.
-        weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
-        seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
-        backward_autocast: Autocast contexts around that backward.
         context: Makes a context for forward and backward: whether ranks average their gradients.
     """
 
-    closure: Callable[[], Closure]
     random: RandomState
     modules: ModuleState
     autocast: AutocastState
-    scale: Tensor | None
-    weight: Tensor | None = None
-    seed: Tensor | None = None
-    backward_autocast: AutocastState | None = None
     context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
-    def evaluate(self) -> Tensor:
-        """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
-        self.prepare()
-        return self.run()
+    @classmethod
+    def capture(
+        cls,
+        *starts: Any,
+        device_type: str,
+        context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Surroundings:
+        """Return what is there now for closures and arguments, whatever models and generators they can reach."""
+        models, generators = reached(*starts)
+        return cls(
+            RandomState.capture(*generators),
+            ModuleState.capture(*models),
+            AutocastState.capture(device_type),
+            context,
+        )
 
-    def prepare(self) -> None:
+    def without_unchanged(self) -> Surroundings:
+        """Return the same, without the copies of large buffers that nothing has written to since."""
+        return replace(self, modules=self.modules.without_unchanged())
+
+    def restore(self) -> None:
         """Put generators, buffers and flags back to where the first evaluation found them."""
         self.random.restore()
         self.modules.restore()
-
-    def run(self) -> Tensor:
-        """Do what `evaluate` does, once all is prepared."""
-        with torch.enable_grad(), _replay(), self.context():
-            with self.autocast.restored():
-                loss = loss_of(self.closure()())
-                if self.seed is None:
-                    (loss if self.scale is None else loss * self.scale).backward()
-            if self.seed is not None:
-                with (self.backward_autocast or self.autocast).restored():
-                    loss.backward(self.seed.reshape(loss.shape))
-        return loss.detach() if self.weight is None else loss.detach() * self.weight
-
-
-def loss_of(returned: Any) -> Tensor:
-    """Return the loss that a closure's return value carries: itself, or its first item, or its item "loss".
-
-    Raises:
-        RecorderError: There is no scalar tensor that a backward pass can start from.
-    """
-    loss = returned
-    if isinstance(returned, Mapping) and "loss" in returned:
-        loss = returned["loss"]
-    elif isinstance(returned, Sequence) and returned:
-        loss = returned[0]
-    if not isinstance(loss, Tensor):
-        raise RecorderError(
-            f"The closure given to recorder.backward returned {type(loss).__name__}; "
-            "return the loss, or a tuple whose first item is the loss."
-        )
-    if loss.numel() != 1:
-        raise RecorderError(
-            f"The closure given to recorder.backward returned a loss of shape {tuple(loss.shape)}; "
-            "return a scalar, such as its mean."
-        )
-    if not loss.requires_grad:
-        raise RecorderError(
-            "The closure given to recorder.backward returned a loss that no parameter has a gradient of; "
-            "run the forward pass inside the closure, outside torch.no_grad(), and return the loss undetached."
-        )
-    return loss
-
-
-def detached(returned: Any, copy: bool = False) -> Any:
-    """Return a closure's return value with every tensor in it detached from its graph; in its own memory, if asked."""
-
-    def of(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone() if copy else tensor.detach()
-
-    return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
-
-
-def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int]) -> list[RemovableHandle]:
-    """Have `counts` say how often backward passes accumulate into each parameter, until the hooks are removed."""
-
-    def count(parameter: Tensor) -> None:
-        counts[parameter] = counts.get(parameter, 0) + 1
-
-    return [p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad]
-
-
-def reachable_leaves(root: Tensor) -> list[Tensor]:
-    """Return the leaf tensors that a backward pass from `root` would accumulate gradients into."""
-    leaves: list[Tensor] = []
-    if root.grad_fn is None:
-        return [root] if root.requires_grad else leaves
-    seen = {root.grad_fn}
-    stack = [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves.append(variable)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return leaves

@@ -13,39 +13,38 @@ import functools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lsmooth.closures import Closure, frozen, reached
 from lsmooth.errors import RecorderError
-from lsmooth.replay import (
-    AutocastState,
-    Microbatch,
-    ModuleState,
-    RandomState,
-    count_arrivals,
-    reachable_leaves,
-    replaying,
-)
-
-if TYPE_CHECKING:
-    from lsmooth.recorder import Recorder
+from lsmooth.loop.attempt import Attempts
+from lsmooth.loop.backward import factor_of, forgotten_on_error
+from lsmooth.loop.step import BackwardPass
+from lsmooth.replay.arrivals import count_arrivals
+from lsmooth.replay.closures import Closure, frozen
+from lsmooth.replay.microbatch import Microbatch, reachable_leaves, replaying
+from lsmooth.replay.state import AutocastState, Surroundings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Context = Callable[[], AbstractContextManager[Any]]
 
 
-@dataclass
-class _Call:
-    """One call of a watched function, and all that it takes to make it again."""
+@dataclass(frozen=True)
+class _Begun:
+    """What it takes to make a call of a watched function again."""
 
     fresh: Callable[[], Closure]
-    random: RandomState
-    modules: ModuleState
-    autocast: AutocastState
-    context: Callable[[], AbstractContextManager[None]]
+    surroundings: Surroundings
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a watched function that has returned a loss."""
+
+    begun: _Begun
     loss: Tensor
     leaves: list[Tensor]
 
@@ -79,26 +78,28 @@ class _Hook:
 
 
 class Watch:
-    """What a recorder knows of the functions that it watches.
+    """The functions that a recorder watches.
 
     Args:
-        recorder: Whose watch it is.
+        attempts: Collects the backward passes from their losses.
+        context: Returns a factory of contexts in which a loss is evaluated as it would be now.
+
+    Attributes:
+        on: Whether anything is watched.
+        deaf: Whether losses are no business of it now: a recorder computes them itself.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, attempts: Attempts, context: Callable[[], Callable[[], AbstractContextManager[None]]]) -> None:
+        self._attempts = attempts
+        self._context = context
         self._scaler: torch.amp.GradScaler | None = None
         self._backward: _Backward | None = None
         self._hooks: list[Any] = []
+        self._closed = False
         self.on = False
         self.deaf = False
 
-    def wrap(
-        self,
-        function: Function,
-        scaler: torch.amp.GradScaler | None,
-        during_replay: Callable[[], AbstractContextManager[Any]],
-    ) -> Function:
+    def wrap(self, function: Function, scaler: torch.amp.GradScaler | None, during_replay: Context) -> Function:
         """Return `function`, watched."""
         self.on = True
         self._scaler = scaler
@@ -118,16 +119,16 @@ class Watch:
         """Watch every call of `module`."""
         self.on = True
         self._scaler = scaler
-        begun: list[Any] = []
+        calls: list[_Begun | None] = []
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            begun.clear()
+            calls.clear()
             if self._listens():
-                begun.append(self._begin_call(module, args, kwargs, contextlib.nullcontext))
+                calls.append(self._begin_call(module, args, kwargs, contextlib.nullcontext))
 
         def after(_: nn.Module, args: tuple[Any, ...], returned: Any) -> None:
-            if begun:
-                self._end_call(begun.pop(), returned)
+            if calls:
+                self._end_call(calls.pop(), returned)
 
         # First to see the arguments and last to see the output: a replay goes through the other hooks again.
         self._hooks.append(module.register_forward_pre_hook(_Hook(before), prepend=True, with_kwargs=True))
@@ -135,6 +136,7 @@ class Watch:
 
     def close(self) -> None:
         """Stop watching; what was wrapped stays usable, and does what it did before."""
+        self._closed = True
         self._abandon()
         for hook in self._hooks:
             hook.remove()
@@ -143,42 +145,33 @@ class Watch:
     # --- a call ---
 
     def _listens(self) -> bool:
-        recorder = self._recorder
-        return recorder._open and not recorder._probes and torch.is_grad_enabled() and not self.deaf and not replaying()
+        heard = not self._closed and self._attempts.collects and not self.deaf
+        return heard and torch.is_grad_enabled() and not replaying()
 
     def _begin_call(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        during_replay: Callable[[], AbstractContextManager[Any]],
-    ) -> tuple[Any, ...] | None:
-        recorder = self._recorder
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], during_replay: Context
+    ) -> _Begun | None:
         # A backward that ended in an exception never told us so.
         self._abandon()
-        if not recorder._wants_backward():
+        if not self._attempts.backward_begins():
             return None
-        models, generators = reached(function, args, kwargs, recorder._model)
-        return (
-            _again(function, args, kwargs, during_replay),
-            RandomState.capture(*generators),
-            ModuleState.capture(*models),
-            AutocastState.capture(recorder._device.type),
-            recorder._ranks.context(),
+        subject = self._attempts.subject
+        surroundings = Surroundings.capture(
+            function, args, kwargs, subject.model, device_type=subject.device.type, context=self._context()
         )
+        return _Begun(_again(function, args, kwargs, during_replay), surroundings)
 
-    def _end_call(self, begun: tuple[Any, ...] | None, returned: Any) -> None:
+    def _end_call(self, begun: _Begun | None, returned: Any) -> None:
         loss = loss_in(returned)
         if loss is None or loss.grad_fn is None:
             if returned is None:
                 # Frameworks let a training step return None to say that this batch is to be passed over.
-                self._recorder._pass_over()
+                self._attempts.pass_over()
             return
         call = None
         if begun is not None:
-            fresh, random, modules, autocast, context = begun
-            leaves = reachable_leaves(loss)
-            call = _Call(fresh, random, modules.without_unchanged(), autocast, context, loss.detach().clone(), leaves)
+            begun = _Begun(begun.fresh, begun.surroundings.without_unchanged())
+            call = _Call(begun, loss.detach().clone(), reachable_leaves(loss))
         loss.register_hook(lambda gradient: self._backward_from(call, gradient))
 
     # --- a backward pass ---
@@ -186,23 +179,24 @@ class Watch:
     @torch.no_grad()
     def _backward_from(self, call: _Call | None, gradient: Tensor) -> None:
         """Take note that a backward pass arrives at a watched loss, with this gradient."""
-        recorder = self._recorder
-        if not recorder._open:
+        attempts = self._attempts
+        if self._closed:
             return
         backward = self._backward
         if backward is None:
             backward = self._backward = _Backward()
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._wait_for_others(backward))
-            if call is not None and recorder._wants_backward():
-                recorder._begin_attempt()
-                backward.versions = [p._version for p in recorder._parameters]
-                backward.hooks = count_arrivals(recorder._parameters, backward.arrivals)
+            if call is not None and attempts.backward_begins():
+                attempts.begin()
+                backward.versions = attempts.versions()
+                backward.hooks = count_arrivals(attempts.subject.parameters, backward.arrivals)
             else:
                 # Zeroing gradients between forward and backward can end a skipped step: what was captured for it does
                 # not serve the next one, which goes unmeasured.
-                recorder._pass_over()
-        if call is not None and recorder._current is not None:
-            backward.calls.append((call, gradient.detach().clone(), AutocastState.capture(recorder._device.type)))
+                attempts.pass_over()
+        if call is not None and attempts.begun:
+            autocast = AutocastState.capture(attempts.subject.device.type)
+            backward.calls.append((call, gradient.detach().clone(), autocast))
 
     def _wait_for_others(self, backward: _Backward) -> None:
         # What DistributedDataParallel does at the end of a backward pass was asked for after this, and comes first.
@@ -210,43 +204,43 @@ class Watch:
 
     @torch.no_grad()
     def _backward_ended(self, backward: _Backward) -> None:
-        recorder = self._recorder
+        attempts = self._attempts
         backward.end()
         if self._backward is not backward:
             return
         self._backward = None
-        if backward.calls and recorder._current is not None:
-            recorder._check_unchanged(recorder._parameters, backward.versions, [recorder])
-            factor = None
-            if self._scaler is not None and self._scaler.is_enabled():
-                factor = self._scaler.scale(torch.ones((), device=recorder._device))
-            microbatches: list[Microbatch] = []
-            losses: list[Tensor] = []
-            for call, seed, autocast in backward.calls:
-                weight = seed if factor is None else seed / factor.to(seed.device)
-                microbatches.append(
-                    Microbatch(
-                        call.fresh,
-                        call.random,
-                        call.modules,
-                        call.autocast,
-                        scale=factor,
-                        weight=weight,
-                        seed=seed,
-                        backward_autocast=autocast,
-                        context=call.context,
-                    )
+        if backward.calls and attempts.begun:
+            with forgotten_on_error([attempts]):
+                attempts.check_unchanged(backward.versions)
+                attempts.collect(self._collected(backward))
+        attempts.backward_ended()
+
+    def _collected(self, backward: _Backward) -> BackwardPass:
+        """Return what a backward pass that is over has started from and left."""
+        factor = factor_of(self._scaler, self._attempts.subject.device)
+        microbatches: list[Microbatch] = []
+        losses: list[Tensor] = []
+        for call, seed, autocast in backward.calls:
+            weight = seed if factor is None else seed / factor.to(seed.device)
+            microbatches.append(
+                Microbatch(
+                    call.begun.fresh,
+                    call.begun.surroundings,
+                    scale=factor,
+                    weight=weight,
+                    seed=seed,
+                    backward_autocast=autocast,
                 )
-                losses.append(call.loss * weight)
-            leaves = [leaf for call, _, _ in backward.calls for leaf in call.leaves]
-            recorder._collect(microbatches, losses, backward.arrivals, leaves)
-        recorder._leave_mark()
+            )
+            losses.append(call.loss * weight)
+        leaves = tuple(leaf for call, _, _ in backward.calls for leaf in call.leaves)
+        return BackwardPass(tuple(microbatches), tuple(losses), backward.arrivals, leaves)
 
     def _abandon(self) -> None:
         if self._backward is not None:
             self._backward.end()
             self._backward = None
-            self._recorder._current = None
+            self._attempts.forget()
 
 
 def loss_in(returned: Any) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lsmooth.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from lsmooth.handover import Measurement
+    from lsmooth.measure.handover import Measurement
 
 NAMES = ("lsmooth/smoothness", "lsmooth/grad_norm", "lsmooth/2_over_lr")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from lsmooth.distributed import local
-from lsmooth.replay import count_arrivals
+from lsmooth.parallel.shards import local
 
 
 class Arrivals:
@@ -89,3 +89,12 @@ def counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int]) -> list[RemovableHandle]:
+    """Have `counts` say how often backward passes accumulate into each parameter, until the hooks are removed."""
+
+    def count(parameter: Tensor) -> None:
+        counts[parameter] = counts.get(parameter, 0) + 1
+
+    return [p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad]

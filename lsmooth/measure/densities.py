@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lsmooth.norms import piece_size
+from lsmooth.measure.norms import piece_size
 from lsmooth.trace.density import BINS_PER_DECADE, GRAD_DECADES, SMOOTHNESS_DECADES, Counts, edges
 
 _GRAD_BINS = len(edges(GRAD_DECADES)) - 1

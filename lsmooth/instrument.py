@@ -1,0 +1,84 @@
+"""What a recorder measures steps with: everything that is made once, from the settings, and used at each step."""
+
+from __future__ import annotations
+
+from lsmooth.loop.gradient import GradientKeeper
+from lsmooth.loop.settings import Settings
+from lsmooth.loop.step import Step
+from lsmooth.loop.subject import Subject
+from lsmooth.measure.coordinates import FollowedCoordinates
+from lsmooth.measure.measurement import CHECK, measure, points_of
+from lsmooth.measure.norms import NormsInUse
+from lsmooth.measure.probes import Probes
+from lsmooth.measure.quantities import quantities_of
+from lsmooth.measure.recording import Recording
+from lsmooth.measure.row import Row
+from lsmooth.parallel.ranks import Ranks
+from lsmooth.replay.evaluation import Evaluation
+from lsmooth.replay.graphs import Player
+from lsmooth.trace.header import Header
+
+
+class Instrument:
+    """Measures steps.
+
+    Args:
+        subject: What is being trained.
+        settings: What is measured.
+        ranks: The processes that train together.
+        header: What the trace says of the run, the followed coordinates among it.
+        recording: Where rows go.
+
+    Attributes:
+        gradients: Decides how gradients of steps are kept.
+        evaluation: Evaluates losses again.
+        probes: What is measured in place of the step's own loss; None for that.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        settings: Settings,
+        ranks: Ranks,
+        header: Header,
+        recording: Recording,
+    ) -> None:
+        parameters = subject.parameters
+        norms = NormsInUse.of(parameters, settings.geometries)
+        self.gradients = GradientKeeper(
+            parameters,
+            norms.two,
+            norms.gradients,
+            may_borrow=ranks.plain_gradients(),
+            edited_unseen=recording.handover.found_edited_gradient,
+        )
+        self.evaluation = Evaluation(
+            parameters,
+            norms.two.dtype,
+            plain_gradients=ranks.plain_gradients(),
+            shares_gradient_memory=ranks.shares_gradient_memory(),
+            player=Player(parameters, subject.device) if settings.cuda_graphs else None,
+        )
+        self.probes: Probes | None = None
+        if settings.probes:
+            self.probes = Probes(settings.probes, settings.seed, parameters, norms.two, self.evaluation, subject.model)
+        followed = FollowedCoordinates(header.coordinate_names, header.coordinate_owners, header.coordinate_indices)
+        self._quantities = quantities_of(parameters, settings.geometries, followed, norms, recording.densities)
+        self._points = points_of(settings.gammas, settings.endpoint)
+        self._ranks = ranks
+        # Whether a second evaluation at x_t was compared with the first, which happens once.
+        self._checked = False
+
+    def measure(self, step: Step, row: Row) -> None:
+        """Fill and judge the row of a step that has been taken."""
+        points = self._points if self._checked else [CHECK, *self._points]
+        measure(step, self.evaluation, self._quantities, points, row)
+        self._checked = self._checked or not step.gradient.changed
+        self._ranks.join(row.numbers)
+        well = row.judge()
+        for quantity in self._quantities:
+            quantity.at_end(well, step)
+
+    def close(self) -> None:
+        """Give back memory."""
+        self.evaluation.close()

@@ -1,0 +1,1 @@
+"""What a training loop did: its backward passes, its steps, and which of them are measured."""

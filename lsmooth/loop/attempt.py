@@ -1,0 +1,276 @@
+"""Which steps are measured, and what the backward passes before each of them have left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lsmooth.errors import RecorderError
+from lsmooth.loop.gradient import GradientKeeper, StepGradient, imprint
+from lsmooth.loop.step import BackwardPass, Companion, SkippedStep, Step
+from lsmooth.loop.subject import Subject
+from lsmooth.measure.norms import tensor_norms
+from lsmooth.parallel.shards import local
+from lsmooth.replay.evaluation import joined
+from lsmooth.replay.segment import Segment
+from lsmooth.trace.layout import Status
+
+if TYPE_CHECKING:
+    from lsmooth.measure.probes import ProbedStart
+
+
+_NONE_COLLECTED = (
+    "optimizer.step() was called at measured step {} without recorder.backward; replace loss.backward() by "
+    "loss = recorder.backward(lambda: loss_fn(model(inputs), targets))."
+)
+_NONE_WATCHED = (
+    "optimizer.step() was called at measured step {}, but no backward pass came from a loss that the watched function "
+    "or forward had returned; where the loop computes its loss elsewhere, use "
+    "loss = recorder.backward(lambda: loss_fn(model(inputs), targets)) in place of loss.backward()."
+)
+
+
+@dataclass
+class _Collected:
+    """What the backward passes before a step have left so far."""
+
+    gradient: StepGradient
+    versions: list[int]
+    companions: list[Companion]
+    foreign: Tensor | None
+    passes: list[BackwardPass] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    leaves: list[tuple[Tensor, int]] = field(default_factory=list)
+    arrivals: dict[Tensor, int] = field(default_factory=dict)
+
+
+class Attempts:
+    """Counts optimizer steps, says which are measured, and collects what leads to each.
+
+    An attempt begins with the first backward pass after a step, and ends with the next step; or with another first
+    backward pass, where the loop has skipped its step meanwhile.
+
+    Args:
+        subject: What is being trained.
+        keeper: Decides how gradients of steps are kept.
+        on_row_device: Brings a loss to the device of rows.
+        due: Says whether the step of a number is measured; asked once a step.
+        skipped: Hears of each measured step that was skipped.
+        collects: Whether backward passes are collected; with probes, they are not.
+
+    Attributes:
+        number: Index of the optimizer step that comes next, counted from 0.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        keeper: GradientKeeper,
+        on_row_device: Callable[[Tensor], Tensor],
+        due: Callable[[int], bool],
+        skipped: Callable[[SkippedStep], None],
+        *,
+        collects: bool = True,
+    ) -> None:
+        self.subject = subject
+        self.collects = collects
+        self.number = 0
+        self._keeper = keeper
+        self._due = due
+        self._on_row_device = on_row_device
+        self._skipped = skipped
+        # Step number, and whether it is measured: asked once, since `every` may be anything.
+        self._decision: tuple[int, bool] | None = None
+        self._collected: _Collected | None = None
+        self._mark: tuple[Tensor, tuple[int, int]] | None = None
+        self._segment: Segment | None = None
+
+    # --- which step it is ---
+
+    def count_from(self, number: int) -> None:
+        """Go on with the step of another number."""
+        self.number = number
+        self._decision = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the step that comes next is measured."""
+        if self._decision is None or self._decision[0] != self.number:
+            self._decision = (self.number, self._due(self.number))
+        return self._decision[1]
+
+    def pass_over(self) -> None:
+        """Let the step that comes next go unmeasured, unless something of it has been collected."""
+        if not self.collected:
+            self._collected = None
+            self._decision = (self.number, False)
+
+    # --- backward passes ---
+
+    def backward_begins(self) -> bool:
+        """Take note that a backward pass is about to begin; return whether it is to be collected.
+
+        Where the gradients are not those of the last backward, its attempt ended without a step, which is passed on.
+        """
+        if self._mark is not None and not self._still_accumulating():
+            self._skip_step()
+        return self.collects and self.due
+
+    def begin(self) -> None:
+        """Prepare for the first backward pass of a measured step."""
+        if self._collected is not None:
+            return
+        subject = self.subject
+        subject.check_groups()
+        before = [local(p.grad) for p in subject.parameters if p.grad is not None]
+        self._collected = _Collected(
+            gradient=StepGradient(self._keeper),
+            versions=self.versions(),
+            companions=[Companion(p, p.detach().clone(), p._version) for p in subject.companions],
+            # Zeros, if zero_grad kept the tensors; anything else is a gradient of some other function.
+            foreign=tensor_norms(before, [None] * len(before), subject.device).sum() if before else None,
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a measured step has begun."""
+        return self._collected is not None
+
+    @property
+    def collected(self) -> bool:
+        """Whether a backward pass of a measured step has been collected."""
+        return self._collected is not None and bool(self._collected.passes)
+
+    def versions(self) -> list[int]:
+        """Return the version counters of the parameters."""
+        return [p._version for p in self.subject.parameters]
+
+    def check_unchanged(self, versions: Sequence[int]) -> None:
+        """Refuse a backward pass that changed parameters, whose versions before it are given.
+
+        Raises:
+            RecorderError: It did.
+        """
+        for name, parameter, version in zip(self.subject.names, self.subject.parameters, versions, strict=True):
+            if parameter._version != version:
+                raise RecorderError(
+                    f"{name} changed inside backward: an optimizer that steps in gradient hooks has no single step to "
+                    "measure; step once, after backward."
+                )
+
+    def collect(self, backward: BackwardPass) -> None:
+        """Take in a backward pass of the step, and the gradient that it left.
+
+        Raises:
+            RecorderError: A gradient is sparse.
+        """
+        collected = self._collected
+        assert collected is not None
+        for name, parameter in zip(self.subject.names, self.subject.parameters, strict=True):
+            collected.arrivals[parameter] = collected.arrivals.get(parameter, 0) + backward.arrivals.get(parameter, 0)
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                raise RecorderError(
+                    f"{name} has a sparse gradient, whose norms are not measured; use sparse=False in its embedding."
+                )
+        collected.passes.append(backward)
+        collected.losses += [self._on_row_device(loss) for loss in backward.losses]
+        collected.leaves += [(leaf, leaf._version) for leaf in backward.leaves]
+        collected.gradient.take(scaled=backward.microbatches[0].scale is not None)
+
+    def backward_ended(self) -> None:
+        """Remember one gradient as this backward left it, by which to tell accumulation from a new attempt."""
+        marked = self._mark[0] if self._mark is not None else None
+        for parameter in ([marked] if marked is not None else []) + list(self.subject.parameters):
+            if parameter.grad is not None:
+                self._mark = (parameter, imprint(parameter.grad))
+                return
+
+    def forget(self) -> None:
+        """Forget what has been collected: the step that comes next cannot be measured."""
+        self._collected = None
+
+    # --- the step ---
+
+    def finished(self, *, watched: bool) -> Step:
+        """Return what was collected as a step that is about to be taken, x_t being copied.
+
+        Args:
+            watched: Whether the loop calls backward itself, for the words of the error.
+
+        Raises:
+            RecorderError: Nothing was collected.
+        """
+        collected = self._collected
+        if collected is None or not collected.passes:
+            raise RecorderError((_NONE_WATCHED if watched else _NONE_COLLECTED).format(self.number))
+        subject = self.subject
+        restored = {*subject.parameters, *subject.companions}
+        others_moved = any(leaf._version != version for leaf, version in collected.leaves if leaf not in restored)
+        active = subject.active()
+        return Step(
+            number=self.number,
+            microbatches=tuple(microbatch for backward in collected.passes for microbatch in backward.microbatches),
+            loss=joined(collected.losses),
+            gradient=collected.gradient,
+            segment=self._segment_of(active),
+            active=active,
+            lr=subject.rates(),
+            flags=int(Status.MOVED) if others_moved or self.versions() != collected.versions else 0,
+            arrivals=collected.arrivals,
+            leaves=tuple(collected.leaves),
+            companions=tuple(collected.companions),
+            foreign=collected.foreign,
+        )
+
+    def finished_by(self, probes: ProbedStart) -> Step:
+        """Return a step that is about to be taken and whose loss is the probes' mean, x_t being copied."""
+        gradient = StepGradient(self._keeper)
+        gradient.tensors = probes.gradient
+        active = self.subject.active()
+        return Step(
+            number=self.number,
+            microbatches=probes.microbatches,
+            loss=joined(probes.losses, len(probes.losses)),
+            gradient=gradient,
+            segment=self._segment_of(active),
+            active=active,
+            lr=self.subject.rates(),
+            flags=0,
+            arrivals=probes.arrivals,
+            noise=probes.noise,
+            divisor=len(probes.losses),
+        )
+
+    def _segment_of(self, active: Sequence[int]) -> Segment:
+        """Return a segment from the present values of these parameters, in memory that is kept from step to step."""
+        moving = [local(self.subject.parameters[i]).detach() for i in active]
+        if self._segment is None or not self._segment.fits(moving):
+            self._segment = None
+            self._segment = Segment(moving)
+        self._segment.begin(moving)
+        return self._segment
+
+    def step_taken(self) -> None:
+        """Take note that the optimizer has taken its step."""
+        self._collected = self._mark = None
+        self.number += 1
+
+    def close(self) -> None:
+        """Give back the memory."""
+        self._collected = self._segment = None
+
+    def _still_accumulating(self) -> bool:
+        assert self._mark is not None
+        parameter, then = self._mark
+        return parameter.grad is not None and imprint(parameter.grad) == then
+
+    def _skip_step(self) -> None:
+        """Take note that the last attempt ended without an optimizer step (a scaler's skip, a `continue`)."""
+        collected, self._collected, self._mark = self._collected, None, None
+        if collected is not None and collected.losses:
+            self._skipped(SkippedStep(self.number, torch.stack(collected.losses).sum(), self.subject.rates()))
+        self.number += 1

@@ -1,0 +1,93 @@
+"""What a trace says of a run before its first step."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsmooth import __version__
+from lsmooth.loop.settings import Settings
+from lsmooth.loop.subject import Subject
+from lsmooth.measure.coordinates import choose_coordinates
+from lsmooth.trace.header import Header
+
+
+def header_of(
+    subject: Subject,
+    settings: Settings,
+    ranks: int,
+    metadata: Mapping[str, Any],
+) -> Header:
+    """Return what a trace says before its first step.
+
+    Args:
+        subject: What is being trained.
+        settings: What is measured.
+        ranks: How many processes train together.
+        metadata: What the user has to say.
+    """
+    coordinates = choose_coordinates(
+        subject.names, [p.shape for p in subject.parameters], settings.coordinates, settings.seed
+    )
+    return Header(
+        parameters=subject.names,
+        parameter_sizes=tuple(p.numel() for p in subject.parameters),
+        gammas=settings.gammas,
+        groups=subject.groups,
+        real=subject.real,
+        endpoint=settings.endpoint,
+        noise=len(settings.probes) > 1,
+        coordinate_names=coordinates.names,
+        coordinate_owners=coordinates.owners,
+        coordinate_indices=coordinates.indices,
+        attributes=_description(subject, settings, ranks, metadata),
+        norms=tuple(geometry.name for geometry in settings.geometries if geometry.name != "l2"),
+        densities=settings.densities,
+    )
+
+
+def _description(subject: Subject, settings: Settings, ranks: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    groups = [
+        {key: plain(value) for key, value in group.items() if key != "params"}
+        for group in subject.optimizer.param_groups
+    ]
+    probes = len(settings.probes)
+    objective = f"mean of {probes} probe losses" if probes else "the step's mini-batch loss"
+    return {
+        "title": "Local smoothness of a training loss along its optimizer steps",
+        "lsmooth_version": __version__,
+        "torch_version": str(torch.__version__),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "model": type(subject.model).__name__,
+        "optimizer": type(subject.optimizer).__name__,
+        "optimizer_groups": groups,
+        "parameter_shapes": [list(p.shape) for p in subject.parameters],
+        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in subject.parameters})),
+        "device": str(subject.device),
+        "seed": settings.seed,
+        "every": settings.every_in_words,
+        "endpoint": int(settings.endpoint),
+        "norms": [geometry.name for geometry in settings.geometries],
+        "objective": objective if ranks == 1 else f"{objective}, mean over {ranks} ranks",
+        "user_metadata": plain(dict(metadata)),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return plain(value.tolist())
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != "meta":
+        return value.item()
+    return str(value)

@@ -1,0 +1,172 @@
+"""The step's own gradient: borrowed where training left it, copied where a loop changes it before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lsmooth.measure.norms import Kind, TensorNorms
+from lsmooth.parallel.shards import local
+from lsmooth.replay.graphs import owned_by_graphs
+
+if TYPE_CHECKING:
+    from lsmooth.measure.row import Row
+
+
+class GradientKeeper:
+    """Decides, over a run, whether gradients of steps are borrowed or copied.
+
+    A gradient is read where training left it, in `.grad`, until the loop is seen to change it before or in its
+    optimizer step (clipping does); from then on, it is copied.
+
+    Args:
+        parameters: The measured parameters.
+        two_norms: Takes 2-norms.
+        dual_norms: Takes the norms that gradients are measured in.
+        may_borrow: Whether `.grad` is autograd's alone.
+        edited_unseen: Says whether a gradient of an earlier step was found to have been changed unseen.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        two_norms: TensorNorms,
+        dual_norms: TensorNorms,
+        *,
+        may_borrow: bool,
+        edited_unseen: Callable[[], bool],
+    ) -> None:
+        self.parameters = parameters
+        self.two_norms = two_norms
+        self.dual_norms = dual_norms
+        self._borrows = may_borrow
+        self._edited_unseen = edited_unseen
+        # Whether CUDA graphs overwrite gradients at each replay; None until the first gradient has been seen.
+        self._in_graphs: bool | None = None
+
+    def borrows(self, scaled: bool) -> bool:
+        """Say whether a gradient, which may carry a scaler's factor, is borrowed now."""
+        if self._in_graphs is None:
+            self._in_graphs = owned_by_graphs(local(p.grad) for p in self.parameters if p.grad is not None)
+        # A gradient that carries a scaler's factor is unscaled in place before it is used.
+        return self._borrows and not self._in_graphs and not scaled and not self._edited_unseen()
+
+    @property
+    def in_graphs(self) -> bool:
+        """Whether CUDA graphs overwrite gradients at each evaluation."""
+        return bool(self._in_graphs)
+
+    def stop_borrowing(self) -> None:
+        """Copy gradients from now on: the loop was seen to change one."""
+        self._borrows = False
+
+    def found_in_graphs(self) -> None:
+        """Take note that gradients lie in the memory of CUDA graphs: the loop has come to use them meanwhile."""
+        self._in_graphs = True
+
+
+class StepGradient:
+    """The gradient of one step at x_t.
+
+    Args:
+        keeper: Decides whether it is borrowed.
+
+    Attributes:
+        tensors: By position of the parameter, its gradient, this process's part of it; None where none arrived.
+        borrowed: By position, what of `tensors` is training's own `.grad` and no copy, with an imprint of it.
+        norms: By kind of norm, those of all tensors, (p,); filled in by `read_again`.
+        changed: Whether training changed it after it had been borrowed; known once it was read again.
+    """
+
+    def __init__(self, keeper: GradientKeeper) -> None:
+        self._keeper = keeper
+        self.tensors: list[Tensor | None] = [None] * len(keeper.parameters)
+        self.borrowed: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        self.norms: dict[Kind, Tensor] = {}
+        self.changed = False
+        # The 2-norms of all tensors when they were borrowed.
+        self._norms_then: Tensor | None = None
+
+    @property
+    def in_graphs(self) -> bool:
+        """Whether CUDA graphs overwrite gradients at each evaluation."""
+        return self._keeper.in_graphs
+
+    def take(self, scaled: bool) -> None:
+        """Take in what a backward pass has left in `.grad`: borrow it, or copy it, for something may clip it yet."""
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        borrows = self._keeper.borrows(scaled)
+        before, self.borrowed = self.borrowed, {}
+        for position, parameter in enumerate(self._keeper.parameters):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if borrows:
+                self.borrowed[position] = (gradient, imprint(gradient))
+                self.tensors[position] = gradient.detach()
+                continue
+            gradient = local(gradient).detach()
+            kept = self.tensors[position]
+            if kept is None or position in before:
+                kept = self.tensors[position] = torch.empty_like(gradient)
+            targets.append(kept)
+            sources.append(gradient)
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        self._norms_then = self._norms(self._keeper.two_norms)["l2"] if self.borrowed else None
+
+    def read_again(self, row: Row) -> bool:
+        """Take the gradient's norms as it is now, and return whether it was changed since it was borrowed.
+
+        Writes that go past the version counter (those through `.data` do) show in the norms. On the CPU these can be
+        read at once; elsewhere the row is flagged.
+        """
+        self.norms = self._norms(self._keeper.dual_norms)
+        self.changed = any(imprint(gradient) != then for gradient, then in self.borrowed.values())
+        if not self.changed and self._norms_then is not None:
+            now, then = self.norms["l2"], self._norms_then
+            differ = (now != then) & ~(now.isnan() & then.isnan())
+            if now.device.type == "cpu":
+                self.changed = bool(differ.numpy().any())
+            else:
+                row["edited_grad"].copy_(differ.any())
+        if self.changed:
+            self._keeper.stop_borrowing()
+            for position in self.borrowed:
+                self.tensors[position] = None
+            self.borrowed = {}
+        return self.changed
+
+    def replace(self, gradients: Mapping[int, Tensor]) -> None:
+        """Put in gradients that were evaluated at x_t again, by position, and take their norms."""
+        for position, gradient in gradients.items():
+            self.tensors[position] = gradient
+        self.norms = self._norms(self._keeper.dual_norms)
+
+    def overwritten(self, positions: Sequence[int], gradients: Sequence[Tensor]) -> bool:
+        """Say whether an evaluation's gradients lie where the borrowed ones lay, whose values are gone.
+
+        The loop has come to use CUDA graphs meanwhile; gradients of later steps are copied.
+        """
+        if not self.borrowed or not any(
+            position in self.borrowed and self.borrowed[position][1][0] == gradient.data_ptr()
+            for position, gradient in zip(positions, gradients, strict=True)
+        ):
+            return False
+        self._keeper.found_in_graphs()
+        return True
+
+    def _norms(self, norms: TensorNorms) -> dict[Kind, Tensor]:
+        arrived = [(i, gradient) for i, gradient in enumerate(self.tensors) if gradient is not None]
+        norms.add([i for i, _ in arrived], [gradient for _, gradient in arrived], [None] * len(arrived))
+        return norms.result()
+
+
+def imprint(gradient: Tensor) -> tuple[int, int]:
+    """Return what changes when a gradient is replaced or written to."""
+    part = local(gradient)
+    return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)

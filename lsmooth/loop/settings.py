@@ -1,0 +1,155 @@
+"""The arguments of a recorder, checked: each error is a sentence that says how to mend it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from lsmooth.errors import InvalidArgumentError, unknown_name
+from lsmooth.precision import accumulation_dtype
+from lsmooth.replay.closures import Closure
+from lsmooth.trace.layout import GEOMETRIES, NORMS, Geometry
+
+DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and at which steps; see `Recorder` for the meaning of each.
+
+    Attributes:
+        every: Measure every so many steps, or those of which a function says so.
+        gammas: Positions along a step.
+        endpoint: Whether x_{t+1} is evaluated too.
+        coordinates: How many coordinates of each parameter tensor are followed.
+        seed: For the choice of coordinates and the probes' randomness.
+        probes: The closures whose mean is measured in place of the step's own loss.
+        geometries: The geometries to measure in, l2 first.
+        densities: Whether all coordinates are counted.
+        cuda_graphs: Whether evaluations are played back as CUDA graphs.
+    """
+
+    every: int | Callable[[int], bool]
+    gammas: tuple[float, ...]
+    endpoint: bool
+    coordinates: int
+    seed: int
+    probes: tuple[Closure, ...]
+    geometries: tuple[Geometry, ...]
+    densities: bool
+    cuda_graphs: bool
+
+    @classmethod
+    def checked(
+        cls,
+        device: torch.device,
+        every: Any,
+        gammas: Sequence[float],
+        endpoint: bool,
+        coordinates: Any,
+        seed: int,
+        probe: Any,
+        norms: Any,
+        densities: bool,
+        cuda_graphs: bool,
+    ) -> Settings:
+        """Return the settings that a recorder on a device is given.
+
+        Raises:
+            InvalidArgumentError: One is out of its range.
+        """
+        return cls(
+            checked_every(every),
+            checked_gammas(gammas),
+            bool(endpoint),
+            checked_coordinates(coordinates),
+            seed,
+            checked_probes(probe),
+            checked_norms(norms, device),
+            bool(densities),
+            bool(cuda_graphs),
+        )
+
+    def asks_for(self, step: int) -> bool:
+        """Say whether a step is to be measured."""
+        return step % self.every == 0 if isinstance(self.every, int) else bool(self.every(step))
+
+    def check_for(self, device: torch.device, *, alone: bool, sharded: bool) -> None:
+        """Refuse what goes with one process, or with one kind of device, alone.
+
+        Raises:
+            InvalidArgumentError: Something is asked for that cannot be had here.
+        """
+        if self.densities and sharded:
+            raise InvalidArgumentError(
+                "densities=True counts the coordinates that one process holds; train with DistributedDataParallel, or "
+                "follow single coordinates with coordinates=."
+            )
+        if self.cuda_graphs and not (device.type == "cuda" and alone):
+            raise InvalidArgumentError(
+                "cuda_graphs=True needs a model on an NVIDIA GPU that one process trains; leave it out here."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what must be the same on all ranks, beside what the header of the trace says."""
+        return {"probes": len(self.probes), "every": self.every_in_words}
+
+    @property
+    def every_in_words(self) -> int | str:
+        """The rule of `every`, as a trace keeps it."""
+        return self.every if isinstance(self.every, int) else "callable"
+
+
+def checked_every(every: Any) -> int | Callable[[int], bool]:
+    """Return which steps are measured: every so many, or those of which a function says so."""
+    if callable(every):
+        return every  # type: ignore[no-any-return]
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        raise InvalidArgumentError(f"every={every!r} is neither a positive int nor a callable on the step number.")
+    return int(every)
+
+
+def checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
+    """Return the positions along a step."""
+    values = tuple(float(gamma) for gamma in gammas)
+    if not values or not all(math.isfinite(gamma) and 0 < gamma <= 1 for gamma in values):
+        raise InvalidArgumentError(f"gammas={list(values)} must be numbers in (0, 1], at least one.")
+    if len(set(values)) != len(values):
+        raise InvalidArgumentError(f"gammas={list(values)} has the same position twice.")
+    return values
+
+
+def checked_coordinates(coordinates: Any) -> int:
+    """Return how many coordinates of each parameter tensor are followed."""
+    if isinstance(coordinates, bool) or not isinstance(coordinates, Integral) or coordinates < 0:
+        raise InvalidArgumentError(f"coordinates={coordinates!r} is not a number of coordinates, 0 or more.")
+    return int(coordinates)
+
+
+def checked_probes(probe: Any) -> tuple[Closure, ...]:
+    """Return the closures whose mean is measured in place of the step's own loss; none without probes."""
+    if probe is None:
+        return ()
+    probes = (probe,) if callable(probe) else tuple(probe)
+    if not probes or not all(callable(item) for item in probes):
+        raise InvalidArgumentError("probe must be a closure that returns a loss, or a list of such closures.")
+    return probes
+
+
+def checked_norms(norms: Any, device: torch.device) -> tuple[Geometry, ...]:
+    """Return the geometries to measure in, l2 first."""
+    asked = (norms,) if isinstance(norms, str) else tuple(norms)
+    for norm in asked:
+        if norm not in NORMS:
+            raise unknown_name("norm", str(norm), NORMS)
+    if "spectral" in asked and accumulation_dtype(device) != torch.float64:
+        raise InvalidArgumentError(
+            f"norms={asked!r}: singular values need float64, which the device {device.type} lacks; "
+            "leave out 'spectral', or train on another device."
+        )
+    return tuple(GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked)

@@ -1,0 +1,68 @@
+"""Optimizer steps that are given a closure, which computes the gradient inside of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsmooth.errors import RecorderError
+
+
+def closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether the arguments of `optimizer.step`, the optimizer first, hold a closure."""
+    return any(callable(value) and not isinstance(value, Tensor) for value in (*args[1:], kwargs.get("closure")))
+
+
+def with_closure_followed(
+    optimizer: torch.optim.Optimizer,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    watched: bool,
+    gradient_is_there: Callable[[], None],
+    give_up: Callable[[], None],
+) -> tuple[Any, Any]:
+    """Return the arguments of `optimizer.step` with a closure that says when it has computed the gradient.
+
+    Args:
+        optimizer: Whose step it is.
+        args: Positional arguments of the step, the optimizer first.
+        kwargs: Its keyword arguments.
+        watched: Whether backward passes inside of the closure are collected.
+        gradient_is_there: Called after the closure, before the step changes anything.
+        give_up: Called before a step that calls its closure twice is refused.
+
+    Raises:
+        RecorderError: They are not.
+    """
+    if not watched:
+        raise RecorderError(
+            f"{type(optimizer).__name__}.step was called with a closure; a recorder measures optimizers that take "
+            "their gradients from one backward pass: call recorder.backward(closure), then optimizer.step()."
+        )
+    calls = 0
+
+    def followed(closure: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                give_up()
+                raise RecorderError(
+                    f"{type(optimizer).__name__}.step called its closure twice, which leaves no single step to "
+                    "measure; use an optimizer that evaluates the loss once a step."
+                )
+            returned = closure()
+            gradient_is_there()
+            return returned
+
+        return run
+
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": followed(kwargs["closure"])}
+    return tuple(
+        followed(value) if i and callable(value) and not isinstance(value, Tensor) else value
+        for i, value in enumerate(args)
+    ), kwargs

@@ -1,0 +1,82 @@
+"""Measure one step: evaluate its gradient along its segment, and let every quantity see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lsmooth.measure.quantities import Point, Quantity
+from lsmooth.measure.row import Row
+from lsmooth.replay.evaluation import Evaluation
+from lsmooth.trace.layout import Status
+
+if TYPE_CHECKING:
+    from lsmooth.loop.step import Step
+
+# x_t, where a second evaluation shows whether the closure computes the same function twice.
+CHECK = Point(0.0)
+
+
+def points_of(gammas: Sequence[float], endpoint: bool) -> list[Point]:
+    """Return the points of a segment in the order of their evaluation; one at gamma = 1 serves as the endpoint, too."""
+    points = [Point(gamma, i, endpoint and gamma == 1.0) for i, gamma in enumerate(gammas)]
+    if endpoint and not any(point.endpoint for point in points):
+        points.append(Point(1.0, None, True))
+    return points
+
+
+def measure(
+    step: Step, evaluation: Evaluation, quantities: Sequence[Quantity], points: Sequence[Point], row: Row
+) -> None:
+    """Fill the row of a step that has been taken; afterwards everything but the row is what it was.
+
+    At each point the step's loss is evaluated again, and each quantity sees the gradients as they arrive. A gradient
+    that training has changed since it was borrowed is first evaluated again at x_t.
+    """
+    try:
+        step.segment.end()
+        changed = step.gradient.read_again(row)
+        with evaluation.set_aside(step) as replay:
+            if changed:
+                step.gradient.replace(replay.gradients_at_start())
+            for quantity in quantities:
+                quantity.at_start(step, row)
+            for point in points:
+                # A gradient that was evaluated at x_t again has nothing to be checked against.
+                if changed and point == CHECK:
+                    continue
+                arrived: set[int] = set()
+
+                def take(
+                    positions: Sequence[int],
+                    gradients: Sequence[Tensor],
+                    point: Point = point,
+                    arrived: set[int] = arrived,
+                ) -> None:
+                    if step.gradient.overwritten(positions, gradients):
+                        row.flags |= Status.OTHER_GRADIENT
+                        return
+                    arrived.update(positions)
+                    for quantity in quantities:
+                        quantity.arrived(point, positions, gradients, step)
+
+                loss = replay.at(point.gamma, take)
+                _take_absent(step, point, arrived, quantities)
+                for quantity in quantities:
+                    quantity.at_point(point, loss, row, step)
+    except BaseException:
+        for quantity in quantities:
+            quantity.clear()
+        raise
+
+
+@torch.no_grad()
+def _take_absent(step: Step, point: Point, arrived: set[int], quantities: Sequence[Quantity]) -> None:
+    """Let quantities see the tensors whose gradient did not arrive at a point."""
+    for position, first in enumerate(step.gradient.tensors):
+        if first is not None and position not in arrived:
+            for quantity in quantities:
+                quantity.absent(point, position, first)

@@ -1,0 +1,142 @@
+"""Fixed probe batches in place of the step's own: their mean gradient at x_t, and how far they scatter about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsmooth.measure.norms import TensorNorms
+from lsmooth.parallel.shards import local
+from lsmooth.replay.arrivals import counted_arrivals
+from lsmooth.replay.closures import Closure, reached
+from lsmooth.replay.evaluation import Evaluation
+from lsmooth.replay.interrupts import DeferredInterrupt
+from lsmooth.replay.microbatch import Microbatch
+from lsmooth.replay.state import AutocastState, ModuleState, RandomState, Surroundings
+
+
+@dataclass(frozen=True)
+class ProbedStart:
+    """What the probes give at x_t.
+
+    Attributes:
+        microbatches: The probes, to be evaluated again.
+        losses: Their losses, scalars.
+        gradient: Their mean gradient, by position of the parameter; None where none arrived.
+        noise: Standard deviation of their gradients, norm-wise, (p,); None of a single one.
+        arrivals: How often their backward passes accumulated into each parameter.
+    """
+
+    microbatches: tuple[Microbatch, ...]
+    losses: tuple[Tensor, ...]
+    gradient: list[Tensor | None]
+    noise: Tensor | None
+    arrivals: dict[Tensor, int]
+
+
+class Probes:
+    """Closures that each return a loss on a fixed batch, whose mean is an estimate of the full loss.
+
+    Args:
+        closures: The probes.
+        seed: For their randomness, the same at every step.
+        parameters: The measured parameters.
+        two_norms: Takes 2-norms.
+        evaluation: Puts everything back.
+        starts: What else is looked through for models and generators: the model.
+    """
+
+    def __init__(
+        self,
+        closures: Sequence[Closure],
+        seed: int,
+        parameters: Sequence[Tensor],
+        two_norms: TensorNorms,
+        evaluation: Evaluation,
+        *starts: object,
+    ) -> None:
+        self._closures = tuple(closures)
+        self._seed = seed
+        self._parameters = parameters
+        self._norms = two_norms
+        self._evaluation = evaluation
+        self._starts = starts
+
+    def at_start(self) -> ProbedStart:
+        """Evaluate the probes at x_t: their mean gradient and, of several, its standard deviation, norm-wise.
+
+        With g_i the n probes' gradients and m_i the mean of the first i,
+        sum_i ‖g_i - m_n‖^2 = sum_{i>1} (i - 1) / i ‖g_i - m_{i-1}‖^2 (Welford 1962), one gradient held at a time.
+        """
+        surroundings = self._surroundings()
+        total: list[Tensor | None] = [None] * len(self._parameters)
+        arrivals: dict[Tensor, int] = {}
+        losses: list[Tensor] = []
+        microbatches: list[Microbatch] = []
+        noise: Tensor | None = None
+        with self._evaluation.at_start(surroundings) as interrupt:
+            for seen, probe in enumerate(self._closures):
+                microbatch = Microbatch(_constant(probe), surroundings, None)
+                losses.append(self._add(microbatch, total, seen, arrivals, interrupt))
+                if seen:
+                    part = self._spread(total, seen)
+                    noise = part if noise is None else torch.hypot(noise, part)
+                microbatches.append(microbatch)
+            for gradient in total:
+                if gradient is not None:
+                    gradient.div_(len(self._closures))
+        if noise is not None:
+            noise = noise / math.sqrt(len(self._closures) - 1)
+        return ProbedStart(tuple(microbatches), tuple(losses), total, noise, arrivals)
+
+    def _surroundings(self) -> Surroundings:
+        models, generators = reached(*self._closures, *self._starts)
+        return Surroundings(
+            RandomState.seeded(self._seed, *generators),
+            ModuleState.capture(*models),
+            AutocastState.capture(self._parameters[0].device.type),
+        )
+
+    @torch.no_grad()
+    def _add(
+        self,
+        microbatch: Microbatch,
+        total: list[Tensor | None],
+        seen: int,
+        arrivals: dict[Tensor, int],
+        interrupt: DeferredInterrupt,
+    ) -> Tensor:
+        """Add a probe's gradient to the sum of those `seen`, and its distance from their mean to the norms."""
+        with counted_arrivals(self._parameters) as counts:
+            with interrupt.allowed():
+                loss = self._evaluation.on_row_device(microbatch.evaluate())
+            for position, parameter in enumerate(self._parameters):
+                if parameter.grad is None:
+                    continue
+                gradient, before = local(parameter.grad), total[position]
+                if seen:
+                    self._norms.add([position], [gradient], [None if before is None else before / seen])
+                if before is None:
+                    total[position] = gradient.detach().clone()
+                else:
+                    before.add_(gradient)
+                parameter.grad = None
+        for parameter, count in counts.items():
+            arrivals[parameter] = arrivals.get(parameter, 0) + count
+        return loss
+
+    def _spread(self, total: Sequence[Tensor | None], seen: int) -> Tensor:
+        """Return sqrt(i / (i + 1)) ‖g_{i+1} - m_i‖ of each tensor, i probes having been `seen` before."""
+        for position in self._norms.missing():
+            gradient = total[position]
+            if gradient is not None:
+                self._norms.add([position], [gradient / seen], [None])
+        return self._norms.result()["l2"] * math.sqrt(seen / (seen + 1))
+
+
+def _constant(closure: Closure) -> Callable[[], Closure]:
+    return lambda: closure

@@ -1,0 +1,296 @@
+"""The measured quantities: one small class each, which turns a step's gradients into numbers of its row.
+
+Throughout, d = x_{t+1} - x_t, g = grad f(x_t), and Delta(gamma) = grad f(x_t + gamma d) - g. A quantity sees the step
+before anything is evaluated (`at_start`), gradients as a backward pass delivers them (`arrived`), each point when all
+of them are there (`at_point`), and the step's judgement (`at_end`). To measure something new, write a class here, add
+it to `quantities_of`, and its `Field` to `lsmooth.trace.layout`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lsmooth.measure.coordinates import CoordinateReader, FollowedCoordinates
+from lsmooth.measure.densities import DensityCounter
+from lsmooth.measure.norms import Kind, NormsInUse, TensorNorms
+from lsmooth.measure.row import Row
+from lsmooth.parallel.shards import held, local
+from lsmooth.trace.layout import Geometry
+
+if TYPE_CHECKING:
+    from lsmooth.loop.step import Step
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the segment at which the gradient is evaluated.
+
+    Attributes:
+        gamma: Its position: 0 at x_t, 1 at x_{t+1}.
+        index: Its place along the dimension `gamma` of the trace; None for one that is not of it.
+        endpoint: Whether it stands for x_{t+1}.
+    """
+
+    gamma: float
+    index: int | None = None
+    endpoint: bool = False
+
+
+class Quantity:
+    """Something that is measured; does nothing by itself."""
+
+    def at_start(self, step: Step, row: Row) -> None:
+        """Take in the step, its gradient g and its ends; afterwards the parameters may be anywhere."""
+
+    def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
+        """Take in gradients of some parameters at a point; only the last quantity may overwrite them."""
+
+    def absent(self, point: Point, position: int, first: Tensor) -> None:
+        """Take in that a parameter's gradient, `first` at x_t, did not arrive at a point, and counts as 0 there."""
+
+    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
+        """Fill in what is known at a point, all of whose gradients have arrived, and whose loss is given."""
+
+    def at_end(self, well: Tensor, step: Step) -> None:
+        """Hear whether the step was measured `well`, a scalar on the device."""
+
+    def clear(self) -> None:
+        """Forget the step in progress, which ended in an exception."""
+
+
+class Losses(Quantity):
+    """f(x_t), f(x_t + gamma d) and f(x_{t+1}), with the learning rates that led there."""
+
+    def at_start(self, step: Step, row: Row) -> None:
+        row["loss"].copy_(step.loss)
+        row.put_lr(step.lr)
+        if step.foreign is not None:
+            row["foreign_grad"].copy_(step.foreign)
+
+    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
+        if point.index is not None:
+            row["loss_along"][point.index].copy_(loss)
+        if point.endpoint:
+            row["loss_next"].copy_(loss)
+
+
+class GradientNoise(Quantity):
+    """Standard deviation of the probes' gradients at x_t, norm-wise; see `lsmooth.measure.probes`."""
+
+    def at_start(self, step: Step, row: Row) -> None:
+        if step.noise is not None:
+            row["grad_noise"].copy_(step.noise)
+
+
+class StepNorms(Quantity):
+    """‖d‖ of each tensor in the norm of each geometry, ⟨g, d⟩, and how far rounding puts points off the segment.
+
+    Let u be half the machine epsilon of a tensor's dtype and m its smallest normal number. A point is computed as
+    x_t + gamma d, or x_{t+1} - (1 - gamma) d beyond the middle, in float32 or wider, and rounded to the dtype: each
+    coordinate is then off by at most u (|x_j + gamma d_j| + m), m for numbers that are not normal, and by u |d_j| and
+    u |gamma d_j| from the difference and the product where these are computed in the same dtype. In the 2-norm, over n
+    coordinates, that is at most u (‖x_t‖ + sqrt(n) m) and a small multiple of u ‖d‖: with u below 0.004 for every
+    dtype, only the first can come near 1 % of ‖gamma d‖.
+
+    Args:
+        parameters: The measured parameters, for their dtypes.
+        geometries: Which norms.
+        norms: Takes norms of displacements.
+        two_norms: Takes 2-norms.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        geometries: Sequence[Geometry],
+        norms: TensorNorms,
+        two_norms: TensorNorms,
+    ) -> None:
+        self._geometries = geometries
+        self._norms = norms
+        self._two_norms = two_norms
+        limits = [torch.finfo(p.dtype) for p in parameters]
+        sizes = [local(p).numel() for p in parameters]
+        least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
+        self._half_eps, self._least = torch.tensor(
+            [[limit.eps / 2 for limit in limits], least], dtype=norms.dtype, device=parameters[0].device
+        )
+
+    def at_start(self, step: Step, row: Row) -> None:
+        active, segment = step.active, step.segment
+        along = [step.gradient.tensors[i] for i in active]
+        self._norms.add(active, segment.parameters_to_overwrite(), segment.start, along, consumed=True)
+        found, slope = self._norms.result_and_product()
+        for geometry in self._geometries:
+            row[geometry.dataset("step_norm")].copy_(found[geometry.displacement])
+        row["slope"].copy_(slope if step.scale is None else slope / step.scale)
+        self._two_norms.add(active, segment.start, [None] * len(active))
+        size = self._two_norms.result()["l2"]
+        row["rounding"].copy_(torch.linalg.vector_norm((size + self._least) * self._half_eps))
+
+    def clear(self) -> None:
+        self._norms.clear()
+        self._two_norms.clear()
+
+
+class Coordinates(Quantity):
+    """g_j, d_j and grad_j f(x_t + gamma d) of the followed coordinates."""
+
+    def __init__(self, reader: CoordinateReader) -> None:
+        self._reader = reader
+        self._row: Row | None = None
+
+    def at_start(self, step: Step, row: Row) -> None:
+        self._row = row
+        grad, moved = row["coordinate/grad"], row["coordinate/displacement"]
+        arrived = [(i, g) for i, g in enumerate(step.gradient.tensors) if g is not None]
+        self._reader.read([i for i, _ in arrived], [g for _, g in arrived], grad)
+        if step.scale is not None:
+            grad.div_(step.scale)
+        start = torch.zeros_like(moved)
+        self._reader.read(step.active, step.segment.start, start)
+        self._reader.read(step.active, step.segment.stop, moved)
+        moved.sub_(start)
+
+    def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
+        into = self._place(point)
+        if into is not None:
+            self._reader.read(positions, gradients, into)
+
+    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
+        into = self._place(point)
+        if into is not None and step.scale is not None:
+            into.div_(step.scale)
+        if into is not None and point.index is not None and point.endpoint:
+            row["coordinate/grad_next"].copy_(into)
+
+    def _place(self, point: Point) -> Tensor | None:
+        assert self._row is not None
+        if point.index is not None:
+            return self._row["coordinate/grad_along"][point.index]
+        return self._row["coordinate/grad_next"] if point.endpoint else None
+
+    def at_end(self, well: Tensor, step: Step) -> None:
+        self._row = None
+
+    def clear(self) -> None:
+        self._row = None
+
+
+class Densities(Quantity):
+    """All coordinates, counted by gradient and by local Lipschitz constant; see `DensityCounter`."""
+
+    def __init__(self, counter: DensityCounter) -> None:
+        self._counter = counter
+
+    def at_start(self, step: Step, row: Row) -> None:
+        self._counter.begin(step.active, step.segment.start, step.segment.stop)
+
+    def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
+        if point.index is not None:
+            for position, gradient in zip(positions, gradients, strict=True):
+                self._counter.add(position, point.gamma, step.gradient.tensors[position], gradient)
+
+    def absent(self, point: Point, position: int, first: Tensor) -> None:
+        if point.index is not None:
+            self._counter.add(position, point.gamma, first, None)
+
+    def at_end(self, well: Tensor, step: Step) -> None:
+        self._counter.end(well, step.scale)
+
+    def clear(self) -> None:
+        self._counter.clear()
+
+
+class GradientChanges(Quantity):
+    """‖g‖ and ‖Delta(gamma)‖ of each tensor in the dual norm of each geometry; the last quantity, for it overwrites.
+
+    At gamma = 0, where training's own gradient is evaluated a second time, ‖Delta(0)‖2 over all tensors is the error
+    of a replay.
+
+    Args:
+        geometries: Which norms.
+        norms: Takes norms of gradients.
+        two_norms: Takes 2-norms.
+    """
+
+    def __init__(self, geometries: Sequence[Geometry], norms: TensorNorms, two_norms: TensorNorms) -> None:
+        self._geometries = geometries
+        self._norms = norms
+        self._two_norms = two_norms
+
+    def at_start(self, step: Step, row: Row) -> None:
+        found = _unscaled(step.gradient.norms, step.scale)
+        for geometry in self._geometries:
+            row[geometry.dataset("grad_norm")].copy_(found[geometry.gradient])
+
+    def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
+        norms = self._norms_at(point)
+        if norms is not None:
+            first = [step.gradient.tensors[i] for i in positions]
+            norms.add(positions, gradients, first, consumed=True)
+
+    def absent(self, point: Point, position: int, first: Tensor) -> None:
+        norms = self._norms_at(point)
+        if norms is not None:
+            norms.add([position], [first], [None])
+
+    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
+        norms = self._norms_at(point)
+        if norms is None:
+            return
+        found = _unscaled(norms.result(), step.scale)
+        if point.index is None:
+            row["replay_error"].copy_(torch.linalg.vector_norm(found["l2"]))
+            return
+        for geometry in self._geometries:
+            row[geometry.dataset("grad_diff")][point.index].copy_(found[geometry.gradient])
+
+    def _norms_at(self, point: Point) -> TensorNorms | None:
+        if point.index is not None:
+            return self._norms
+        return self._two_norms if point.gamma == 0.0 else None
+
+    def clear(self) -> None:
+        self._norms.clear()
+        self._two_norms.clear()
+
+
+def _unscaled(norms: dict[Kind, Tensor], scale: Tensor | None) -> dict[Kind, Tensor]:
+    return norms if scale is None else {kind: norm / scale for kind, norm in norms.items()}
+
+
+def quantities_of(
+    parameters: Sequence[Tensor],
+    geometries: Sequence[Geometry],
+    followed: FollowedCoordinates,
+    norms: NormsInUse,
+    densities: DensityCounter | None,
+) -> list[Quantity]:
+    """Return what is measured at each step, in the order in which the quantities see it.
+
+    Args:
+        parameters: The measured parameters.
+        geometries: The geometries to measure in.
+        followed: The followed coordinates.
+        norms: What takes norms.
+        densities: Counts all coordinates; None where they are not counted.
+    """
+    device = parameters[0].device
+    found: list[Quantity] = [
+        Losses(),
+        GradientNoise(),
+        StepNorms(parameters, geometries, norms.displacements, norms.two),
+    ]
+    if len(followed):
+        found.append(Coordinates(CoordinateReader(followed, parameters, device, held)))
+    if densities is not None:
+        found.append(Densities(densities))
+    # Norms come last, since they may overwrite gradients.
+    return [*found, GradientChanges(geometries, norms.gradients, norms.two)]

@@ -1,0 +1,160 @@
+"""The trace of a run as a recorder sees it: opened on rank 0, written on a thread, continued from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lsmooth.measure.densities import DensityCounter
+from lsmooth.measure.handover import Handover, Listener
+from lsmooth.measure.row import RowLayout
+from lsmooth.parallel.ranks import Ranks, SilentWriter
+from lsmooth.trace.background import BackgroundWriter
+from lsmooth.trace.header import Header
+from lsmooth.trace.layout import Status
+from lsmooth.trace.writer import Mode, TraceWriter
+
+if TYPE_CHECKING:
+    from lsmooth.loop.step import SkippedStep
+
+
+class Recording:
+    """Where the rows of a run go.
+
+    Args:
+        path: Where the trace goes.
+        header: What stands in it before the first step.
+        mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
+        ranks: The processes that train together.
+        parameters: The measured parameters.
+        facts: What must be the same on all ranks, beside what the header says.
+        listener: Who is to hear of each well measured step.
+
+    Raises:
+        TraceError: There is no folder for `path`, or what is there is not to be replaced, or not to be continued.
+
+    Attributes:
+        handover: Takes filled rows.
+        densities: The counts of all coordinates, None without.
+        next_step: Optimizer step that comes next.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        header: Header,
+        mode: Mode,
+        ranks: Ranks,
+        parameters: Sequence[Tensor],
+        facts: Mapping[str, Any],
+        listener: Listener | None = None,
+    ) -> None:
+        device = parameters[0].device
+        layout = RowLayout(header.fields(), header.sizes(), header.gammas, header.real)
+        ranks.prepare(layout.places, layout.joins, device)
+        self._ranks = ranks
+        self._file: TraceWriter | None = ranks.agree(
+            lambda: TraceWriter(path, header, mode),
+            parameters=list(zip(header.parameters, header.parameter_sizes, strict=True)),
+            datasets=[item.name for item in header.fields()],
+            gammas=header.gammas,
+            **facts,
+        )
+        next_step, refusal = ranks.from_rank_0(
+            (self._file.next_step, self._file.refusal) if self._file is not None else None
+        )
+        self.next_step: int = next_step or 0
+        self._refused = refusal is not None
+        self._writer = BackgroundWriter(self._file) if self._file is not None else SilentWriter(refusal)
+        self.densities = DensityCounter(parameters, device) if header.densities else None
+        if self.densities is not None and self._file is not None and self._file.density is not None:
+            self.densities.load(self.densities.packed(self._file.density))
+        self.handover = Handover(layout, device, self._writer, self.densities, listener)
+        self.handover.tell()
+        # `time` goes on where a continued trace left off.
+        self._started = time.monotonic() - (self._file.seconds if self._file is not None else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, the gaps before it was resumed left out."""
+        return time.monotonic() - self._started
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing is recorded, or nothing any more, in one sentence; None while all is well."""
+        return self._writer.failure
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether nothing of a measurement would be kept."""
+        # All ranks measure the same steps, and what fails during the run, rank 0 alone hears of.
+        return self._refused or (self._ranks.alone and self._writer.failure is not None)
+
+    def add_skipped(self, skipped: SkippedStep) -> None:
+        """Add a row for a measured step whose optimizer step did not come."""
+        row = self.handover.new_row(int(Status.NO_DISPLACEMENT))
+        row["loss"].copy_(skipped.loss)
+        row.put_lr(skipped.lr)
+        self._ranks.join(row.numbers)
+        row.judge()
+        self.handover.add(row, skipped.number, self.seconds)
+
+    def flush(self) -> None:
+        """Write all that was measured so far to the file, and wait for it."""
+        self.handover.flush()
+        self._writer.wait()
+        self.handover.tell()
+
+    def close(self, next_step: int) -> None:
+        """Finish the trace."""
+        self.handover.flush()
+        self._writer.close(next_step)
+        self.handover.tell()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to continue the trace; see `Recorder.state_dict`."""
+        # A checkpoint newer than the file would leave a gap after a kill.
+        self.flush()
+        state: dict[str, Any] = {"rows": self._file.rows if self._file is not None else 0, "seconds": self.seconds}
+        if self.densities is not None:
+            state["densities"] = self.densities.snapshot().cpu()
+        return state
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, and drop what the trace holds from there on.
+
+        Raises:
+            TraceError: The trace is not the checkpoint's, or has been written to already.
+        """
+        rows = state.get("rows")
+        if self._file is not None:
+            before = self._file.rows
+            self._file.go_on_from(int(state["step"]), None if rows is None else int(rows))
+            if self.densities is not None and self._file.next_step is not None:
+                dropped = self._file.rows < before
+                self._restore_densities(self._file, self.densities, state.get("densities"), dropped)
+        # A checkpoint that does not know the time goes on from the last row that is kept.
+        seconds = state.get("seconds", self._file.seconds if self._file is not None else 0.0)
+        self._started = time.monotonic() - float(seconds)
+
+    @staticmethod
+    def _restore_densities(file: TraceWriter, densities: DensityCounter, counts: Tensor | None, dropped: bool) -> None:
+        """Put the counts back to what they were at a checkpoint: steps that are dropped cannot be taken out of them."""
+        if counts is None and not dropped:
+            return
+        if counts is None and file.rows:
+            warnings.warn(
+                f"The checkpoint holds no densities, and the counts in {file.path} include steps that are now "
+                "dropped: densities begin anew here; save recorder.state_dict() whole to keep them.",
+                stacklevel=4,
+            )
+        if counts is None:
+            counts = torch.zeros_like(densities.snapshot())
+        densities.load(counts)
+        file.density = densities.unpacked(densities.snapshot().cpu().numpy())

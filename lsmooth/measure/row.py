@@ -1,0 +1,131 @@
+"""One measured step as a flat row of numbers on the device: its layout, how it is filled, and its judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsmooth.join import Join
+from lsmooth.precision import accumulation_dtype
+from lsmooth.trace.layout import Field, Status
+
+# Above this share of the shortest ‖gamma d‖, rounding of the interpolated points spoils the estimate.
+RESOLUTION_SHARE = 0.01
+
+
+class RowLayout:
+    """Where each quantity of a measured step stands in one flat row of numbers.
+
+    Args:
+        fields: The datasets of the trace.
+        sizes: Length of every dimension but `step`.
+        gammas: Interpolation points.
+        real: What the trace keeps norms in, "float32" or "float64".
+
+    Attributes:
+        gammas: Interpolation points, (g,).
+        largest: The largest number that a trace can hold; what is larger becomes infinite in the file.
+        shapes: By quantity, its shape.
+        places: By quantity, its place in the row.
+        joins: By quantity, how the ranks' values make the whole.
+        width: How many numbers a row has.
+    """
+
+    # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
+    # gradients that were there before the first backward; whether the step's own was changed unseen before it was
+    # measured; what a replay at x_t differs by (0 where none was made).
+    EXTRA: Mapping[str, Join] = {
+        "rounding": Join.NORM,
+        "foreign_grad": Join.SUM,
+        "edited_grad": Join.SUM,
+        "replay_error": Join.NORM,
+    }
+    HOST_FIELDS = ("time", "step")
+    _LAST = ("lr", "status")
+
+    def __init__(self, fields: Sequence[Field], sizes: Mapping[str, int], gammas: Sequence[float], real: str) -> None:
+        self.gammas = np.asarray(gammas)
+        self.largest = torch.finfo(getattr(torch, real)).max
+        self.shapes: dict[str, tuple[int, ...]] = {
+            item.name: tuple(sizes[name] for name in item.dims[1:])
+            for item in fields
+            if not item.total_of and item.name not in (*self.HOST_FIELDS, *self._LAST)
+        }
+        # Up to here, numbers that must be finite for a step to be measured well.
+        self.measured = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+        self.shapes |= dict.fromkeys(self.EXTRA, ())
+        # Learning rates may be tensors on the device; they travel with the rest.
+        self.shapes |= {"lr": (sizes["group"],), "status": ()}
+        self.joins: dict[str, Join] = {item.name: item.join for item in fields} | dict(self.EXTRA)
+        self.places: dict[str, slice] = {}
+        end = 0
+        for name, shape in self.shapes.items():
+            start, end = end, end + int(np.prod(shape, dtype=np.int64))
+            self.places[name] = slice(start, end)
+        self.width = end
+
+    def view(self, row: Tensor, name: str) -> Tensor:
+        """Return the part of a row, or of rows, that holds a quantity, in its shape."""
+        part = row[..., self.places[name]]
+        return part.view((*row.shape[:-1], *self.shapes[name]))
+
+    def has(self, name: str) -> bool:
+        """Say whether rows carry a quantity."""
+        return name in self.places
+
+
+class Row:
+    """The numbers of one step, to be filled in.
+
+    Args:
+        layout: Where each quantity stands.
+        device: Where the numbers are.
+        flags: What is known against the step from the start, bits of `Status`.
+
+    Attributes:
+        numbers: All of them, (width,), float64 where the device has it.
+        flags: What is known against the step so far; quantities may add to it.
+    """
+
+    def __init__(self, layout: RowLayout, device: torch.device, flags: int = 0) -> None:
+        self._layout = layout
+        self.numbers = torch.zeros(layout.width, dtype=accumulation_dtype(device), device=device)
+        self.flags = flags
+
+    def __contains__(self, name: str) -> bool:
+        return self._layout.has(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the part that holds a quantity, in its shape: writing to it fills the row."""
+        return self._layout.view(self.numbers, name)
+
+    def put_lr(self, rates: Sequence[float | Tensor]) -> None:
+        """Fill in the learning rate of each parameter group."""
+        place = self["lr"]
+        for i, lr in enumerate(rates):
+            if isinstance(lr, Tensor):
+                place[i].copy_(lr.detach().reshape(()), non_blocking=True)
+            else:
+                place[i].fill_(lr)
+
+    def judge(self) -> Tensor:
+        """Fill in the status of an otherwise filled row, on the device; return whether it is MEASURED, a scalar."""
+        step_norm = self["step_norm"]
+        still = (step_norm == 0).all()
+        # `rounding` bounds the distance of the parameters from x_t + gamma d, see `StepNorms`, but for a part in
+        # proportion to ‖gamma d‖, which is far below the limit. The shortest stretch suffers most.
+        shortest = torch.linalg.vector_norm(step_norm) * float(self._layout.gammas.min())
+        coarse = ~still & (self["rounding"] > RESOLUTION_SHARE * shortest)
+        most = min(self._layout.largest, torch.finfo(self.numbers.dtype).max)
+        # False for NaN, too.
+        finite = (self.numbers[: self._layout.measured].abs() <= most).all()
+        status = self.flags | still * int(Status.NO_DISPLACEMENT) | coarse * int(Status.BELOW_RESOLUTION)
+        status = status | ~finite * int(Status.NON_FINITE)
+        other = (self["foreign_grad"] != 0) | (self["edited_grad"] != 0)
+        status = status | other * int(Status.OTHER_GRADIENT)
+        well = status == 0
+        self["status"].copy_(status + well * int(Status.MEASURED))
+        return well

@@ -1,0 +1,236 @@
+"""Evaluate a step's loss and gradient again at points of its segment, and put everything back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lsmooth.replay.arrivals import Arrivals
+from lsmooth.replay.graphs import Played, Player
+from lsmooth.replay.interrupts import DeferredInterrupt
+from lsmooth.replay.microbatch import Microbatch
+from lsmooth.replay.segment import Segment
+from lsmooth.replay.state import ModuleState, RandomState, Surroundings
+
+if TYPE_CHECKING:
+    from lsmooth.loop.step import Companion, Step
+
+# Takes positions of parameters, and their gradients at one point: it may overwrite them.
+Consumer = Callable[[Sequence[int], Sequence[Tensor]], None]
+
+# Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
+BUCKET_SHARE = 1 / 16
+BUCKET_LEAST_BYTES = 1 << 16
+# Below this, a copy of all gradients costs less than taking them one by one.
+TAKEN_WHOLE_BYTES = 1 << 20
+
+
+class Evaluation:
+    """Evaluates the loss of a step again, its gradient going to a consumer.
+
+    Args:
+        parameters: The measured parameters.
+        dtype: What losses are kept in.
+        plain_gradients: Whether `.grad` is autograd's alone, so that it may be taken away during backward.
+        shares_gradient_memory: Whether the next backward writes into the memory of the last one's `.grad`.
+        player: Plays evaluations back as CUDA graphs, where that was asked for.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        dtype: torch.dtype,
+        *,
+        plain_gradients: bool = True,
+        shares_gradient_memory: bool = False,
+        player: Player | None = None,
+    ) -> None:
+        self._parameters = parameters
+        self._dtype = dtype
+        self._shares_gradient_memory = shares_gradient_memory
+        self._player = player
+        total = sum(p.numel() * p.element_size() for p in parameters)
+        self._bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
+        # The wrappers of parallel training average gradients on their own schedule; a graph's are there when all of it
+        # has run.
+        self._takes_early = total > TAKEN_WHOLE_BYTES and plain_gradients and player is None
+
+    @contextlib.contextmanager
+    def set_aside(self, step: Step) -> Iterator[Replay]:
+        """Run a block that evaluates the loss at points of the step's segment; put all of it back at the end.
+
+        Parameters, gradients, buffers, flags and random state are afterwards what they were, whatever happens. Ctrl-C
+        strikes inside an evaluation, or when everything is back.
+        """
+        # Where nothing is borrowed there is room for a replay's gradients: those may be taken as they arrive.
+        early = self._takes_early and not step.gradient.borrowed
+        microbatches: Sequence[Microbatch | Played] = step.microbatches
+        with (
+            DeferredInterrupt() as interrupt,
+            self._put_back(
+                [microbatch.surroundings for microbatch in step.microbatches],
+                [leaf for leaf, _ in step.leaves],
+                step.companions,
+                step.segment,
+                copies=step.gradient.in_graphs,
+            ),
+            Arrivals(self._parameters, step.arrivals if early else None, self._bucket_bytes) as arrivals,
+        ):
+            yield Replay(self, step, microbatches, arrivals, interrupt)
+
+    @contextlib.contextmanager
+    def at_start(self, surroundings: Surroundings) -> Iterator[DeferredInterrupt]:
+        """Run a block that evaluates losses at the present parameters; put all but these back at the end."""
+        with DeferredInterrupt() as interrupt, self._put_back([surroundings], [], (), None, copies=False):
+            yield interrupt
+
+    def on_row_device(self, loss: Tensor) -> Tensor:
+        """Return a loss as rows hold it: a scalar in memory of its own, on the device of the first parameter."""
+        device = self._parameters[0].device
+        return loss.detach().reshape(()).to(device, self._dtype, non_blocking=True, copy=True)
+
+    def captured(self, microbatches: Sequence[Microbatch]) -> Sequence[Microbatch | Played]:
+        """Return what to evaluate: CUDA graphs of the microbatches, where these were asked for."""
+        return microbatches if self._player is None else self._player.captured(microbatches)
+
+    @property
+    def plays_graphs(self) -> bool:
+        """Whether gradients lie in the memory of a CUDA graph, which the next evaluation overwrites."""
+        return self._player is not None
+
+    def close(self) -> None:
+        """Give back the memory of CUDA graphs."""
+        self._player = None
+
+    @contextlib.contextmanager
+    def _put_back(
+        self,
+        states: Sequence[Surroundings],
+        leaves: Sequence[Tensor],
+        companions: Sequence[Companion],
+        segment: Segment | None,
+        *,
+        copies: bool,
+    ) -> Iterator[None]:
+        """Run a block that may change gradients, buffers, flags, random state and parameters; put all of it back.
+
+        Args:
+            states: What evaluations begin with.
+            leaves: What gradients may be accumulated into besides parameters.
+            companions: What other optimizers step, set to their values at backward during the block.
+            segment: What the parameters are moved along; None where they stay.
+            copies: Whether gradients need copies, since evaluations overwrite their memory.
+        """
+        random_state = RandomState.capture(*{g: None for state in states for g, _ in state.random.others})
+        models = list(dict.fromkeys(model for state in states for model in state.modules.models))
+        modules = ModuleState.capture(*models)
+        gradients = _Gradients.capture(self._holders(models, leaves), copies, self._shares_gradient_memory)
+        displaced = [(c, c.parameter.detach().clone()) for c in companions if c.parameter._version != c.version]
+        try:
+            gradients.take_away()
+            for companion, _ in displaced:
+                companion.parameter.detach().copy_(companion.value)
+            yield
+        finally:
+            if segment is not None:
+                segment.put_back()
+            for companion, now in displaced:
+                companion.parameter.detach().copy_(now)
+            gradients.restore()
+            modules.restore()
+            random_state.restore()
+
+    def _holders(self, models: Sequence[nn.Module], leaves: Sequence[Tensor]) -> list[Tensor]:
+        return list(dict.fromkeys([*self._parameters, *(p for m in models for p in m.parameters()), *leaves]))
+
+
+class Replay:
+    """A step whose loss can be evaluated again, between `Evaluation.set_aside` and the end of its block."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        step: Step,
+        microbatches: Sequence[Microbatch | Played],
+        arrivals: Arrivals,
+        interrupt: DeferredInterrupt,
+    ) -> None:
+        self._evaluation = evaluation
+        self._step = step
+        self._microbatches = microbatches
+        self._captured = False
+        self._arrivals = arrivals
+        self._interrupt = interrupt
+
+    def at(self, gamma: float, consume: Consumer) -> Tensor:
+        """Evaluate the step's loss at x_t + gamma d, hand its gradients on, and return it, a scalar.
+
+        Args:
+            gamma: The position, 0 for x_t and 1 for x_{t+1}.
+            consume: Takes the gradients as they arrive, those of probes averaged over them.
+        """
+        step = self._step
+        step.segment.move_to(gamma)
+        if not self._captured:
+            self._microbatches, self._captured = self._evaluation.captured(step.microbatches), True
+
+        def averaged(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
+            torch._foreach_div_(list(gradients), step.divisor)
+            consume(where, gradients)
+
+        losses: list[Tensor] = []
+        with self._arrivals.taken_by(consume if step.divisor == 1 else averaged):
+            for microbatch in self._microbatches:
+                with self._interrupt.allowed():
+                    losses.append(self._evaluation.on_row_device(microbatch.evaluate()))
+        return joined(losses, step.divisor)
+
+    def gradients_at_start(self) -> dict[int, Tensor]:
+        """Evaluate the gradient at x_t; return it by position, in memory that later evaluations leave alone."""
+        found: dict[int, Tensor] = {}
+        graphs = self._evaluation.plays_graphs
+
+        def keep(where: Sequence[int], gradients: Sequence[Tensor]) -> None:
+            for position, gradient in zip(where, gradients, strict=True):
+                found[position] = gradient.detach().clone() if graphs else gradient.detach()
+
+        self.at(0.0, keep)
+        return found
+
+
+def joined(losses: Sequence[Tensor], divisor: int = 1) -> Tensor:
+    """Return the loss of a step: the microbatches' sum, or the mean of so many probes."""
+    total = torch.stack(list(losses)).sum() if len(losses) > 1 else losses[0]
+    return total if divisor == 1 else total / divisor
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The `.grad` of tensors, and copies of their contents where evaluations may write to their memory."""
+
+    holders: tuple[Tensor, ...]
+    gradients: tuple[Tensor | None, ...]
+    contents: tuple[Tensor | None, ...]
+
+    @classmethod
+    def capture(cls, holders: Sequence[Tensor], copies: bool, contents: bool) -> _Gradients:
+        gradients = [holder.grad for holder in holders]
+        if copies:
+            gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
+        kept = [gradient.clone() if gradient is not None and contents else None for gradient in gradients]
+        return cls(tuple(holders), tuple(gradients), tuple(kept))
+
+    def take_away(self) -> None:
+        for holder in self.holders:
+            holder.grad = None
+
+    def restore(self) -> None:
+        for holder, gradient, content in zip(self.holders, self.gradients, self.contents, strict=True):
+            holder.grad = gradient
+            if gradient is not None and content is not None:
+                gradient.detach().copy_(content)

@@ -1,0 +1,134 @@
+"""One closure of a step, and how it is evaluated again as it was evaluated the first time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lsmooth.errors import RecorderError
+from lsmooth.replay.closures import Closure
+from lsmooth.replay.state import AutocastState, Surroundings
+
+# How many evaluations are being made again at this moment. One number for the process: backward passes on a GPU call
+# hooks on threads of their own.
+_replays_in_process = 0
+
+
+def replaying() -> bool:
+    """Say whether a loss is being evaluated again by a recorder, rather than by the training loop.
+
+    For code inside of a loss that does more than compute it (count examples, log): leave that out while this is true.
+    """
+    return _replays_in_process > 0
+
+
+@contextlib.contextmanager
+def _replay() -> Iterator[None]:
+    global _replays_in_process
+    _replays_in_process += 1
+    try:
+        yield
+    finally:
+        _replays_in_process -= 1
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One closure, and all that is needed to evaluate it again as it was evaluated the first time.
+
+    Attributes:
+        closure: Returns a fresh copy of the closure, its variables bound to what they were bound to.
+        surroundings: What it found around it the first time.
+        scale: What the loss was multiplied by before backward, a scalar tensor; None without a scaler.
+        weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
+        seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
+        backward_autocast: Autocast contexts around that backward.
+    """
+
+    closure: Callable[[], Closure]
+    surroundings: Surroundings
+    scale: Tensor | None
+    weight: Tensor | None = None
+    seed: Tensor | None = None
+    backward_autocast: AutocastState | None = None
+
+    def evaluate(self) -> Tensor:
+        """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
+        self.surroundings.restore()
+        return self.run()
+
+    def run(self) -> Tensor:
+        """Do what `evaluate` does, once the surroundings are restored."""
+        around = self.surroundings
+        with torch.enable_grad(), _replay(), around.context():
+            with around.autocast.restored():
+                loss = loss_of(self.closure()())
+                if self.seed is None:
+                    (loss if self.scale is None else loss * self.scale).backward()
+            if self.seed is not None:
+                with (self.backward_autocast or around.autocast).restored():
+                    loss.backward(self.seed.reshape(loss.shape))
+        return loss.detach() if self.weight is None else loss.detach() * self.weight
+
+
+def loss_of(returned: Any) -> Tensor:
+    """Return the loss that a closure's return value carries: itself, or its first item, or its item "loss".
+
+    Raises:
+        RecorderError: There is no scalar tensor that a backward pass can start from.
+    """
+    loss = returned
+    if isinstance(returned, Mapping) and "loss" in returned:
+        loss = returned["loss"]
+    elif isinstance(returned, Sequence) and returned:
+        loss = returned[0]
+    if not isinstance(loss, Tensor):
+        raise RecorderError(
+            f"The closure given to recorder.backward returned {type(loss).__name__}; "
+            "return the loss, or a tuple whose first item is the loss."
+        )
+    if loss.numel() != 1:
+        raise RecorderError(
+            f"The closure given to recorder.backward returned a loss of shape {tuple(loss.shape)}; "
+            "return a scalar, such as its mean."
+        )
+    if not loss.requires_grad:
+        raise RecorderError(
+            "The closure given to recorder.backward returned a loss that no parameter has a gradient of; "
+            "run the forward pass inside the closure, outside torch.no_grad(), and return the loss undetached."
+        )
+    return loss
+
+
+def detached(returned: Any, copy: bool = False) -> Any:
+    """Return a closure's return value with every tensor in it detached from its graph; in its own memory, if asked."""
+
+    def of(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if copy else tensor.detach()
+
+    return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
+
+
+def reachable_leaves(root: Tensor) -> list[Tensor]:
+    """Return the leaf tensors that a backward pass from `root` would accumulate gradients into."""
+    leaves: list[Tensor] = []
+    if root.grad_fn is None:
+        return [root] if root.requires_grad else leaves
+    seen = {root.grad_fn}
+    stack = [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            leaves.append(variable)
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return leaves
