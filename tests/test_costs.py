@@ -1,6 +1,5 @@
 """What a measured step costs besides time: memory, as the allocator counts it, and no waiting for the device."""
 
-
 import pytest
 import torch
 from loops import batches, classify, mlp, seed_all, sgd

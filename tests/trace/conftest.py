@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_run import train
 
-from lsmooth import handover
+from lsmooth.measure import handover
 
 
 class Trainer:

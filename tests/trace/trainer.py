@@ -15,7 +15,7 @@ import torch._dynamo
 from torch import nn
 
 import lsmooth
-from lsmooth import handover
+from lsmooth.measure import handover
 from lsmooth.trace.writer import TraceWriter
 
 
