@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmooth.cli.outputs import check_output
+from lsmooth.cli.progress import plain_warnings
 from lsmooth.errors import InvalidArgumentError, LsmoothError, unknown_name
 from lsmooth.figures.kinds import KINDS, RUNS, Options, check_options, draw_kind
 from lsmooth.trace.layout import NORMS
@@ -69,6 +70,7 @@ class _Size(click.ParamType):
 )
 @click.option("--title", default=None, help="A title above the figure.")
 @click.option("--linear", is_flag=True, help="Linear axes in place of logarithmic ones.")
+@click.option("--marginals", is_flag=True, help="Distributions of gradient norm and smoothness beside the scatter.")
 @click.option("--style", "style_name", default=None, help="A matplotlib style, or style file, on top of lsmooth's own.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def command(
@@ -82,6 +84,7 @@ def command(
     size: tuple[float, float] | None,
     title: str | None,
     linear: bool,
+    marginals: bool,
     style_name: str | None,
     force: bool,
 ) -> None:
@@ -107,16 +110,19 @@ def command(
             raise click.UsageError("--all needs a folder: -o DIR.")
         paths = _folder(output, force)
     else:
-        check_options(kind, traces, Options(by, norm, linear))
+        check_options(kind, traces, Options(by, norm, linear, marginals=marginals))
         if output is not None:
             paths = {kind: _checked_output(output, force)}
     from lsmooth.figures.house import style
+    from lsmooth.figures.rendering import missing_glyphs_told_once
     from lsmooth.trace.reader import Trace
 
     with ExitStack() as stack:
+        stack.enter_context(plain_warnings())
+        stack.enter_context(missing_glyphs_told_once())
         stack.enter_context(style(style_name))
         opened = [stack.enter_context(Trace(trace)) for trace in traces]
-        options = Options(by, norm, linear, size, title)
+        options = Options(by, norm, linear, size, title, marginals)
         if everything:
             _draw_all(opened, paths, options, dpi)
         elif output is None:
@@ -168,7 +174,9 @@ def _draw_all(traces: Sequence[Trace], paths: dict[str, Path], options: Options,
         known = KINDS[kind]
         # `--by module` groups parameters, and `--by run` groups runs, which only curves have.
         by = options.by if known.by and (kind == "curves") == (options.by in RUNS) else None
-        mine = replace(options, by=by, linear=options.linear and known.linear)
+        mine = replace(
+            options, by=by, linear=options.linear and known.linear, marginals=options.marginals and known.marginals
+        )
         if not known.norm:
             mine = replace(mine, norm="l2")
         try:

@@ -1,4 +1,4 @@
-"""Figures of a trace, drawn with matplotlib in the manner of seaborn.
+"""Figures of a trace, drawn with seaborn and matplotlib.
 
 Axes-level functions take a trace (or its points) and `ax=`, draw, and return the Axes; figure-level ones take
 `figure=`, arrange several Axes in it, and return them. None saves a file, and none changes matplotlib's settings: a

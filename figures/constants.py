@@ -66,7 +66,8 @@ def layer_constants(
         raise InvalidArgumentError(f"constant={constant!r} is neither 'L0' nor 'L1'.")
     frame = _estimates(data, by, displacement, norm)
     with drawing(ax, constants_height(frame["group"].nunique())) as ax:
-        _draw(ax, frame, constant, linear, share=0.4)
+        meaning = _draw(ax, frame, constant, linear, share=0.4)
+        ax.set_xlabel(f"{_LABELS[constant]}{meaning}")
         if legend and frame["method"].nunique() > 1:
             handles, labels = ax.get_legend_handles_labels()
             # Above the rows: within them it would hide some.
@@ -106,8 +107,10 @@ def constants_panels(
     with arranging(figure, COLUMN, constants_height(frame["group"].nunique())) as figure:
         axes: NDArray[np.object_] = figure.subplots(1, 2, sharey=True)
         for ax, constant in zip(axes, _LABELS, strict=True):
-            _draw(ax, frame, constant, linear, share=0.36, most_ticks=3)
+            meaning = _draw(ax, frame, constant, linear, share=0.36, most_ticks=3)
         axes[1].tick_params(labelleft=False)
+        if meaning:
+            figure.supxlabel(meaning.strip(), size=matplotlib.rcParams["axes.labelsize"])
         if legend and frame["method"].nunique() > 1:
             handles, labels = axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
@@ -143,8 +146,11 @@ def _estimates(data: Any, by: By, displacement: Displacement, norm: str) -> pd.D
     return frame
 
 
-def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, share: float, most_ticks: int = 4) -> None:
-    """Draw one constant of every layer, with the layers' names at `share` of the figure's width."""
+def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, share: float, most_ticks: int = 4) -> str:
+    """Draw one constant of every layer, and return what the layers' abbreviated names stand for.
+
+    Names take `share` of the figure's width at most.
+    """
     names = [str(name) for name in frame["group"].drop_duplicates()]
     methods = [str(name) for name in frame["method"].drop_duplicates()]
     _scale(ax, frame, constant, linear, most_ticks)
@@ -164,10 +170,11 @@ def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, share: 
         _draw_estimates(ax, mine[constant].to_numpy(dtype=np.float64), rows, linear, method, look)
     figure = ax.figure.figure
     points_wide = ax.figure.bbox.width / figure.dpi * 72
-    label_rows(ax, names, share * points_wide, ax.figure.bbox.height / figure.dpi * 72 - 40)
+    meaning = label_rows(ax, names, share * points_wide, ax.figure.bbox.height / figure.dpi * 72 - 40)
     ax.grid(axis="y", color=matplotlib.rcParams["grid.color"], linewidth=0.3, zorder=0)
     ax.set_axisbelow(True)
     ax.set_xlabel(_LABELS[constant])
+    return meaning
 
 
 def _scale(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, most_ticks: int) -> None:

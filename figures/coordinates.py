@@ -36,8 +36,8 @@ def coordinate_grid(
 
     Each panel has its own axes, since coordinates differ by orders of magnitude; colours are iterations on one scale.
     Without `coordinates`, panels come from different layers, evenly from the first to the last, and of each layer the
-    coordinate with the most points is taken. Coordinates with less than half as many points as the best one come last:
-    of an embedding, most rows hardly ever have a gradient.
+    coordinate that moved at the most steps is taken. Coordinates that moved at less than half as many steps as the best
+    one come last: of an embedding, most rows hardly ever have a gradient.
 
     Args:
         data: A trace, its path, `Trace.cloud("coordinate", …)`, or its DataFrame.
@@ -102,6 +102,8 @@ def _from_different_layers(series: list[Points], panels: int, linear: bool) -> l
             if series
             else "No coordinate is followed; there is nothing to draw."
         )
+    # Coordinates that did not move at any step that was measured well have crosses alone.
+    shown = {place: count for place, count in shown.items() if count} or shown
     enough = max(shown.values()) / 2
     chosen: list[int] = []
     for places in (

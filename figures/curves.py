@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.figures.house import DASHES, LINES, drawing
@@ -54,27 +57,26 @@ def training_curves(
     """
     seed = _check(frame, x, y, hue)
     with drawing(ax) as ax:
+        first = len(ax.lines), len(ax.collections)
         labels = [name for name in frame[hue].drop_duplicates() if not pd.isna(name)]
-        curves = [
+        for place, label in enumerate(labels):
             _draw_curve(ax, frame[frame[hue] == label], str(label), place, x, y, seed)
-            for place, label in enumerate(labels)
-        ]
-        every_x = np.concatenate([curve.index.to_numpy(dtype=np.float64) for curve in curves])
-        values = np.concatenate([curve[column].to_numpy() for curve in curves for column in ("mean", "low", "high")])
-        if not np.isfinite(values).any():
+        shown = [np.column_stack(line.get_data()) for line in ax.lines[first[0] :]]
+        shown += [np.asarray(path.vertices) for band in ax.collections[first[1] :] for path in band.get_paths()]
+        every = np.concatenate(shown).astype(np.float64) if shown else np.empty((0, 2))
+        if not np.isfinite(every[:, 1]).any():
             raise InvalidArgumentError(f"{y} has no finite value; there is no curve to draw.")
         if log:
-            make_log(ax, "y", log_limits(values))
+            make_log(ax, "y", log_limits(every[:, 1]))
         else:
-            make_linear(ax, "y", linear_limits(values))
-        reach = 0.02 * float(np.ptp(every_x)) or 0.5
-        ax.set_xlim(float(every_x.min()) - reach, float(every_x.max()) + reach)
+            make_linear(ax, "y", linear_limits(every[:, 1]))
+        low, high = float(frame[x].min()), float(frame[x].max())
+        reach = 0.02 * (high - low) or 0.5
+        ax.set_xlim(low - reach, high + reach)
         make_steps(ax, "x")
         ax.set(xlabel="iteration" if x == "step" else x.replace("_", " "), ylabel=y.replace("_", " "))
         if legend:
-            place_legend(
-                ax, [(curve.index.to_numpy(), curve[column]) for curve in curves for column in ("mean", "low", "high")]
-            )
+            place_legend(ax, [(part[:, 0], part[:, 1]) for part in shown])
     return ax
 
 
@@ -98,51 +100,47 @@ def _check(frame: pd.DataFrame, x: str, y: str, hue: str) -> str | None:
     return seed
 
 
-def _draw_curve(ax: Axes, mine: pd.DataFrame, label: str, place: int, x: str, y: str, seed: str | None) -> pd.DataFrame:
-    """Draw one line and its band, and return their `mean_and_interval`."""
-    curve = mean_and_interval(mine, x, y, seed)
-    runs, diverged = len(mine[seed].unique()) if seed else 1, int(curve.attrs["diverged"])
+def _draw_curve(ax: Axes, mine: pd.DataFrame, label: str, place: int, x: str, y: str, seed: str | None) -> None:
+    """Draw the mean of one line and, where it has several seeds, its band."""
+    runs = mine[seed].nunique() if seed else 1
+    broken = mine[~np.isfinite(mine[y].to_numpy(dtype=np.float64))]
+    diverged = (broken[seed].nunique() if seed else 1) if len(broken) else 0
     note = f" ({diverged} of {runs} diverged)" if diverged and runs > 1 else " (diverged)" if diverged else ""
-    colour = LINES[place % len(LINES)]
-    ax.plot(
-        curve.index,
-        curve["mean"],
-        color=colour,
+    shown = complete_rows(mine, x, y, runs)
+    sns.lineplot(
+        data=shown,
+        x=x,
+        y=y,
+        errorbar=students_interval if runs > 1 else None,
+        err_kws={"alpha": 0.18, "linewidth": 0},
+        color=LINES[place % len(LINES)],
         linestyle=DASHES[place % len(DASHES)],
-        marker="o" if len(curve) == 1 else None,
+        marker="o" if shown[x].nunique() == 1 else None,
         markersize=3,
+        markeredgewidth=0,
         label=f"{label}{note}".replace("$", r"\$"),
+        legend=False,
+        ax=ax,
     )
-    if runs > 1:
-        # Arrays: numpy 1.24 takes the `_data` of a Series for that of a masked array.
-        low, high = curve["low"].to_numpy(), curve["high"].to_numpy()
-        ax.fill_between(curve.index, low, high, color=colour, alpha=0.18, linewidth=0)
-    return curve
 
 
-def mean_and_interval(frame: pd.DataFrame, x: str, y: str, seed: str | None) -> pd.DataFrame:
-    """Return mean, low and high of `y` over seeds at each `x`, indexed by x; `attrs["diverged"]` counts seeds.
+def complete_rows(mine: pd.DataFrame, x: str, y: str, runs: int) -> pd.DataFrame:
+    """Return the rows of one line at each `x` where all its seeds have a row, up to where the first of them diverged.
 
-    Where a seed has no finite value, all three are NaN.
+    The mean of the seeds that are left would flatter the line.
     """
-    from scipy.special import stdtrit
+    finite = np.isfinite(mine[y].to_numpy(dtype=np.float64))
+    ends = mine.loc[~finite, x].min() if not finite.all() else np.inf
+    before = mine[mine[x] < ends]
+    return before[before.groupby(x)[y].transform("size") == runs].astype({y: np.float64})
 
-    table = (frame.pivot(index=x, columns=seed, values=y) if seed is not None else frame.set_index(x)[[y]]).sort_index()
-    values = table.to_numpy(dtype=np.float64)
-    # A seed that has no row yet at some x has not diverged.
-    broken = frame[~np.isfinite(frame[y].to_numpy(dtype=np.float64))]
-    diverged = broken[seed].nunique() if seed is not None else int(len(broken) > 0)
-    count = values.shape[1]
-    with np.errstate(invalid="ignore"):
-        complete = np.isfinite(values).all(axis=1)
-        mean = np.where(complete, values.mean(axis=1), np.nan)
-        if count > 1:
-            half = stdtrit(count - 1, 0.975) * values.std(axis=1, ddof=1) / np.sqrt(count)
-        else:
-            half = np.zeros(len(values))
-    curve = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half}, index=table.index)
-    curve.attrs["diverged"] = diverged
-    return curve
+
+def students_interval(values: ArrayLike) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a mean, mean +- t s / sqrt(n) with Student's t of n - 1 degrees."""
+    array = np.asarray(values, dtype=np.float64)
+    mean, count = float(array.mean()), len(array)
+    half = float(stdtrit(count - 1, 0.975)) * float(array.std(ddof=1)) / count**0.5
+    return mean - half, mean + half
 
 
 def loss_frame(traces: Sequence[Trace], *, most: int = 100) -> pd.DataFrame:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lsmooth.errors import unknown_name
 from lsmooth.figures.house import DASHES, LINES
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 
+# A line may make the y axis longer by this share of the points' own span; a longer line leaves the picture.
+_MOST_EXTENSION = 0.35
+LEAVES = "↑"
+
+
 @dataclass(frozen=True)
 class FittedLine:
     """A line in a figure, and what is said of it.
@@ -25,14 +31,31 @@ class FittedLine:
     Attributes:
         method: Name of the method that fitted it.
         handle: The artist.
-        label: Method and constants, for a legend.
-        short: The same in fewer characters, for the title of a panel: forms that take less and less width.
+        level: L0.
+        slope: L1.
+        leaves: Whether a part of the line lies beyond the y axis.
     """
 
     method: str
     handle: Line2D
-    label: str
-    short: tuple[str, ...]
+    level: float
+    slope: float
+    leaves: bool = False
+
+    @property
+    def label(self) -> str:
+        """Method and constants, for a legend."""
+        constants = f"{self.method}: $L_0$ = {short_number(self.level)}, $L_1$ = {short_number(self.slope)}"
+        return f"{constants} (leaves the picture)" if self.leaves else constants
+
+    @property
+    def short(self) -> tuple[str, ...]:
+        """The same in fewer characters, for the title of a panel: forms that take less and less width."""
+        name = f"{self.method}{LEAVES}" if self.leaves else self.method
+        return tuple(
+            f"{name} $L_0$ {short_number(self.level, digits)},{space}$L_1$ {short_number(self.slope, digits)}"
+            for digits, space in ((3, " "), (2, " "), (3, "\n"))
+        )
 
 
 _LINE_LOOKS: dict[str, dict[str, Any]] = {
@@ -52,38 +75,63 @@ def check_lines(lines: Sequence[str]) -> None:
 def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) -> list[FittedLine]:
     """Fit lines to the usable points and draw them over the range of gradient norms that was seen.
 
-    Too few points, or all at one gradient norm, have no lines (as in `lsmooth.estimate`).
+    The points have been drawn: the y axis is made longer for lines that leave it a little.
     """
-    from matplotlib.patheffects import withStroke
-
     from lsmooth import fit
-    from lsmooth.fit.batches import FEWEST
-    from lsmooth.fit.lines import at_one_norm
 
-    usable = points.usable & (points.grad_norm >= 0) & (points.smoothness >= 0)
-    x, y = points.grad_norm[usable], points.smoothness[usable]
-    if len(x) < FEWEST or at_one_norm(x[None])[0]:
+    if not lines or why_no_line(points):
         return []
+    usable = _fitted(points)
     shown = points.grad_norm[points.drawable(log=not linear) & usable]
     if not len(shown):
         return []
     along = np.linspace(shown.min(), shown.max(), 200) if linear else np.geomspace(shown.min(), shown.max(), 200)
     fitted = []
     for name in lines:
-        level, slope = getattr(fit, name)(x, y)
+        level, slope = getattr(fit, name)(points.grad_norm[usable], points.smoothness[usable])
+        # Thin and without a halo, which would erase the points below.
         (handle,) = ax.plot(
-            along,
-            level + slope * along,
-            linewidth=1.2,
-            zorder=2.4,
-            path_effects=[withStroke(linewidth=2.2, foreground="white")],
-            label=f"_{name}",
-            **_LINE_LOOKS[name],
+            along, level + slope * along, linewidth=0.9, zorder=2.4, label=f"_{name}", **_LINE_LOOKS[name]
         )
-        constants = f"$L_0$ = {short_number(level)}, $L_1$ = {short_number(slope)}"
-        short = tuple(
-            f"{name} $L_0$ {short_number(level, digits)},{space}$L_1$ {short_number(slope, digits)}"
-            for digits, space in ((3, " "), (2, " "), (3, "\n"))
-        )
-        fitted.append(FittedLine(name, handle, f"{name}: {constants}", short))
-    return fitted
+        fitted.append(FittedLine(name, handle, level, slope))
+    make_room(ax, fitted, linear=linear)
+    return mark_leaving(ax, fitted)
+
+
+def why_no_line(points: Points) -> str:
+    """Return why no line can be fitted to the points, as `lsmooth.estimate` says it; "" where one can."""
+    from lsmooth.fit.batches import FEWEST
+    from lsmooth.fit.lines import at_one_norm
+
+    x = points.grad_norm[_fitted(points)]
+    if len(x) < FEWEST:
+        return f"{len(x)} usable points, {FEWEST} are needed"
+    return "all points lie at one gradient norm" if at_one_norm(x[None])[0] else ""
+
+
+def _fitted(points: Points) -> NDArray[np.bool_]:
+    return points.usable & (points.grad_norm >= 0) & (points.smoothness >= 0)
+
+
+def make_room(ax: Axes, fitted: Sequence[FittedLine], *, linear: bool) -> None:
+    """Make the y axis longer for lines, by a third of its length at most."""
+    low, high = ax.get_ylim()
+    values = np.concatenate(
+        [np.asarray(line.handle.get_ydata(), dtype=np.float64) for line in fitted] or [np.array([low])]
+    )
+    if linear:
+        reach = _MOST_EXTENSION * (high - low)
+        ax.set_ylim(max(min(low, values.min()), low - reach), min(max(high, values.max()), high + reach))
+    else:
+        factor = (high / low) ** _MOST_EXTENSION
+        ax.set_ylim(max(min(low, values.min()), low / factor), min(max(high, values.max()), high * factor))
+
+
+def mark_leaving(ax: Axes, fitted: Sequence[FittedLine]) -> list[FittedLine]:
+    """Return the lines, each with whether a part of it lies beyond the y axis as it is now."""
+    low, high = sorted(ax.get_ylim())
+    marked = []
+    for line in fitted:
+        values = np.asarray(line.handle.get_ydata(), dtype=np.float64)
+        marked.append(replace(line, leaves=bool(values.min() < low or values.max() > high)))
+    return marked

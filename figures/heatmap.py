@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import seaborn as sns
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError
@@ -13,7 +15,7 @@ from lsmooth.figures.axis_labels import y_label
 from lsmooth.figures.house import drawing, sequential
 from lsmooth.figures.labels import label_rows
 from lsmooth.figures.points import Data, Points, points_of
-from lsmooth.figures.scales import LogLabels, LogTicks, make_steps
+from lsmooth.figures.scales import LogLabels, LogTicks, count
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement
 
@@ -115,26 +117,36 @@ def _draw(
     low, high = float(np.nanmin(table)), float(np.nanmax(table))
     if high <= low:
         low, high = (low / 2, high * 2) if low > 0 else (low - 1, high + 1)
-    norm = Normalize(low, high) if linear else LogNorm(low, high)
     ax.set_facecolor(_MISSING)
-    mesh = ax.pcolormesh(
-        edges,
-        np.arange(len(names) + 1) - 0.5,
-        np.ma.masked_invalid(table),
+    sns.heatmap(
+        table,
+        mask=np.isnan(table),
         cmap=sequential(),
-        norm=norm,
+        norm=Normalize(low, high) if linear else LogNorm(low, high),
+        cbar=colorbar,
+        cbar_kws={"label": label, "aspect": 30, "pad": 0.02, "fraction": 0.08},
+        xticklabels=False,
+        yticklabels=False,
         rasterized=True,
+        ax=ax,
     )
     figure = ax.figure.figure
     height = ax.figure.bbox.height / figure.dpi * 72 - 30
     width = ax.figure.bbox.width / figure.dpi * 72
-    label_rows(ax, names, width=0.4 * width, height=height)
-    make_steps(ax, "x", 4)
-    ax.set_xlabel("iteration")
-    if colorbar:
-        bar = ax.figure.colorbar(mesh, ax=ax, label=label, aspect=30, pad=0.02, fraction=0.08)
-        bar.outline.set_visible(False)
-        if not linear:
-            bar.ax.yaxis.set_major_locator(LogTicks())
-            bar.ax.yaxis.set_major_formatter(LogLabels())
-            bar.ax.yaxis.set_minor_formatter("")
+    meaning = label_rows(ax, names, width=0.4 * width, height=height, first=0.5)
+    _label_steps(ax, edges)
+    ax.set_xlabel(f"iteration{meaning}")
+    bar = ax.collections[0].colorbar
+    if bar is not None and not linear:
+        axis = bar.ax.yaxis
+        axis.set_major_locator(LogTicks())
+        axis.set_major_formatter(LogLabels())
+        axis.set_minor_formatter("")
+
+
+def _label_steps(ax: Axes, edges: NDArray[np.float64]) -> None:
+    """Label columns, which are equally wide, with whole steps of the run."""
+    low, high = edges[0], edges[-1]
+    steps = MaxNLocator(nbins=3, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
+    shown = [step for step in steps if low <= step <= high]
+    ax.set_xticks(np.interp(shown, edges, np.arange(len(edges))), [count(step) for step in shown], rotation=0)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+import seaborn as sns
+from matplotlib.colors import Colormap
 
 from lsmooth.errors import InvalidArgumentError, unknown_name
 
@@ -22,8 +23,9 @@ PAGE = 6.75
 # Points, of all text.
 TEXT = 8
 
-# `Any`, since matplotlib types the names of its settings one by one, version by version.
-SETTINGS: Any = {
+# What seaborn's "ticks" style and "paper" context leave open, or set for other sizes. `Any`, since matplotlib types the
+# names of its settings one by one, version by version.
+_SETTINGS: Any = {
     "font.size": TEXT,
     "axes.titlesize": TEXT,
     "axes.labelsize": TEXT,
@@ -35,10 +37,12 @@ SETTINGS: Any = {
     "figure.labelsize": TEXT,
     "figure.dpi": 150,
     "savefig.dpi": 300,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.25",
     "axes.linewidth": 0.6,
     "axes.labelpad": 2.5,
     "axes.titlepad": 4,
-    "lines.linewidth": 1.2,
     "patch.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -64,8 +68,9 @@ SETTINGS: Any = {
     "pdf.fonttype": 42,
 }
 
-# Okabe and Ito's colours without their yellow, which is too light for lines; used together with dashes and markers.
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+# Of seaborn's palette for colour-blind readers, the colours that are dark enough for lines on white; used together with
+# dashes and markers.
+LINES: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex()[place] for place in (0, 3, 2, 4, 7, 9, 1))
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 FLAGGED = "#8C8C8C"
 
@@ -85,10 +90,16 @@ def style(extra: str | os.PathLike[str] | dict[str, Any] | None = None) -> Itera
         ...     figure, axes = plt.subplots(1, 2, layout="constrained")
         ...     lsmooth.figures.smoothness_scatter(trace, ax=axes[0])
     """
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(_house_settings()):
         if extra is not None:
             _use_style(extra if isinstance(extra, dict) else os.fspath(extra))
         yield
+
+
+def _house_settings() -> Any:
+    """Return seaborn's style and context with the house's sizes on top; fonts stay the reader's own."""
+    settings: dict[str, Any] = sns.axes_style("ticks") | sns.plotting_context("paper") | _SETTINGS
+    return {name: value for name, value in settings.items() if name not in ("font.family", "font.sans-serif")}
 
 
 def _use_style(name: str | dict[str, Any]) -> None:
@@ -111,8 +122,8 @@ def _use_style(name: str | dict[str, Any]) -> None:
 
 def sequential() -> Colormap:
     """Return the colour map for quantities that grow: viridis without its end that vanishes on white paper."""
-    viridis = matplotlib.colormaps["viridis"]
-    return LinearSegmentedColormap.from_list("viridis_on_white", [viridis(0.9 * step / 255) for step in range(256)])
+    colours: Colormap = sns.blend_palette(sns.color_palette("viridis", 256)[:230], n_colors=256, as_cmap=True)
+    return colours
 
 
 def new_figure(width: float = COLUMN, height: float = 2.6) -> Figure:

@@ -30,6 +30,7 @@ class Options:
         linear: Linear axes in place of logarithmic ones.
         size: Width and height in inches; None for what the kind needs.
         title: A title above the figure.
+        marginals: Distributions beside a scatter of one cloud.
     """
 
     by: str | None = None
@@ -37,6 +38,7 @@ class Options:
     linear: bool = False
     size: tuple[float, float] | None = None
     title: str | None = None
+    marginals: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Kind:
         by: What `--by` is when it is not given; None where the kind does not group parameters.
         linear: Whether it has logarithmic axes that `--linear` makes linear.
         norm: Whether it depends on the geometry.
+        marginals: Whether distributions can stand beside it.
     """
 
     draw: Callable[[Sequence[Trace], Figure, Options], None]
@@ -58,6 +61,7 @@ class Kind:
     by: str | None = None
     linear: bool = True
     norm: bool = True
+    marginals: bool = False
 
 
 def check_options(name: str, traces: Sequence[object], options: Options) -> None:
@@ -73,6 +77,8 @@ def check_options(name: str, traces: Sequence[object], options: Options) -> None
         raise InvalidArgumentError(f"{name} has no choice between linear and logarithmic axes; leave out --linear.")
     if options.norm != "l2" and not kind.norm:
         raise InvalidArgumentError(f"{name} is the same in every geometry; leave out --norm.")
+    if options.marginals and not (kind.marginals and len(traces) == 1):
+        raise InvalidArgumentError("--marginals goes with the scatter of one trace.")
 
 
 def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Options) -> Figure:
@@ -147,8 +153,17 @@ def _scatter(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
 
     by = options.by or "global"
     if len(traces) == 1 and (by == "global" or len(points_of(traces[0], by)) == 1):
-        smoothness_scatter(traces[0], by=by, norm=options.norm, ax=figure.add_subplot(), linear=options.linear)
+        smoothness_scatter(
+            traces[0],
+            by=by,
+            norm=options.norm,
+            ax=figure.add_subplot(),
+            linear=options.linear,
+            marginals=options.marginals,
+        )
         return
+    if options.marginals:
+        raise InvalidArgumentError("--marginals goes with a single cloud; leave out --by.")
     panels = _panels(max(len(points_of(trace, by)) for trace in traces), len(traces))
     smoothness_panels(
         list(traces),
@@ -249,7 +264,7 @@ def _segments(traces: Sequence[Trace], figure: Figure, options: Options) -> None
 
 
 KINDS = {
-    "scatter": Kind(_scatter, _scatter_size, several=True, by="global"),
+    "scatter": Kind(_scatter, _scatter_size, several=True, by="global", marginals=True),
     "coordinates": Kind(_coordinates, _coordinates_size, norm=False),
     "density": Kind(_density, _column(2.6), linear=False, norm=False),
     "layers": Kind(_layers, _layers_size, by="module"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.font_manager import FontProperties
 
-from lsmooth.figures.abbreviations import abbreviations
+from lsmooth.figures.abbreviations import abbreviations, explain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,15 +90,37 @@ def wrap_words(text: str, width: float, size: float) -> str:
     return "\n".join(shorten(row, width, size) for row in rows)
 
 
-def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[Sequence[str]] = (), **how: Any) -> None:
-    """Title a panel with a name made to fit `width` points, and with lines below, each in its first form that fits."""
+def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[Sequence[str]] = (), **how: Any) -> str:
+    """Title a panel with a name made to fit `width` points, and with lines below, each in its first form that fits.
+
+    Returns:
+        The name as it stands in the title, in one line.
+    """
     size = FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points()
+    fitting_name = wrap_name(name, width, size, lines)
     # A name may hold a dollar sign, which is not mathematics here.
-    rows = [wrap_name(name, width, size, lines).replace("$", r"\$")] if name else []
+    rows = [fitting_name.replace("$", r"\$")] if name else []
     for forms in below:
         fitting = (form for form in forms if all(_math_width(row, size) <= width for row in form.split("\n")))
         rows.append(next(fitting, forms[-1]))
     ax.set_title("\n".join(rows), **how)
+    return fitting_name.replace("\n", "")
+
+
+def caption(ax: Axes, names: Iterable[tuple[str, str]], share: float = 0.9) -> str:
+    """Return what abbreviated names stand for as lines that fit the figure, with a line break before; "" without any.
+
+    Args:
+        ax: Any Axes of the figure.
+        names: Pairs of a whole name and its label.
+        share: Part of the figure's width that a line may take.
+    """
+    text = explain(names)
+    if not text:
+        return ""
+    size = FontProperties(size=matplotlib.rcParams["axes.labelsize"]).get_size_in_points()
+    width = share * ax.figure.bbox.width / ax.figure.figure.dpi * 72
+    return "\n" + wrap_words(text, width, size).replace("$", r"\$")
 
 
 def _math_width(text: str, size: float) -> float:
@@ -110,20 +132,25 @@ def _math_width(text: str, size: float) -> float:
     return float(width)
 
 
-def label_rows(ax: Axes, names: Sequence[str], width: float, height: float) -> None:
-    """Name the rows of a vertical axis at 0, 1, 2, … from the top down, as many as are legible.
+def label_rows(ax: Axes, names: Sequence[str], width: float, height: float, first: float = 0.0) -> str:
+    """Name the rows of a vertical axis from the top down, a unit apart, as many as are legible.
 
     Args:
-        ax: The Axes; the first name is put at y = 0, which stands at the top.
+        ax: The Axes.
         names: One name a row.
         width: Points that a label may be wide.
         height: Points that the Axes are high.
+        first: Where the first name stands.
+
+    Returns:
+        What abbreviated names stand for, to go below the label of the horizontal axis; "" where all are whole.
     """
     size = FontProperties(size=matplotlib.rcParams["ytick.labelsize"]).get_size_in_points()
     stride = max(1, math.ceil(len(names) * size * 1.15 / height))
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_yticks(
-        range(0, len(names), stride),
-        [abbreviate(name, width, size).replace("$", r"\$") for name in names[::stride]],
-    )
+    ax.set_ylim(first + len(names) - 0.5, first - 0.5)
+    shown = [abbreviate(name, width, size) for name in names[::stride]]
+    places = [first + row for row in range(0, len(names), stride)]
+    ax.set_yticks(places, [name.replace("$", r"\$") for name in shown])
     ax.tick_params(axis="y", which="minor", left=False)
+    # Below Axes that names have pushed to the right, a wider caption would leave the figure.
+    return caption(ax, zip(names[::stride], shown, strict=True), share=0.55)

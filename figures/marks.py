@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import seaborn as sns
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
 
-# Up to so many points each is a mark of its own, in its exact colour; more are drawn by shades, which is faster.
+# Up to so many points seaborn draws each in its exact colour; more are drawn by shades, which is faster.
 _EXACT = 30_000
 _SHADES = 64
 # Points beyond this are an image in PDF and SVG: as vectors they would be megabytes.
@@ -80,7 +81,18 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], colours: Norma
     look: dict[str, Any] = {"zorder": 2.0, "rasterized": total > VECTOR}
     x, y, step = points.grad_norm[places], points.smoothness[places], points.steps[places]
     if total <= _EXACT:
-        ax.scatter(x, y, s=area, c=step, cmap=sequential(), norm=colours, linewidths=0, **look)
+        sns.scatterplot(
+            x=x,
+            y=y,
+            hue=step,
+            hue_norm=colours,
+            palette=sequential(),
+            s=area,
+            linewidth=0,
+            legend=False,
+            ax=ax,
+            **look,
+        )
         return
     shades = np.minimum((np.asarray(colours(step)) * _SHADES).astype(np.int64), _SHADES - 1)
     palette = sequential()((np.arange(_SHADES) + 0.5) / _SHADES)

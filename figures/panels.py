@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures.axis_labels import x_label, y_label
-from lsmooth.figures.fitted_lines import check_lines, draw_lines
+from lsmooth.figures.fitted_lines import (
+    LEAVES,
+    FittedLine,
+    check_lines,
+    draw_lines,
+    make_room,
+    mark_leaving,
+    why_no_line,
+)
 from lsmooth.figures.house import COLUMN, PAGE, arranging
-from lsmooth.figures.labels import title
-from lsmooth.figures.legend import place_legend
+from lsmooth.figures.labels import caption, title
 from lsmooth.figures.marks import add_colorbar, draw_points, set_axes, step_colours
 from lsmooth.figures.points import Data, Points, points_of, run_names, spread
 from lsmooth.trace.grouping import By
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure, SubFigure
-    from matplotlib.lines import Line2D
 
 
 def smoothness_panels(
@@ -136,14 +142,13 @@ def draw_panels(
     with arranging(figure, width, panels_height(rows, len(layout.lines))) as figure:
         colours = step_colours(series)
         axes = _grid(figure, rows, columns, len(series), layout.shared)
-        drawn = _draw_each(axes, series, names, colours, columns, layout)
-        if layout.shared:
-            set_axes(axes[0], series, layout.linear, 3)
+        drawn = _draw_each(axes, series, colours, layout)
+        meaning = _set_titles(axes, series, names, drawn, columns, layout)
         size = matplotlib.rcParams["axes.labelsize"]
-        figure.supxlabel(layout.x_text, size=size)
+        figure.supxlabel(f"{layout.x_text}{meaning}", size=size)
         figure.supylabel(y_label(series[0].norm), size=size)
         bar = add_colorbar(list(axes), colours, above=True)
-        if layout.legend and drawn:
+        if layout.legend and any(drawn):
             _explain_beside(bar, drawn)
     return axes
 
@@ -162,41 +167,77 @@ def _grid(figure: Figure | SubFigure, rows: int, columns: int, panels: int, shar
 
 
 def _draw_each(
+    axes: NDArray[np.object_], series: Sequence[Points], colours: Normalize, layout: PanelLayout
+) -> list[list[FittedLine]]:
+    """Draw points and lines of each panel, and return its lines."""
+    drawn = []
+    for ax, points in zip(axes, series, strict=True):
+        draw_points(ax, points, colours, linear=layout.linear, most_ticks=3, size=3.5)
+        drawn.append(draw_lines(ax, points, layout.lines, linear=layout.linear))
+    if layout.shared:
+        set_axes(axes[0], series, layout.linear, 3)
+        make_room(axes[0], [line for fitted in drawn for line in fitted], linear=layout.linear)
+    return [mark_leaving(ax, fitted) for ax, fitted in zip(axes, drawn, strict=True)]
+
+
+def _set_titles(
     axes: NDArray[np.object_],
     series: Sequence[Points],
     names: Sequence[str],
-    colours: Normalize,
+    drawn: Sequence[Sequence[FittedLine]],
     columns: int,
     layout: PanelLayout,
-) -> dict[str, Line2D]:
-    """Draw points and lines of each panel, and return one line of each method."""
+) -> str:
+    """Say above each panel whose points they are, with the constants of its lines and how many points are special.
+
+    Returns:
+        What abbreviated names stand for.
+    """
     figure = axes[0].figure
     # A title may reach over the tick labels to the left of its panel, not beyond the figure to the right.
     width = (figure.bbox.width / figure.figure.dpi * 72 - 16) / columns - 8
-    drawn: dict[str, Line2D] = {}
-    for ax, points, name in zip(axes, series, names, strict=True):
-        draw_points(ax, points, colours, linear=layout.linear, most_ticks=3, size=3.5)
-        fitted = draw_lines(ax, points, layout.lines, linear=layout.linear)
-        drawn |= {line.method: line.handle for line in fitted}
-        title(ax, name, width, lines=3, below=[line.short for line in fitted], loc="right")
+    shown = []
+    for ax, points, name, fitted in zip(axes, series, names, drawn, strict=True):
+        below = [line.short for line in fitted]
         if layout.legend:
-            place_legend(ax, [(points.grad_norm, points.smoothness)], extend=not layout.shared)
-    return drawn
+            below += [forms for forms in (_no_line(points, fitted, layout), _counts(points, layout.linear)) if forms]
+        shown.append((name, title(ax, name, width, lines=3, below=below, loc="right")))
+    return caption(axes[0], shown)
 
 
-def _explain_beside(bar: Colorbar, drawn: dict[str, Line2D]) -> None:
+def _no_line(points: Points, fitted: Sequence[FittedLine], layout: PanelLayout) -> tuple[str, ...]:
+    """Return why a panel has no line, in forms that take less and less width; nothing where it has one."""
+    reason = why_no_line(points) if layout.lines and not fitted else ""
+    return (f"no line: {reason}", f"no line:\n{reason}", "no line") if reason else ()
+
+
+def _counts(points: Points, linear: bool) -> tuple[str, ...]:
+    """Return how many points are flagged and how many have no place, in forms that take less and less width."""
+    shown = points.drawable(log=not linear)
+    numbers = [
+        f"{count:,} {what}"
+        for count, what in ((int((shown & ~points.usable).sum()), "flagged"), (int((~shown).sum()), "not shown"))
+        if count
+    ]
+    return (", ".join(numbers), "\n".join(numbers)) if numbers else ()
+
+
+def _explain_beside(bar: Colorbar, drawn: Sequence[Sequence[FittedLine]]) -> None:
     """Name the lines beside the bar's label: below the panels the names would meet the label of all x axes."""
+    one_of_each = {line.method: line.handle for fitted in drawn for line in fitted}
+    leaving = any(line.leaves for fitted in drawn for line in fitted)
+    names = [*list(one_of_each)[:-1], f"{list(one_of_each)[-1]} ({LEAVES} leaves)"] if leaving else list(one_of_each)
     bar.set_label("iteration", loc="left")
     scale = bar.ax.figure.figure.dpi_scale_trans
     bar.ax.legend(
-        list(drawn.values()),
-        list(drawn),
+        list(one_of_each.values()),
+        names,
         loc="lower right",
         bbox_to_anchor=(1, 1),
         bbox_transform=bar.ax.transAxes + ScaledTranslation(0, 1.5 * matplotlib.rcParams["font.size"] / 72, scale),
         borderaxespad=0,
         borderpad=0,
-        ncols=len(drawn),
+        ncols=len(names),
     )
 
 

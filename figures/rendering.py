@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -28,7 +31,8 @@ def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
         dpi: Dots an inch of images; that of the style by default.
 
     Raises:
-        InvalidArgumentError: The figure is too small for its labels or its legend.
+        InvalidArgumentError: The figure is too small for its labels or its legend, or its style wants LaTeX, which is
+            not there.
     """
     content = io.BytesIO()
     with warnings.catch_warnings():
@@ -38,12 +42,48 @@ def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
             complete = _fits(figure)
         except UserWarning:
             complete = False
+        except RuntimeError as error:
+            if not matplotlib.rcParams["text.usetex"]:
+                raise
+            reason = str(error).splitlines()[0]
+            raise InvalidArgumentError(
+                f"The style sets text.usetex, and LaTeX could not set the text ({reason}); install LaTeX, or set "
+                "text.usetex: False in --style."
+            ) from None
     if not complete:
         width, height = figure.get_size_inches()
         raise InvalidArgumentError(
             f"A figure of {width:g}x{height:g} inches is too small for its labels; give a larger --size."
         )
     return content.getvalue()
+
+
+@contextmanager
+def missing_glyphs_told_once() -> Iterator[None]:
+    """Say in one warning which letters the fonts lack; matplotlib warns of each letter, each time."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=r"Glyph \d+")
+        yield
+    glyphs: dict[str, None] = {}
+    fonts = ""
+    for warning in caught:
+        found = re.match(r"Glyph (\d+) .* missing from (?:font\(s\) |current font)(.*?)\.?$", str(warning.message))
+        if found is None:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        else:
+            glyphs[chr(int(found[1]))] = None
+            fonts = found[2] or fonts
+    if glyphs:
+        warnings.warn(
+            f"The font {fonts or matplotlib.rcParams['font.family'][0]} lacks {', '.join(map(_with_code, glyphs))}; "
+            "boxes stand in their places: set font.family to one that has them.",
+            stacklevel=3,
+        )
+
+
+def _with_code(letter: str) -> str:
+    """Return a letter with its code point, which is legible where the letter is not."""
+    return f"{letter} (U+{ord(letter):04X})"
 
 
 def _fits(figure: Figure) -> bool:

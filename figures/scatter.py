@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import seaborn as sns
 
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures.axis_labels import x_label, y_label
-from lsmooth.figures.fitted_lines import check_lines, draw_lines
-from lsmooth.figures.house import drawing
+from lsmooth.figures.fitted_lines import FittedLine, check_lines, draw_lines, why_no_line
+from lsmooth.figures.house import FLAGGED, drawing
 from lsmooth.figures.legend import place_legend
 from lsmooth.figures.marks import add_colorbar, draw_points, step_colours
-from lsmooth.figures.points import Data, choose_group, points_of
+from lsmooth.figures.points import Data, Points, choose_group, points_of
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement
 
@@ -33,13 +35,14 @@ def smoothness_scatter(
     linear: bool = False,
     colorbar: bool = True,
     legend: bool = True,
+    marginals: bool = False,
 ) -> Axes:
     """Draw local smoothness against gradient norm, one point a measured step, coloured by iteration.
 
-    On logarithmic axes a loss with (L0, L1)-smoothness, L <= L0 + L1 ‖grad f‖, lies on or below a curve that is flat
-    at L0 to the left and rises with slope 1 to the right. The trend runs through the middle of the usable points, the
-    envelope above all of them; their constants are in the legend. Steps that were not measured well are drawn apart,
-    as grey crosses; how many points have no place in the figure (zero on a logarithmic axis) is said in the legend.
+    On logarithmic axes a loss with L <= L0 + L1 ‖grad f‖ lies on or below a curve that is flat at L0 to the left and
+    rises with slope 1 to the right. The trend runs through the middle of the usable points, the envelope above all of
+    them. Steps that were not measured well are grey crosses. The legend has the lines' constants, or why there is no
+    line, and how many points have no place (zero on a logarithmic axis).
 
     Args:
         data: A trace, its path, a `Cloud`, or a DataFrame of points (`Trace.smoothness()`).
@@ -53,6 +56,7 @@ def smoothness_scatter(
         linear: Linear axes in place of logarithmic ones.
         colorbar: Whether the colour scale stands beside the Axes.
         legend: Whether lines, flagged and left-out points are explained in a legend.
+        marginals: Whether the distributions of gradient norm and smoothness stand above and beside the points.
 
     Returns:
         The Axes.
@@ -71,11 +75,35 @@ def smoothness_scatter(
         colours = colours or step_colours([points])
         draw_points(ax, points, colours, linear=linear)
         fitted = draw_lines(ax, points, lines, linear=linear)
-        for line in fitted:
-            line.handle.set_label(line.label)
         ax.set(xlabel=x_label(points), ylabel=y_label(points.norm))
         if colorbar:
-            add_colorbar([ax], colours)
-        if legend:
-            place_legend(ax, [(points.grad_norm, points.smoothness), *(line.handle.get_data() for line in fitted)])
+            add_colorbar([ax], colours, above=marginals)
+        _explain(ax, points, fitted, why_no_line(points) if lines and not fitted else "", legend)
+        if marginals:
+            _draw_marginals(ax, points, linear)
     return ax
+
+
+def _explain(ax: Axes, points: Points, fitted: Sequence[FittedLine], reason: str, legend: bool) -> None:
+    """Label the lines with their constants, or say why there is none, and draw the legend."""
+    for line in fitted:
+        line.handle.set_label(line.label)
+    if reason:
+        ax.plot([], [], linestyle="none", label=f"no line: {reason}")
+    if legend:
+        place_legend(ax, [(points.grad_norm, points.smoothness), *(line.handle.get_data() for line in fitted)])
+
+
+def _draw_marginals(ax: Axes, points: Points, linear: bool) -> None:
+    """Draw the distribution of the usable points along each axis, above and to the right."""
+    shown = points.drawable(log=not linear) & points.usable
+    above = ax.inset_axes((0.0, 1.02, 1.0, 0.16), sharex=ax)
+    beside = ax.inset_axes((1.02, 0.0, 0.16, 1.0), sharey=ax)
+    limits = ax.get_xlim(), ax.get_ylim()
+    look: dict[str, Any] = {"bins": 30, "element": "step", "color": FLAGGED, "linewidth": 0.6, "legend": False}
+    # seaborn counts on the scale that the axis has.
+    sns.histplot(x=points.grad_norm[shown], ax=above, **look)
+    sns.histplot(y=points.smoothness[shown], ax=beside, **look)
+    for inset in (above, beside):
+        inset.set_axis_off()
+    ax.set(xlim=limits[0], ylim=limits[1])

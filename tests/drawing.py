@@ -7,6 +7,8 @@ import pandas as pd
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from lsmooth.figures.house import sequential
+
 
 def empty_axes(width=3.25, height=2.6):
     return Figure((width, height), layout="constrained").add_subplot()
@@ -21,11 +23,20 @@ def frame(n=40, seed=0, **columns):
 
 
 def drawn(ax):
-    """The coloured points: x, y, and the iteration that colours each, in order of iteration."""
+    """The coloured points: x, y, and where the colour of each stands on the colour scale, from 0 to 1, in its order."""
     (cloud,) = [artist for artist in ax.collections if isinstance(artist, PathCollection)]
-    offsets, colours = np.asarray(cloud.get_offsets()), np.asarray(cloud.get_array())
-    order = np.argsort(colours)
-    return offsets[order, 0], offsets[order, 1], colours[order]
+    offsets = np.asarray(cloud.get_offsets())
+    scale = sequential()(np.linspace(0, 1, 256))
+    places = np.abs(cloud.get_facecolors()[:, None] - scale[None]).sum(axis=2).argmin(axis=1) / 255
+    order = np.lexsort((offsets[:, 0], places))
+    return offsets[order, 0], offsets[order, 1], places[order]
+
+
+def in_order_of_colour(x, y, steps):
+    """What `drawn` gives of points whose colours span their own steps."""
+    places = np.minimum((steps - steps.min()) / (steps.max() - steps.min()) * 256, 255).astype(int) / 255
+    order = np.lexsort((x, places))
+    return x[order], y[order], places[order]
 
 
 def legend_texts(ax):

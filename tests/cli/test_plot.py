@@ -219,14 +219,15 @@ def test_with_a_display_a_window_is_shown_and_nothing_written(small_trace, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_plot_never_imports_torch(small_trace, tmp_path):
+def test_plot_imports_no_torch_and_opens_no_window(small_trace, tmp_path):
     script = (
         "import sys; from lsmooth.cli import main\n"
         f"main(['plot', {str(small_trace)!r}, '-o', {str(tmp_path / 'a.png')!r}], standalone_mode=False)\n"
-        "print(sorted({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
+        "import matplotlib.pyplot as plt\n"
+        "print('torch' in sys.modules, plt.get_fignums(), {name for name in sys.modules if 's.backend_' in name})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "False [] {'matplotlib.backends.backend_agg'}"
 
 
 def test_the_geometry_is_that_of_the_recording(small_trace, tmp_path, readable):
@@ -263,3 +264,14 @@ def test_many_points_are_an_image_between_vectors(tmp_path, small_trace):
     # The colour scale is one in either.
     assert images[1000] == 1 < images[40_000]
     assert sizes[40_000] < 300_000
+
+
+def test_marginals_stand_beside_the_scatter_of_one_trace_alone(small_trace, tmp_path):
+    plain, path = tmp_path / "plain.png", tmp_path / "a.png"
+    assert plot(small_trace, "-o", plain).exit_code == 0
+    assert plot(small_trace, "-o", path, "--marginals").exit_code == 0
+    assert path.read_bytes() != plain.read_bytes()
+    other = ("-o", tmp_path / "b.png", "--marginals")
+    refused(plot(small_trace, *other, "--kind", "heatmap"), "--marginals goes with the scatter")
+    refused(plot(small_trace, small_trace, *other), "--marginals goes with the scatter")
+    refused(plot(small_trace, *other, "--by", "module"), "--by")

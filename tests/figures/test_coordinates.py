@@ -80,4 +80,34 @@ def test_coordinates_with_few_points_come_last():
 
     assert frame(2, embedding=8, first=90, second=80, last=45) == ["first", "last"]
     assert frame(4, embedding=8, first=90, second=80, last=45) == ["embedding", "first", "second", "last"]
+    assert frame(4, embedding=0, first=90, second=80, last=45) == ["first", "second", "last"]
     assert frame(3, embedding=44, first=90, second=80, last=45) == ["first", "second", "last"]
+
+
+def test_a_coordinate_that_never_moved_well_has_no_panel():
+    data = pd.DataFrame(
+        {
+            "step": np.tile(np.arange(10), 2),
+            "group": np.repeat(["stuck.weight[0]", "moved.weight[0]"], 10),
+            "smoothness": 2.0,
+            "grad_norm": np.tile(1.0 + np.arange(10), 2),
+            "usable": np.repeat([False, True], 10),
+        }
+    )
+    assert titles(coordinate_grid(data, figure=Figure((6, 5)))) == ["moved.weight[0]"]
+    assert titles(coordinate_grid(data[:10], figure=Figure((6, 5)))) == ["stuck.weight[0]10 flagged"]
+
+
+def test_a_run_of_which_half_is_not_finite_is_legible_at_its_own_size(tmp_path):
+    from made_up import made_up
+
+    from lsmooth.figures.kinds import Options, draw_kind
+    from lsmooth.figures.rendering import empty_figure, render
+
+    def half(rows):
+        rows["coordinate/grad"][::2] = np.nan
+
+    with lsmooth.Trace(made_up(tmp_path / "run.h5", steps=20, spoil=half)) as trace, lsmooth.figures.style():
+        figure = draw_kind("coordinates", [trace], empty_figure(), Options())
+        assert "10 not shown" in figure.axes[0].get_title(loc="right")
+        assert render(figure, ".png")

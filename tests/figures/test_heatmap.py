@@ -22,7 +22,7 @@ def test_few_steps_are_shown_one_by_one(small_trace):
     assert next(text.get_text() for text in ax.get_yticklabels()) == cloud.groups[0]
     # The first layer stands at the top.
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert ax.get_xlabel() == "iteration"
+    assert ax.get_xlabel() == "iteration\ne=encoder, s=self_attn"
     assert ax.figure.axes[1].get_ylabel() == "local Lipschitz constant"
 
 

@@ -151,10 +151,38 @@ def test_overlaps_would_be_found():
     assert len(defects(figure)) == 3
 
 
-def luminance(colour):
-    """Relative luminance, as grey print shows it."""
+def luminance(colour, seen_by=np.eye(3)):  # noqa: B008
+    """Relative luminance, as grey print shows it, or as readers with another matrix of vision see it."""
     linear = np.where((rgb := np.array(to_rgb(colour))) <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
+    return float(np.clip(seen_by @ linear, 0, 1) @ [0.2126, 0.7152, 0.0722])
+
+
+# Machado, Oliveira, Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency", at
+# severity 1; they take linear RGB.
+VISION = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_a_colour_blind_reader_can_order_iterations(vision):
+    shades = [luminance(sequential()(step / 20)[:3], np.array(VISION[vision])) for step in range(21)]
+    assert np.all(np.diff(shades) > 0)
+    assert shades[-1] - shades[0] > 0.3
 
 
 def test_colours_survive_grey_print():

@@ -29,7 +29,9 @@ def test_several_runs_share_axes_and_one_colour_scale(small_trace):
 def test_panels_of_many_groups_are_an_even_choice():
     points = pd.concat([frame(5, seed=k, group=f"layer{k}") for k in range(150)])
     axes = smoothness_panels(points, figure=Figure(layout="constrained"), panels=4)
-    assert [ax.get_title(loc="right") for ax in axes] == ["layer0", "layer50", "layer99", "layer149"]
+    titles = [ax.get_title(loc="right").partition("\n") for ax in axes]
+    assert [name for name, _, _ in titles] == ["layer0", "layer50", "layer99", "layer149"]
+    assert {reason for _, _, reason in titles} == {"no line:\n5 usable points, 10 are needed"}
 
 
 def test_panels_of_several_runs_have_the_same_groups_side_by_side():
