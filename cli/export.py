@@ -46,17 +46,17 @@ def command(trace: str, output: str, by: str | None, displacement: str, force: b
         if kind == ".nc":
             dataset: Any = opened.to_xarray()
             if by is not None:
-                import numpy as np
                 import xarray
 
-                cloud = opened.cloud(by, displacement=displacement)  # type: ignore[arg-type]
+                table = opened.smoothness(by, displacement=displacement)  # type: ignore[arg-type]
+                groups = list(table.group.cat.categories)
+                by_group = table.drop(columns=["step", "group", "loss", "lr"]).astype({"usable": "int8"})
                 dataset = xarray.Dataset(
                     {
-                        "smoothness": (("step", "group"), cloud.smoothness),
-                        "grad_norm": (("step", "group"), cloud.grad_norm),
-                        "usable": (("step", "group"), cloud.usable.astype(np.int8)),
+                        name: (("step", "group"), values.to_numpy().reshape(-1, len(groups)))
+                        for name, values in by_group.items()
                     },
-                    {"step": cloud.steps, "group": list(cloud.groups)},
+                    {"step": opened.steps, "group": groups},
                 )
             dataset.to_netcdf(path, engine="h5netcdf")
             rows = len(opened)

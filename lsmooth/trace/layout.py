@@ -131,7 +131,9 @@ class Field:
             empty for what every run has.
         total_of: The dataset by parameter tensor that the writer joins into this one, so that the commonest question
             is answered from a small part of the file; empty for what is measured.
-        column: Its column in `Trace.to_frame`, for fields along `step`, or along `step` and `group`; empty for none.
+        column: Its column in tables: in `Trace.to_frame` for fields along `step`, or along `step` and `group`; in
+            `Trace.smoothness`, joined over the tensors of a group, for fields along `step` and `parameter`.
+        share: A further column of `Trace.smoothness`, and the dataset whose joined norm it is over this one's.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Field:
     needs: str = ""
     total_of: str = ""
     column: str = ""
+    share: tuple[str, str] | None = None
 
     def belongs_to(self, version: str) -> bool:
         """Say whether traces of a format have this dataset, where the run measured it."""

@@ -147,8 +147,13 @@ class Trace(TraceFile):
         endpoint: bool = False,
         norm: str = "l2",
     ) -> pd.DataFrame:
-        """Return the points of `cloud` as a DataFrame: step, group, smoothness, grad_norm, loss, lr, usable."""
-        return self.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm).to_frame()
+        """Return the points of `cloud` as a DataFrame: step, group, smoothness, grad_norm, loss, lr, usable.
+
+        Groups of parameters have further columns where the trace has them: see `Field.column` in
+        `lsmooth.trace.layout`.
+        """
+        points = self.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm)
+        return tables.smoothness(self, by, points)
 
     def gradient_norm(self, by: By = "global", *, norm: str = "l2") -> pd.DataFrame:
         """Return ‖grad_S f(x_t)‖ of each group S of parameters: step, group, grad_norm.

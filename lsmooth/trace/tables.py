@@ -11,6 +11,7 @@ import pandas as pd
 from lsmooth.errors import TraceError
 from lsmooth.estimators import joined_norms, local_lipschitz
 from lsmooth.trace import layout
+from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import check_norm
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By, group_parameters
@@ -24,7 +25,8 @@ def frame(trace: TraceFile, rows: slice | None) -> pd.DataFrame:
     """Return one row a measured step: the columns that `FIELDS` names, smoothness, and what is usable."""
     columns: dict[str, Any] = {"step": trace.read("step", rows)}
     for field in layout.FIELDS:
-        if field.column and trace.has(field.name) and field.name not in ("step", "status"):
+        by_tensor = field.dims[1:] == ("parameter",)
+        if field.column and not by_tensor and trace.has(field.name) and field.name not in ("step", "status"):
             values = trace.read(field.name, rows)
             if values.ndim == 1:
                 columns[field.column] = values
@@ -39,6 +41,23 @@ def frame(trace: TraceFile, rows: slice | None) -> pd.DataFrame:
     well = columns["status"] == Status.MEASURED
     columns["usable"] = well & np.isfinite(smoothness) & np.isfinite(columns["grad_norm"])
     return pd.DataFrame(columns)
+
+
+def smoothness(trace: TraceFile, by: By, points: Cloud) -> pd.DataFrame:
+    """Return the points of a cloud of a trace, with all that `FIELDS` has in columns by group."""
+    table = points.to_frame()
+    if by == "coordinate":
+        return table
+    groups = list(group_parameters(trace.parameters, by).values())
+    for field in layout.FIELDS:
+        if field.column and field.dims[1:] == ("parameter",) and trace.has(field.name):
+            norms = joined_norms(trace.read(field.name), groups, field.join)
+            table[field.column] = norms.ravel()
+            if field.share is not None:
+                name, part = field.share
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    table[name] = (joined_norms(trace.read(part), groups, field.join) / norms).ravel()
+    return table
 
 
 def gradient_norm(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
