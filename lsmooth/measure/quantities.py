@@ -89,38 +89,16 @@ class GradientNoise(Quantity):
 
 
 class StepNorms(Quantity):
-    """‖d‖ of each tensor in the norm of each geometry, ⟨g, d⟩, and how far rounding puts points off the segment.
-
-    Let u be half the machine epsilon of a tensor's dtype and m its smallest normal number. A point is computed as
-    x_t + gamma d, or x_{t+1} - (1 - gamma) d beyond the middle, in float32 or wider, and rounded to the dtype: each
-    coordinate is then off by at most u (|x_j + gamma d_j| + m), m for numbers that are not normal, and by u |d_j| and
-    u |gamma d_j| from the difference and the product where these are computed in the same dtype. In the 2-norm, over n
-    coordinates, that is at most u (‖x_t‖ + sqrt(n) m) and a small multiple of u ‖d‖: with u below 0.004 for every
-    dtype, only the first can come near 1 % of ‖gamma d‖.
+    """‖d‖ of each tensor in the norm of each geometry, and ⟨g, d⟩.
 
     Args:
-        parameters: The measured parameters, for their dtypes.
         geometries: Which norms.
         norms: Takes norms of displacements.
-        two_norms: Takes 2-norms.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        geometries: Sequence[Geometry],
-        norms: TensorNorms,
-        two_norms: TensorNorms,
-    ) -> None:
+    def __init__(self, geometries: Sequence[Geometry], norms: TensorNorms) -> None:
         self._geometries = geometries
         self._norms = norms
-        self._two_norms = two_norms
-        limits = [torch.finfo(p.dtype) for p in parameters]
-        sizes = [local(p).numel() for p in parameters]
-        least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
-        self._half_eps, self._least = torch.tensor(
-            [[limit.eps / 2 for limit in limits], least], dtype=norms.dtype, device=parameters[0].device
-        )
 
     def at_start(self, step: Step, row: Row) -> None:
         active, segment = step.active, step.segment
@@ -130,13 +108,50 @@ class StepNorms(Quantity):
         for geometry in self._geometries:
             row[geometry.dataset("step_norm")].copy_(found[geometry.displacement])
         row["slope"].copy_(slope if step.scale is None else slope / step.scale)
-        self._two_norms.add(active, segment.start, [None] * len(active))
-        size = self._two_norms.result()["l2"]
-        row["rounding"].copy_(torch.linalg.vector_norm((size + self._least) * self._half_eps))
 
     def clear(self) -> None:
         self._norms.clear()
-        self._two_norms.clear()
+
+
+class WeightNorms(Quantity):
+    """‖x_t‖2 of each tensor, and by how much rounding may put points off the segment.
+
+    Let u be half the machine epsilon of a tensor's dtype and m its smallest normal number. A point is computed as
+    x_t + gamma d, or x_{t+1} - (1 - gamma) d beyond the middle, in float32 or wider, and rounded to the dtype: each
+    coordinate is then off by at most u (|x_j + gamma d_j| + m), m for numbers that are not normal, and by u |d_j| and
+    u |gamma d_j| from the difference and the product where these are computed in the same dtype. In the 2-norm, over n
+    coordinates, that is at most u (‖x_t‖ + sqrt(n) m) and a small multiple of u ‖d‖: with u below 0.004 for every
+    dtype, only the first can come near 1 % of ‖gamma d‖.
+
+    Args:
+        parameters: The measured parameters.
+        two_norms: Takes 2-norms.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], two_norms: TensorNorms) -> None:
+        self._parameters = parameters
+        self._norms = two_norms
+        limits = [torch.finfo(p.dtype) for p in parameters]
+        sizes = [local(p).numel() for p in parameters]
+        least = [math.sqrt(size) * limit.smallest_normal for size, limit in zip(sizes, limits, strict=True)]
+        self._half_eps, self._least = torch.tensor(
+            [[limit.eps / 2 for limit in limits], least], dtype=two_norms.dtype, device=parameters[0].device
+        )
+
+    def at_start(self, step: Step, row: Row) -> None:
+        moving = self._norms_of(step.active, step.segment.start)
+        row["rounding"].copy_(torch.linalg.vector_norm((moving + self._least) * self._half_eps))
+        row["weight_norm"].copy_(moving)
+        still = sorted(set(range(len(self._parameters))) - set(step.active))
+        if still:
+            row["weight_norm"].add_(self._norms_of(still, [local(self._parameters[i]).detach() for i in still]))
+
+    def _norms_of(self, positions: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
+        self._norms.add(positions, tensors, [None] * len(positions))
+        return self._norms.result()["l2"]
+
+    def clear(self) -> None:
+        self._norms.clear()
 
 
 class Coordinates(Quantity):
@@ -286,7 +301,8 @@ def quantities_of(
     found: list[Quantity] = [
         Losses(),
         GradientNoise(),
-        StepNorms(parameters, geometries, norms.displacements, norms.two),
+        StepNorms(geometries, norms.displacements),
+        WeightNorms(parameters, norms.two),
     ]
     if len(followed):
         found.append(Coordinates(CoordinateReader(followed, parameters, device, held)))

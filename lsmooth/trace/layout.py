@@ -16,7 +16,7 @@ from typing import Literal
 from lsmooth.join import Join
 
 FORMAT = "lsmooth-trace"
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 FIRST_FORMAT = "1.0"
 # Shown by h5dump and other tools that know nothing of lsmooth.
 COMMENT = (
@@ -210,6 +210,17 @@ FIELDS = (
         "scalar product of grad f(x_t) and d, since format 1.1",
         Join.SUM,
         since="1.1",
+    ),
+    Field(
+        "weight_norm",
+        ("step", "parameter"),
+        "real",
+        "1",
+        "2-norm of x_t, by parameter tensor, since format 1.2",
+        Join.NORM,
+        since="1.2",
+        column="weight_norm",
+        share=("update_ratio", "step_norm"),
     ),
     Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group", column="lr"),
     Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t", Join.MEAN),
