@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lsmooth import __version__
+from lsmooth.cli.encoding import print_any_text
 from lsmooth.errors import LsmoothError
 
 # The groups of `lsmooth --help`: the commands of each with their lines. The module lsmooth.cli.<name> holds a click
@@ -63,7 +64,8 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; an LsmoothError or OSError ends in one sentence and exit code 1."""
+        """Run a command; an LsmoothError, an OSError or a lack of memory ends in one sentence and exit code 1."""
+        print_any_text()
         try:
             return super().main(*args, **kwargs)
         except LsmoothError as error:
@@ -77,8 +79,19 @@ class _Commands(click.Group):
                 raise
             place = f"{error.filename}: " if error.filename is not None else ""
             message = f"{place}{error.strerror}."
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            message = f"There is not enough memory for these sizes ({reason}); choose smaller ones."
         click.echo(f"Error: {message}", err=True)
         sys.exit(1)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Return whether an allocation failed, or its size did not fit into 64 bits: torch has no class for these."""
+    words = ("allocate memory", "out of memory", "size calculation overflowed", "invalid size, tensor size is negative")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -66,13 +66,14 @@ def command(ctx: click.Context, /, **options: Any) -> None:
         return
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume continues a file and --force replaces it; give one of them.", ctx)
+    from lsmooth.cli.outputs import check_output
     from lsmooth.tasks.comparison import Comparison, contestants
     from lsmooth.tasks.results import Results
 
     output = Path(options["output"] or f"compare-{options['task']}.h5")
     figure = _figure_of(output)
-    if not options["resume"]:
-        _refuse_existing(options["force"], output, figure)
+    for path in (output, figure):
+        check_output(path, options["force"] or options["resume"], "choose another -o, or --resume to continue it")
     plans = _plans(options)
     entries = contestants(plans, _grid(options["grid"]), _thresholds(options["clip"]))
     seeds = range(options["seed"], options["seed"] + options["seeds"])
@@ -109,16 +110,6 @@ def _figure_of(output: Path) -> Path:
     if figure == output:
         raise InvalidArgumentError(f"{output} is the name of the figure; give the results another suffix.")
     return figure
-
-
-def _refuse_existing(force: bool, *paths: Path) -> None:
-    from lsmooth.errors import InvalidArgumentError
-
-    for path in paths:
-        if path.exists() and not force:
-            raise InvalidArgumentError(
-                f"{path} exists already; choose another -o, or --resume to continue it, or --force to replace it."
-            )
 
 
 def _compare_lower_bound(ctx: click.Context, options: Mapping[str, Any]) -> None:

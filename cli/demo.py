@@ -34,18 +34,13 @@ def command(ctx: click.Context, /, output: str, steps: int, every: int, seed: in
     The command prints L0 and L1 of each layer, and writes three files. demo.h5 is the trace. figure1.png shows
     smoothness against gradient norm. figure3.png shows the same for single coordinates.
     """
-    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.cli.outputs import check_output
 
     folder = Path(output)
     paths = [folder / name for name in FILES]
-    there = [str(path) for path in paths if path.exists()]
-    if there and not force:
-        raise InvalidArgumentError(
-            f"{', '.join(there)} {'exists' if len(there) == 1 else 'exist'} already; choose another folder with -o, "
-            "or --force to replace the files."
-        )
     folder.mkdir(parents=True, exist_ok=True)
-
+    for path in paths:
+        check_output(path, force, "choose another folder with -o")
     from lsmooth.cli.progress import Progress, plain_warnings
     from lsmooth.cli.threads import wait_without_spinning
 

@@ -97,10 +97,12 @@ def command(ctx: click.Context, /, trace: str, as_csv: bool, as_json: bool, **op
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
+    from lsmooth.cli.spreadsheet import to_csv
+
     _check(ctx, options)
     settings, frame = _fit(trace, options)
     if as_csv:
-        click.echo(frame.to_csv(index=False), nl=False)
+        click.echo(to_csv(frame), nl=False)
     elif as_json:
         click.echo(_json({"trace": trace, "by": options["by"], **settings}, frame, options["comparing"]))
     else:
@@ -156,7 +158,7 @@ def _json(about: dict[str, Any], frame: pd.DataFrame, comparing: bool) -> str:
     about["comparison" if comparing else "estimates"] = rows
     if comparing:
         about["verdicts"] = {group: verdict(frame, group) for group in frame["group"].unique()}
-    return json.dumps(about, indent=2, ensure_ascii=False)
+    return json.dumps(about, indent=2)
 
 
 def _comparison(frame: pd.DataFrame) -> list[str]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from lsmooth.trace.reader import Displacement, Trace
 
 
 @click.command("export", epilog="Example: lsmooth export run.h5 -o run.csv --by module")
@@ -24,10 +33,9 @@ import click
     help="With --by: divide the change of a group's gradient by the group's part of the step, or by the whole step.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-def command(trace: str, output: str, by: str | None, displacement: str, force: bool) -> None:
+def command(trace: str, output: str, by: str | None, displacement: Displacement, force: bool) -> None:
     """Write TRACE as a table: steps, losses, learning rates, gradient norms and local smoothness."""
     from pathlib import Path
-    from typing import Any
 
     from lsmooth.cli.outputs import check_output
     from lsmooth.errors import InvalidArgumentError
@@ -36,42 +44,46 @@ def command(trace: str, output: str, by: str | None, displacement: str, force: b
     if by is None and displacement != "layer":
         raise click.UsageError("--displacement goes with --by.")
     path = Path(output)
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet", ".nc"):
+    if path.suffix.lower() not in (".csv", ".parquet", ".nc"):
         raise InvalidArgumentError(f"{output} ends in none of .csv, .parquet and .nc; give it one of these suffixes.")
     check_output(path, force)
     if path.exists() and path.samefile(trace):
         raise InvalidArgumentError(f"{output} is the trace itself; choose another name.")
     with Trace(trace) as opened:
-        if kind == ".nc":
-            dataset: Any = opened.to_xarray()
-            if by is not None:
-                import xarray
-
-                table = opened.smoothness(by, displacement=displacement)  # type: ignore[arg-type]
-                groups = list(table.group.cat.categories)
-                by_group = table.drop(columns=["step", "group", "loss", "lr"]).astype({"usable": "int8"})
-                dataset = xarray.Dataset(
-                    {
-                        name: (("step", "group"), values.to_numpy().reshape(-1, len(groups)))
-                        for name, values in by_group.items()
-                    },
-                    {"step": opened.steps, "group": groups},
-                )
+        if path.suffix.lower() == ".nc":
+            dataset = opened.to_xarray() if by is None else _groups(opened, by, displacement)
             dataset.to_netcdf(path, engine="h5netcdf")
             rows = len(opened)
         else:
-            frame = (
-                opened.to_frame() if by is None else opened.smoothness(by, displacement=displacement)  # type: ignore[arg-type]
-            )
+            frame = opened.to_frame() if by is None else opened.smoothness(by, displacement=displacement)
+            _write_table(frame, path)
             rows = len(frame)
-            if kind == ".csv":
-                frame.to_csv(path, index=False)
-            else:
-                try:
-                    frame.to_parquet(path, index=False)
-                except ImportError:
-                    raise InvalidArgumentError(
-                        "Parquet files need pyarrow, which is not installed; `pip install pyarrow`, or export to .csv."
-                    ) from None
     click.echo(f"Wrote {path} ({rows} rows).")
+
+
+def _groups(trace: Trace, by: str, displacement: Displacement) -> Any:
+    """Return the table of `Trace.smoothness` as an xarray.Dataset over step and group."""
+    import xarray
+
+    table = trace.smoothness(by, displacement=displacement)
+    groups = list(table.group.cat.categories)
+    by_group = table.drop(columns=["step", "group", "loss", "lr"]).astype({"usable": "int8"})
+    return xarray.Dataset(
+        {name: (("step", "group"), values.to_numpy().reshape(-1, len(groups))) for name, values in by_group.items()},
+        {"step": trace.steps, "group": groups},
+    )
+
+
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
+    from lsmooth.cli.spreadsheet import to_csv
+    from lsmooth.errors import InvalidArgumentError
+
+    if path.suffix.lower() == ".csv":
+        to_csv(frame, path)
+        return
+    try:
+        frame.to_parquet(path, index=False)
+    except ImportError:
+        raise InvalidArgumentError(
+            "Parquet files need pyarrow, which is not installed; `pip install pyarrow`, or export to .csv."
+        ) from None

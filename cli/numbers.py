@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
 
-# A thousand million: the product of two such counts still fits into the 64 bits of NumPy and HDF5.
+# The product of two counts of this size still fits into the 64 bits of PyTorch, NumPy and HDF5.
 LARGEST_COUNT = 10**9
+# float32 holds no larger number.
+LARGEST_FLOAT = 3.4e38
 
 
 class Number(click.FloatRange):
-    """A finite number in a range; click's own FloatRange lets "nan" pass."""
+    """A finite number of float32 in a range; click's own FloatRange lets "nan" pass."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number, or raise BadParameter with one sentence."""
         number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+        if not abs(number) <= LARGEST_FLOAT:
+            self.fail(f"{value} is not a finite number of float32.", param, ctx)
         return number
 
 
@@ -39,5 +40,3 @@ class Count(click.IntRange):
 
 # Every generator of PyTorch and NumPy takes these seeds, and so do the products that tasks make of them.
 SEED = Count(0, 2**32 - 1)
-# float32 holds no larger learning rate.
-LR = Number(0, 3e38)

@@ -54,7 +54,7 @@ def plan_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         "data": options["data"],
         "preset": options["preset"],
         "changes": _changes(options),
-        "device": options["device"] or default_device(),
+        "device": checked_device(options["device"]) or default_device(),
         "amp": options["amp"] is not None,
         "compile": options["compiled"],
     }
@@ -88,6 +88,19 @@ def pairs(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
         owner, colon, name = key.strip().rpartition(":")
         found[owner + colon + name.replace("-", "_")] = value.strip()
     return found
+
+
+def checked_device(name: str | None) -> str | None:
+    """Return the name of a device, or raise BadParameter if torch cannot compute on it here."""
+    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.tasks.plan import check_device
+
+    if name is not None:
+        try:
+            check_device(name)
+        except InvalidArgumentError as error:
+            raise click.BadParameter(str(error), param_hint="--device") from None
+    return name
 
 
 def default_device() -> str:

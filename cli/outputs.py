@@ -7,11 +7,28 @@ from pathlib import Path
 from lsmooth.errors import InvalidArgumentError
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Raise InvalidArgumentError if no file can be written at `path`; `force` permits to replace a file there."""
+def refusal(path: Path, force: bool, instead: str = "choose another name") -> str | None:
+    """Return why no file can be written at `path`, in one sentence; None if it can.
+
+    Args:
+        path: The file.
+        force: Whether a regular file at this path may be replaced. No other kind ever is: to replace a device file, for
+            which root has the permission, damages the system.
+        instead: The mend for a file that exists already, beside --force.
+    """
     if path.is_dir():
-        raise InvalidArgumentError(f"{path} is a folder; choose another name.")
+        return f"{path} is a folder; choose another name."
+    if path.exists() and not path.is_file():
+        return f"{path} is not a regular file, and is never replaced; choose another name."
     if path.exists() and not force:
-        raise InvalidArgumentError(f"{path} exists already; choose another name, or --force to replace it.")
+        return f"{path} exists already; {instead}, or --force to replace it."
     if not path.parent.is_dir():
-        raise InvalidArgumentError(f"There is no folder {path.parent}; make it first, or choose another place.")
+        return f"There is no folder {path.parent}; make it first, or choose another place."
+    return None
+
+
+def check_output(path: Path, force: bool, instead: str = "choose another name") -> None:
+    """Raise InvalidArgumentError if no file can be written at `path`; see `refusal`."""
+    reason = refusal(path, force, instead)
+    if reason is not None:
+        raise InvalidArgumentError(reason)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmooth.cli.numbers import LARGEST_COUNT, LR, SEED, Count, Number
-from lsmooth.cli.options import default_device, pairs, plan_arguments, training_options
+from lsmooth.cli.numbers import LARGEST_COUNT, SEED, Count, Number
+from lsmooth.cli.options import checked_device, default_device, pairs, plan_arguments, training_options
+from lsmooth.cli.outputs import refusal
 
 if TYPE_CHECKING:
     from lsmooth.tasks.plan import Plan
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("train", epilog="Example: lsmooth train transformer-encoder --steps 200 --every 5 --trace run.h5")
 @click.argument("task", required=False)
 @click.option("--optimizer", help="Name of the optimizer (see `lsmooth tasks`).  [default: the optimizer of the task]")
-@click.option("--lr", type=LR, help="Learning rate.  [default: the learning rate of the optimizer in the task]")
+@click.option("--lr", type=Number(0), help="Learning rate.  [default: the learning rate of the optimizer in the task]")
 @training_options
 @click.option("--every", type=Count(), default=10, show_default=True, help="Measure one in this number of steps.")
 @click.option(
@@ -118,16 +119,13 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     if options["task"] is None:
         raise click.UsageError("Missing argument 'TASK' (see `lsmooth tasks`).", ctx)
     from lsmooth import tasks
-    from lsmooth.errors import TraceError
-    from lsmooth.tasks.parallel import on_rank_0
     from lsmooth.tasks.plan import make_plan
     from lsmooth.tasks.session import Session
 
     task = tasks.get(options["task"])
     trace = Path(options["trace"] or f"{task.name}.h5")
     # The check comes before data and model are made, which may take a while.
-    if (on_rank_0(trace.exists()) if parallel else trace.exists()) and not options["force"]:
-        raise TraceError(f"{trace} exists already; choose another --trace, or --force to replace it, or --resume it.")
+    _check_outputs(trace, options["force"], parallel)
     plan, data = make_plan(
         task.name,
         optimizer=options["optimizer"],
@@ -145,6 +143,21 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     )
 
 
+def _check_outputs(trace: Path, force: bool, parallel: bool) -> None:
+    """Raise InvalidArgumentError if trace or checkpoint cannot be written; all processes follow the first one."""
+    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.tasks.checkpoint import checkpoint_path
+    from lsmooth.tasks.parallel import on_rank_0
+
+    reason = refusal(trace, force, "choose another --trace, or --resume to continue it")
+    # A checkpoint belongs to its trace, and is replaced with it.
+    reason = reason or refusal(checkpoint_path(trace), force=True)
+    if parallel:
+        reason = on_rank_0(reason)
+    if reason is not None:
+        raise InvalidArgumentError(reason)
+
+
 def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
     if options["force"]:
         raise click.UsageError("--resume continues a trace and --force replaces it; give one of them.", ctx)
@@ -152,7 +165,6 @@ def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False
         raise click.UsageError("--resume needs --trace FILE, the trace to continue.", ctx)
     from lsmooth.errors import InvalidArgumentError
     from lsmooth.tasks.checkpoint import checkpoint_path, load_checkpoint
-    from lsmooth.tasks.plan import check_device
     from lsmooth.tasks.session import Session
 
     trace = Path(options["trace"] or f"{options['task']}.h5")
@@ -162,8 +174,7 @@ def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False
             f"{trace} was begun with {option} {there}, not {given}; leave out {option} to resume the run, or start "
             "another run with another --trace."
         )
-    if options["device"] is not None:
-        check_device(options["device"])
+    checked_device(options["device"])
     extend = {name: options[name] for name in ("steps", "epochs") if options[name] is not None}
     return Session.resume(
         trace,

@@ -19,6 +19,7 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.tasks.engines import Engine, RunResult, Tick
 from lsmooth.tasks.plan import Plan
 from lsmooth.tasks.results import Results
+from lsmooth.tasks.task import LARGEST_FLOAT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +89,13 @@ def _value(plan: Plan, key: str, text: str) -> Any:
     of_optimizer = {**optim.hyperparameters(plan.optimizer), **plan.hyperparameters}
     own = plan.settings[key] if key in plan.settings else of_optimizer.get(key.removeprefix("optimizer."))
     try:
-        return float(own) * float(text[1:])  # type: ignore[arg-type]
+        value = float(own) * float(text[1:])  # type: ignore[arg-type]
+        whole = isinstance(own, int)
+        if abs(value) <= LARGEST_FLOAT and not isinstance(own, bool) and not (whole and value % 1):
+            return int(value) if whole else value
     except (TypeError, ValueError):
-        raise InvalidArgumentError(
-            f"{key}={text} is no multiple of {plan.optimizer}'s {key} ({own}); give a value."
-        ) from None
+        pass
+    raise InvalidArgumentError(f"{key}={text} is no multiple of {plan.optimizer}'s {key} ({own}); give a value.")
 
 
 def _short(value: Any) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsmooth.errors import DataError
+from lsmooth.tasks.files import check_regular
 from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task, epoch_generator
 from lsmooth.tasks.text import WIKITEXT_FILES, WIKITEXT_SIGNS, Corpus, Lines, as_tensor, find_corpus, find_lines
 
@@ -114,7 +115,11 @@ def wordpiece(lines: Lines, vocabulary: Path, origin: str) -> Corpus:
         raise DataError(
             f"{vocabulary} needs the package tokenizers, which is not installed; pip install 'lsmooth[transformers]'."
         ) from None
-    tokens = tuple(vocabulary.read_text(encoding="utf-8").splitlines())
+    check_regular(vocabulary)
+    try:
+        tokens = tuple(vocabulary.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{vocabulary} is not text in UTF-8 (byte {error.start}).") from error
     if not {"[UNK]", "[SEP]"} <= set(tokens):
         raise DataError(f"{vocabulary} is not a BERT vocabulary: it has no [UNK] and [SEP]; remove it or replace it.")
     tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=False)

@@ -35,7 +35,10 @@ def join(device: str) -> str:
     Raises:
         InvalidArgumentError: The device is one that several processes cannot share.
     """
-    kind = torch.device(device)
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise InvalidArgumentError(f"There is no device {device!r}; give --device cpu or cuda.") from None
     if kind.type == "cuda":
         if kind.index is not None:
             raise InvalidArgumentError(f"Several processes cannot share {device}; give --device cuda, one GPU each.")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsmooth.errors import DataError
+from lsmooth.tasks.files import check_regular
 from lsmooth.tasks.hub import load_hub
 from lsmooth.tasks.task import Baseline, Data, Preset, Problem, Settings, Split, Task
 
@@ -155,6 +156,7 @@ def read_cifar10(folder: str | Path) -> tuple[Images, Images]:
 def _read_records(paths: list[Path]) -> Images:
     parts = []
     for path in paths:
+        check_regular(path)
         flat = np.fromfile(path, dtype=np.uint8)
         records = flat.reshape(-1, _RECORD) if flat.size and flat.size % _RECORD == 0 else None
         if records is None or records[:, 0].max() >= CLASSES:
@@ -181,10 +183,15 @@ def _hub_images(splits: dict[str, Any], name: str) -> Images:
     pixels = np.empty((len(split), SIDE, SIDE, 3), np.uint8)
     labels = np.empty(len(split), np.int64)
     for row, entry in enumerate(split):
-        image, labels[row] = entry[column], entry["label"]
+        image = entry[column]
         # Without the hub's own description of the column, what comes is the file's bytes.
-        opened = Image.open(io.BytesIO(image["bytes"])) if isinstance(image, dict) else image
-        if opened.size != (SIDE, SIDE) or not 0 <= labels[row] < CLASSES:
+        try:
+            opened = Image.open(io.BytesIO(image["bytes"])) if isinstance(image, dict) else image
+            labels[row] = entry["label"]
+            size = opened.size
+        except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError):
+            raise DataError(f"Row {row} of {name} holds no image with a number; choose a data set of images.") from None
+        if size != (SIDE, SIDE) or not 0 <= labels[row] < CLASSES:
             raise DataError(
                 f"Row {row} of {name} is not an image of CIFAR-10: {opened.width}x{opened.height} pixels, label "
                 f"{labels[row]}; choose a data set of 32x32 images with labels from 0 to 9."

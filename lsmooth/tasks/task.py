@@ -31,6 +31,12 @@ Split = Literal["valid", "test"]
 S = TypeVar("S", bound="Settings")
 
 
+# The product of two counts of this size still fits into the 64 bits of PyTorch, NumPy and HDF5.
+LARGEST_COUNT = 10**9
+# float32 holds no larger number.
+LARGEST_FLOAT = 3.4e38
+# Layers are made one by one: a larger number only fills the memory.
+_LARGEST = {"layers": 1000}
 # How the names of settings begin that are shares of something left out, or smoothed over.
 _PROBABILITIES = ("dropout", "weight_drop", "label_smoothing")
 
@@ -58,6 +64,12 @@ class Settings:
             name, value = field.name, getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise InvalidArgumentError(f"{name}={value} is not a positive number.")
+            if isinstance(value, int) and value > _LARGEST.get(name, LARGEST_COUNT):
+                raise InvalidArgumentError(f"{name}={value} is more than {_LARGEST.get(name, LARGEST_COUNT)}.")
+            if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+                raise InvalidArgumentError(f"{name}={value} is not a finite number of float32.")
+            if name == "lr_decay" and not 0 <= value <= 1:
+                raise InvalidArgumentError(f"{name}={value} is not a factor in [0, 1].")
             if isinstance(value, float) and name.startswith(_PROBABILITIES) and not 0 <= value < 1:
                 raise InvalidArgumentError(f"{name}={value} is not a probability in [0, 1).")
         heads = getattr(self, "heads", 1)
@@ -99,8 +111,15 @@ def read_value(name: str, text: str, kind: Any) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}[text.lower()]
-        if kind in (int, float, str):
+        if kind in (int, str):
             return kind(text)
+        if kind is float:
+            value = float(text)
+            if not abs(value) <= LARGEST_FLOAT:
+                raise InvalidArgumentError(f"{name}={text} is not a finite number of float32.")
+            return value
+    except InvalidArgumentError:
+        raise
     except (ValueError, KeyError):
         pass
     raise InvalidArgumentError(f"{name}={text} cannot be read as {getattr(kind, '__name__', kind)}.")

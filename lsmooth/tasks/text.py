@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lsmooth.errors import DataError
+from lsmooth.tasks.files import check_regular
 from lsmooth.tasks.hub import load_hub
 from lsmooth.tasks.task import Baseline, Data
 
@@ -146,6 +147,7 @@ def read_folder(folder: str, patterns: Sequence[Mapping[str, str]], files: str, 
 def _lines_of(paths: Sequence[Path], column: str) -> Callable[[], Iterator[str]]:
     def lines() -> Iterator[str]:
         for path in paths:
+            check_regular(path)
             if path.suffix == ".parquet":
                 yield from _parquet_column(path, column)
             else:
@@ -169,9 +171,10 @@ def _parquet_column(path: Path, column: str) -> Iterator[str]:
             if column not in file.schema_arrow.names:
                 raise DataError(f"{path} has no column {column}; it has {', '.join(file.schema_arrow.names)}.")
             for batch in file.iter_batches(columns=[column]):
-                yield from batch.column(0).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a Parquet file ({str(error).splitlines()[0].rstrip('.')}).") from error
+                yield from texts(batch.column(0).to_pylist(), f"The column {column} of {path}")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(f"{path} is not a Parquet file ({reason}).") from error
 
 
 def _column_of(split: Any, column: str) -> Callable[[], Iterable[str]]:
@@ -179,9 +182,21 @@ def _column_of(split: Any, column: str) -> Callable[[], Iterable[str]]:
         if column not in split.column_names:
             raise DataError(f"The data set has no column {column}; it has {', '.join(split.column_names)}.")
         for batch in split.iter(batch_size=1000):
-            yield from batch[column]
+            yield from texts(batch[column], f"The column {column} of the data set")
 
     return lines
+
+
+def texts(cells: Iterable[Any], place: str) -> Iterator[str]:
+    """Yield the cells of a column of text.
+
+    Raises:
+        DataError: A cell is not text.
+    """
+    for cell in cells:
+        if not isinstance(cell, str):
+            raise DataError(f"{place} holds {type(cell).__name__} where text is expected; choose another data set.")
+        yield cell
 
 
 def encode(lines: Lines, origin: str, *, stand_in: bool, max_words: int | None = None, min_count: int = 1) -> Corpus:

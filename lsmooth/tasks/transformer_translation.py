@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ from torch.nn import functional
 
 from lsmooth.errors import DataError
 from lsmooth.tasks.captions import caption_pairs
+from lsmooth.tasks.files import check_regular
 from lsmooth.tasks.hub import load_hub
 from lsmooth.tasks.task import Baseline, Data, Preset, Problem, Settings, Split, Task
+from lsmooth.tasks.text import texts
 
 PAD, UNKNOWN, START, END = range(4)
 _SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
@@ -279,12 +282,13 @@ def _language_files(place: Path, stem: str) -> tuple[Path, Path] | None:
 
 
 def _lines_of(path: Path) -> list[str]:
+    check_regular(path)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 (byte {error.start}).") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file; fetch it again.") from error
 
 
@@ -297,7 +301,8 @@ def _hub_pairs(source: str, name: str) -> dict[str, Sequence[tuple[str, str]]]:
         columns = found[theirs].column_names
         if "de" not in columns or "en" not in columns:
             raise DataError(f"{source} has no columns de and en; it has {', '.join(columns)}.")
-        splits[ours] = list(zip(found[theirs]["de"], found[theirs]["en"], strict=True))
+        german, english = (texts(found[theirs][name], f"The column {name} of {source}") for name in ("de", "en"))
+        splits[ours] = list(zip(german, english, strict=True))
     return splits
 
 

@@ -58,7 +58,7 @@ def test_settings_are_read_by_their_type(name, text, value):
         ("width", "-4", "width=-4 is not a positive number"),
         ("heads", "3", "heads=3 do not divide a width of 8"),
         ("dropout", "1.5", "dropout=1.5 is not a probability"),
-        ("dropout", "nan", "dropout=nan is not a probability"),
+        ("dropout", "nan", "dropout=nan is not a finite number"),
     ],
 )
 def test_a_bad_setting_is_named(name, text, word):

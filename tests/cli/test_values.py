@@ -1,0 +1,255 @@
+"""Whatever number or text an option is given: it is taken, or it ends in one sentence; never a traceback, never a hang.
+
+Numbers that are taken are finite and fit into the types of PyTorch, NumPy and HDF5.
+"""
+
+import dataclasses
+import importlib
+import math
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from lsmooth import optim, tasks
+from lsmooth.cli import COMMANDS, main, numbers
+from lsmooth.errors import InvalidArgumentError
+from lsmooth.tasks import task as task_values
+from lsmooth.tasks.comparison import contestants
+from lsmooth.tasks.plan import check_device, make_plan
+
+HOSTILE = [
+    "nan", "-nan", "inf", "-inf", "infinity", "1e308", "-1e308", "1e999", "3.5e38", "1e-320", "-0", "0", "-1", "1", "2",
+    "0.5", "12345678901234567890", "-12345678901234567890", "9223372036854775807", "9223372036854775808", "4294967296",
+    "4294967295", "1_000", "0x10", "1e3", "", " ", "٣", "１２", "9" * 5000, "--", "none", "true", "(1,", "1,2", "\0",
+    "é",
+]  # fmt: skip
+TEXTS = st.sampled_from(HOSTILE) | st.integers().map(str) | st.floats().map(repr) | st.text(max_size=20)
+
+# Each example reads a fixture that none of them changes.
+SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+def commands():
+    return {name: importlib.import_module(f"lsmooth.cli.{name}").command for name in COMMANDS}
+
+
+NUMBERS = [
+    pytest.param(command, option, id=f"{name} {option.opts[0]}")
+    for name, command in commands().items()
+    for option in command.params
+    if isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType))
+]
+
+
+def test_there_are_numbers_to_try():
+    assert len(NUMBERS) > 20
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS)
+@given(text=TEXTS)
+@example(text="nan")
+@example(text="12345678901234567890")
+@example(text="1e308")
+@settings(max_examples=60, deadline=None)
+def test_a_number_is_finite_and_fits_or_is_refused_in_a_sentence(command, option, text):
+    context = click.Context(command)
+    try:
+        value = option.type_cast_value(context, text)
+    except click.BadParameter:
+        # A usage error: one sentence, and exit code 2.
+        return
+    assert math.isfinite(value)
+    # float32 and int64, which arithmetic on these numbers must not leave.
+    assert abs(value) <= (2**32 if isinstance(value, int) else 3.4e38)
+
+
+def test_options_and_hyperparameters_have_the_same_bounds():
+    """They are stated twice, since the commands that only read never load torch."""
+    assert numbers.LARGEST_COUNT == task_values.LARGEST_COUNT
+    assert numbers.LARGEST_FLOAT == task_values.LARGEST_FLOAT <= torch.finfo(torch.float32).max
+
+
+@pytest.fixture(scope="module")
+def plans():
+    """Return a small plan of each task."""
+    return {name: make_plan(name)[0] for name in tasks.NAMES}
+
+
+def keys():
+    for task in tasks.NAMES:
+        for field in dataclasses.fields(tasks.get(task).settings("small")):
+            yield pytest.param(task, None, field.name, id=f"{task} {field.name}")
+    for name in optim.NAMES:
+        for key in optim.hyperparameters(name):
+            yield pytest.param("transformer-encoder", name, f"optimizer.{key}", id=f"{name} {key}")
+
+
+def numbers_in(value):
+    return [number for item in value for number in numbers_in(item)] if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.parametrize(("task", "optimizer", "key"), list(keys()))
+@given(text=TEXTS)
+@example(text="nan")
+@example(text="12345678901234567890")
+@example(text="1e308")
+@example(text="inf,inf")
+@settings(max_examples=40, deadline=None, suppress_health_check=SHARED)
+def test_a_hyperparameter_is_finite_and_fits_or_is_refused_in_a_sentence(plans, task, optimizer, key, text):
+    plan = plans[task]
+    if optimizer is not None:
+        plan = dataclasses.replace(plan, optimizer=optimizer, hyperparameters={})
+    name = key.removeprefix("optimizer.")
+    try:
+        changed = plan.with_hyperparameters({key: text})
+    except InvalidArgumentError as error:
+        refused = str(error)
+    else:
+        refused = None
+    if refused is not None:
+        assert name in refused or "heads=" in refused
+        return
+    value = changed.settings[key] if optimizer is None else changed.hyperparameters[name]
+    for number in numbers_in(value):
+        if isinstance(number, (int, float)):
+            assert abs(number) <= (10**9 if isinstance(number, int) else 3.4e38)
+
+
+@given(text=TEXTS, key=st.sampled_from(["lr", "betas", "batch_size", "dropout", "max_norm", "augment", "eps"]))
+@example(text="nan", key="lr")
+@example(text="0.01", key="batch_size")
+@example(text="1", key="augment")
+@settings(max_examples=150, deadline=None, suppress_health_check=SHARED)
+def test_a_multiple_of_the_grid_is_a_number_of_its_kind_or_is_refused(plans, text, key):
+    task = "resnet20" if key == "augment" else "transformer-encoder"
+    plan = dataclasses.replace(plans[task], optimizer="adam", hyperparameters={"lr": 0.01})
+    try:
+        (found,) = contestants({"adam": plan}, {key: [f"x{text}"]})
+    except InvalidArgumentError:
+        return
+    (candidate,) = found.candidates.values()
+    value = {**candidate.settings, **candidate.hyperparameters}[key]
+    assert type(value) is type({**plan.settings, **optim.hyperparameters("adam"), **plan.hyperparameters}[key])
+    assert math.isfinite(value)
+
+
+@given(name=st.sampled_from(["hpu", "xpu", "mps", "meta", "cuda", "cuda:99", "cpu:-1", "cpu:" + "9" * 20]) | TEXTS)
+@example(name="hpu")
+@example(name="meta")
+@settings(max_examples=60, deadline=None)
+def test_a_device_computes_here_or_is_refused_in_a_sentence(name):
+    try:
+        check_device(name)
+    except InvalidArgumentError:
+        return
+
+    assert torch.ones(2, device=name).sum().item() == 2
+
+
+TINY = [f"--set={pair}" for pair in ("embedding=8", "heads=1", "feed_forward=8", "sequence=6", "batch_size=4")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--lr", value) for value in ("nan", "inf", "1e308", "-1")),
+        *(("--seed", value) for value in ("-1", "12345678901234567890")),
+        *((name, "12345678901234567890") for name in ("--steps", "--every", "--epochs", "--coordinates")),
+        *(("--checkpoint-every", value) for value in ("nan", "inf")),
+        ("--device", "hpu"),
+        ("--device", "meta"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True], ids=["begun", "resumed"])
+def test_train_refuses_what_it_cannot_use(tmp_path, monkeypatch, option, value, resume):
+    monkeypatch.chdir(tmp_path)
+    how = ["--resume", "--trace=run.h5"] if resume else ["transformer-encoder", *TINY, "--steps=1"]
+    if resume and option == "--device":
+        begun = CliRunner().invoke(main, ["train", "transformer-encoder", *TINY, "--steps=1", "--trace=run.h5"])
+        assert begun.exit_code == 0, begun.output
+    done = CliRunner().invoke(main, ["train", *how, f"{option}={value}"])
+    assert done.exit_code == 2, done.output
+    assert option in done.stderr.splitlines()[-1]
+    assert isinstance(done.exception, SystemExit)
+    assert resume or not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seed=4294967295", "--every=1000000000", "--coordinates=1000000000", "--checkpoint-every=1000000000"],
+        ["--lr=0", "--seed=0", "--every=1", "--coordinates=0", "--checkpoint-every=0"],
+        ["--lr=3e38"],
+        ["--epochs=1000000000"],
+    ],
+)
+def test_the_largest_and_smallest_numbers_work(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["train", "transformer-encoder", *TINY, *arguments, "--steps=2", "--device=cpu"])
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    # A learning rate beyond all sense diverges, and says so.
+    assert done.exit_code == (1 if "--lr=3e38" in arguments else 0), done.output
+
+
+SIZES = ["embedding", "heads", "feed_forward", "layers", "sequence", "batch_size"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_beyond_the_memory_end_in_a_sentence(tmp_path, size):
+    """In a process that may have 6 GB of addresses, so that the machine itself is never short of memory."""
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); "
+        "from lsmooth.cli import main; main()"
+    )
+    values = {"layers": 1000, "heads": 10**9}
+    more = [f"--set={size}={values.get(size, 10**9)}", "--device=cpu", "--steps=1"]
+    if size == "layers":
+        more.append("--set=feed_forward=100000")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "transformer-encoder", *TINY, *more],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+READING = {
+    "estimate": ["--by", "--q", "--f-low", "--confidence", "--seed"],
+    "advise": ["--beta2"],
+    "tail": ["--lines"],
+    "export": ["--by"],
+}
+
+
+@pytest.mark.parametrize(("command", "option"), [(name, option) for name in READING for option in READING[name]])
+@given(text=TEXTS)
+@example(text="0.9999999999999999")
+@example(text="1e-300")
+@example(text="3e38")
+@example(text="-3e38")
+@example(text="1e308")
+@example(text="-1e308")
+@example(text="1000000000")
+@settings(max_examples=15, deadline=None, suppress_health_check=SHARED)
+def test_a_command_that_reads_takes_any_value_or_ends_in_a_sentence(small_trace, tmp_path, command, option, text):
+    more = {
+        "estimate": ["--method=quantile", "--condition=suboptimality"],
+        "tail": ["--no-follow"],
+        "export": ["--force", f"--output={tmp_path / 'table.csv'}"],
+    }.get(command, [])
+    done = CliRunner().invoke(main, [command, str(small_trace), *more, f"{option}={text}"])
+    assert isinstance(done.exception, SystemExit | None), (text, done.exception)
+    if done.exit_code:
+        assert "Error: " in done.stderr
