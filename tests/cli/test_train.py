@@ -102,7 +102,7 @@ def test_a_folder_of_text(train, tmp_path):
         ([*TINY, "--set", "heads=3"], 1, "heads=3 do not divide a width of 8"),
         ([*TINY, "--data", "nowhere"], 1, "no folder nowhere"),
         ([*TINY, "--data", "."], 1, "wiki.train.tokens"),
-        ([*TINY, "--device", "abacus"], 1, "no device 'abacus'"),
+        ([*TINY, "--device", "abacus"], 2, "no device 'abacus'"),
         ([*TINY, "--steps", "0"], 2, "--steps"),
         ([*TINY, "--trace", "no/where/run.h5"], 1, "no folder no/where"),
         ([], 2, "Missing argument 'TASK'"),
