@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import operator
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -12,8 +11,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from lsmooth.errors import InvalidArgumentError, OptimizerError
-
-_LAYOUT = operator.attrgetter("layout")
 
 
 class CheckedOptimizer(Optimizer):
@@ -87,7 +84,7 @@ class CheckedOptimizer(Optimizer):
         """Return the parameters of a group that have a gradient, and their gradients."""
         params = [p for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in params]
-        if any(layout != torch.strided for layout in set(map(_LAYOUT, grads))):
+        if any(grad.layout != torch.strided for grad in grads):
             raise OptimizerError(
                 f"{type(self).__name__} does not support sparse gradients; make the layer give dense ones "
                 "(sparse=False)."

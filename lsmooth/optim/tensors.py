@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,12 +15,15 @@ _CPU_BLOCK = 1 << 18
 # Devices on which torch's fused kernels were seen to do what the backends ask of them.
 KERNEL_DEVICES = ("cpu", "cuda")
 
-_DEVICE, _DTYPE = map(operator.attrgetter, ("device", "dtype"))
-
 
 def kinds(tensors: Sequence[Tensor]) -> tuple[set[torch.device], set[torch.dtype]]:
     """Return the devices and the dtypes of tensors."""
-    return set(map(_DEVICE, tensors)), set(map(_DTYPE, tensors))
+    return {tensor.device for tensor in tensors}, {tensor.dtype for tensor in tensors}
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the widest real dtype of a device: float64, which Apple's GPUs lack."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def chosen(columns: Iterable[Sequence[Any]], positions: Sequence[int]) -> list[list[Any]]:
@@ -53,7 +55,7 @@ def on_device(value: float | Tensor, device: torch.device) -> float | Tensor:
 
 def is_plain(tensors: Iterable[Tensor]) -> bool:
     """Say whether all tensors are torch's own class: a multi-tensor kernel skips what subclasses redefine."""
-    return set(map(type, tensors)) <= {Tensor, torch.nn.Parameter}
+    return {type(tensor) for tensor in tensors} <= {Tensor, torch.nn.Parameter}
 
 
 def lie_alike(*tensors: Tensor) -> bool:
@@ -75,9 +77,10 @@ def blocks(lists: Sequence[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
     """Split parallel lists of tensors into the blocks that are updated one after another.
 
     On the CPU a block holds flat pieces, of at most `_CPU_BLOCK` elements in each list. What one operation leaves in
-    the cache, the next one finds there. On a GPU one block holds everything.
+    the cache, the next one finds there. On a GPU one block holds everything, as it does for torch.compile, which makes
+    one pass of all operations anyway.
     """
-    if lists[0][0].device.type != "cpu":
+    if lists[0][0].device.type != "cpu" or torch.compiler.is_compiling():
         yield list(lists)
         return
     block: list[tuple[Tensor, ...]] = []

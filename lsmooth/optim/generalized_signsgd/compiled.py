@@ -65,7 +65,7 @@ def _calls(positions: list[int]) -> Iterator[list[int]]:
 
 def _factors(hyper: Hyperparameters, dtype: torch.dtype, step: int) -> Tensor:
     """Return the factors of a step, in a tensor: numbers of Python would be compiled for anew when they change."""
-    correction, root = hyper.corrections(step)
+    correction, root = hyper.corrections(step, torch.device("cpu"))
     rate = hyper.lr / correction
     decoupled = hyper.weight_decay if hyper.decoupled_weight_decay else 0.0
     found = [

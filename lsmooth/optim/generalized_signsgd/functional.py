@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from lsmooth.optim.generalized_signsgd.compiled import compiled_signsgd
 from lsmooth.optim.generalized_signsgd.fused import fused_signsgd, kernel_takes
 from lsmooth.optim.generalized_signsgd.hyperparameters import Hyperparameters, Tensors
@@ -43,6 +45,7 @@ def _backend(
     if foreach is None and fused is None and not hyper.differentiable and is_plain(tensors.params):
         fused = hyper.eps > 0 and kernel_takes(tensors.params)
         foreach = not fused
-    if fused and hyper.beta2 == 0:
+    # Without v there is nothing to fuse. torch.compile fuses the multi-tensor form itself, but no kernel.
+    if fused and (hyper.beta2 == 0 or torch.compiler.is_compiling()):
         fused, foreach = False, True
     return fused_signsgd if fused else multi_tensor_signsgd if foreach else single_tensor_signsgd

@@ -54,7 +54,8 @@ def _descend(tensors: Tensors, step: int, hyper: Hyperparameters) -> None:
     """Bring v up to date and step, in the kernel."""
     device = tensors.params[0].device
     count = torch.full((), step if hyper.bias_correction else _NO_CORRECTION, dtype=torch.float32, device=device)
-    correction, _ = hyper.corrections(step)
+    correction, _ = hyper.corrections(step, device)
+    assert not isinstance(correction, Tensor)  # torch.compile is given the multi-tensor form
     kernel = torch._fused_adamw_ if hyper.decoupled_weight_decay else torch._fused_adam_
     kernel(
         tensors.params,

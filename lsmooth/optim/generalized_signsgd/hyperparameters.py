@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lsmooth.optim.tensors import by_device_and_dtype, chosen
+from lsmooth.optim.tensors import by_device_and_dtype, chosen, widest
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,18 @@ class Hyperparameters:
     maximize: bool
     differentiable: bool
 
-    def corrections(self, step: int) -> tuple[float, float]:
-        """Return 1 - beta1^step and √(1 - beta2^step), by which m and √v are divided; 1 without correction."""
+    def corrections(self, step: int, device: torch.device) -> tuple[float | Tensor, float | Tensor]:
+        """Return 1 - beta1^step and √(1 - beta2^step), by which m and √v are divided; 1 without correction.
+
+        They are numbers, but tensors on `device` in code that torch.compile makes, which a number of the step would
+        have made anew at every step.
+        """
         if not self.bias_correction:
             return 1.0, 1.0
-        return 1 - self.beta1**step, (1 - self.beta2**step) ** 0.5
+        count: int | Tensor = step
+        if torch.compiler.is_compiling():
+            count = torch.full((), step, dtype=widest(device), device=device)
+        return 1 - self.beta1**count, (1 - self.beta2**count) ** 0.5
 
 
 class Tensors(NamedTuple):
@@ -61,8 +68,9 @@ class Tensors(NamedTuple):
         """
         for columns in by_device_and_dtype(*self):
             run = Tensors(*columns)
-            if not bias_correction:
-                yield 1, run
+            first = run.steps[0] if bias_correction else 1
+            if not bias_correction or all(step == first for step in run.steps):
+                yield first, run
                 continue
             for step in sorted(set(run.steps)):
                 yield step, run.chosen([position for position, other in enumerate(run.steps) if other == step])

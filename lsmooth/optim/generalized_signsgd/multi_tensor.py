@@ -19,7 +19,7 @@ def multi_tensor_signsgd(tensors: Tensors, hyper: Hyperparameters) -> None:
         raise InvalidArgumentError("`foreach` does not support `differentiable`; leave foreach unset.")
     for step, alike in tensors.alike(hyper.bias_correction):
         rate = on_device(hyper.lr, alike.params[0].device)
-        step_rate = rate / hyper.corrections(step)[0] if hyper.bias_correction else rate
+        step_rate = rate / hyper.corrections(step, alike.params[0].device)[0] if hyper.bias_correction else rate
         for p, g, m, v in blocks(alike[:4]):
             if hyper.weight_decay != 0 and hyper.decoupled_weight_decay:
                 torch._foreach_mul_(p, 1 - rate * hyper.weight_decay)
@@ -43,7 +43,7 @@ def _denominators(m: list[Tensor], v: list[Tensor], step: int, hyper: Hyperparam
         torch._foreach_addcmul_(v, m, m, value=1 - hyper.beta2)
         roots = list(torch._foreach_sqrt(v))
         if hyper.bias_correction:
-            torch._foreach_div_(roots, hyper.corrections(step)[1])
+            torch._foreach_div_(roots, hyper.corrections(step, m[0].device)[1])
     if hyper.eps == 0:
         torch._foreach_clamp_min_(roots, least_root(m[0].dtype))
     else:

@@ -23,7 +23,7 @@ def single_tensor_signsgd(tensors: Tensors, hyper: Hyperparameters) -> None:
         # Autograd must find m as it was here, and the next step overwrites it.
         m = exp_avg.clone() if hyper.differentiable else exp_avg
         if hyper.bias_correction:
-            rate = rate / hyper.corrections(step)[0]
+            rate = rate / hyper.corrections(step, p.device)[0]
         if hyper.beta2 == 0 and hyper.eps == 0:
             p.sub_(m.sign() * rate)
             continue
@@ -42,5 +42,5 @@ def _denominator(m: Tensor, exp_avg_sq: Tensor, step: int, hyper: Hyperparameter
         exp_avg_sq.mul_(hyper.beta2).addcmul_(m, m, value=1 - hyper.beta2)
         root = exp_avg_sq.sqrt()
         if hyper.bias_correction:
-            root = root / hyper.corrections(step)[1]
+            root = root / hyper.corrections(step, m.device)[1]
     return root + hyper.eps if hyper.eps != 0 else root.clamp(min=least_root(m.dtype))

@@ -82,7 +82,8 @@ class MomentumOptimizer(CheckedOptimizer):
         raise NotImplementedError
 
     def _update(self) -> None:
-        moves = [move for group in self.param_groups if (move := self._advance(group)) is not None]
+        advanced = [self._advance(group) for group in self.param_groups]
+        moves = [move for move in advanced if move is not None]
         for kind in (0, 1):
             if not any(move.shares[kind] for move in moves):
                 continue
