@@ -17,6 +17,7 @@ import time
 import torch
 from row import Row, interleaved
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsmooth import optim
 
@@ -145,9 +146,53 @@ def found_rows(times, size, prefix="optimizers.", notes=NOTES):
     ]
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations that are dispatched: on a GPU each launches one kernel or, for many tensors, a few."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace == "aten"
+        return func(*args, **(kwargs or {}))
+
+
+# Name in docs/performance.md, optimizer, most operations that a step may have.
+OPERATIONS = [
+    ("sgd_operations", "sgd foreach", None),
+    ("clip_operations", "sgd-clip-momentum", 9),
+    ("normalized_operations", "sgd-momentum-normalized", 9),
+    ("adam_operations", "adam fused", None),
+    ("signsgd_operations", SIGNSGD, 3),
+]
+
+
+def operations():
+    """Return how many operations each optimizer of OPERATIONS dispatches a step: CPU and CUDA dispatch the same."""
+    found = {}
+    made = contenders(0.1, "cpu")
+    for _, name, _ in OPERATIONS:
+        # The first step makes the state.
+        made[name].step()
+        with Operations() as counted:
+            made[name].step()
+        found[name] = counted.count
+    return found
+
+
+def operation_rows():
+    found = operations()
+    return [
+        Row(f"optimizers.{name}", f"what a step of {optimizer} dispatches", found[optimizer], "operations", most)
+        for name, optimizer, most in OPERATIONS
+    ]
+
+
 def rows(short):
     millions = 3 if short else 30
-    return found_rows(timed(millions, 7 if short else 61), f"{millions} M parameters in 107 tensors")
+    times = timed(millions, 7 if short else 61)
+    return [*found_rows(times, f"{millions} M parameters in 107 tensors"), *operation_rows()]
 
 
 def main():
@@ -174,7 +219,7 @@ def main():
     for name, taken in times.rounds.items():
         columns = "".join(f"{times.ratio(name, against):>14.2f}" for against in ("adam fused", "sgd foreach"))
         print(f"{name:<30}{statistics.median(taken) * 1e3:>10.1f}{min(taken) * 1e3:>10.1f}{columns}")
-    for row in found_rows(times, size):
+    for row in [*found_rows(times, size), *operation_rows()]:
         if row.target is not None:
             print(f"{row.what}: {row.value:.2f}, {row.sense} {row.target}: {'met' if row.met() else 'missed'}")
 

@@ -16,7 +16,7 @@ class Row:
         name: `module.something`, stable from run to run.
         what: What a reader sees.
         value: The figure.
-        unit: "x" for a ratio, "s", "bytes", "MB", "copies", "%".
+        unit: "x" for a ratio, "s", "bytes", "MB", "copies", "operations", "%".
         target: What is aimed at; None where the figure only informs.
         sense: "at most" or "at least".
         note: The floor, how far from it this is, and what the rest is spent on.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -58,4 +58,5 @@ class SGDNormalized(MomentumOptimizer):
     def _scale(self, group: dict[str, Any], norm: Tensor) -> Tensor:
         lr = group["lr"]
         rate = lr.reshape(()).to(norm.device, norm.dtype, non_blocking=True) if isinstance(lr, Tensor) else lr
-        return torch.where(norm == 0, 0.0, rate / norm)
+        # Where the norm is 0 there is no direction, and 0 in the place of 1/0 moves nothing. NaN stays NaN.
+        return norm.reciprocal().nan_to_num(nan=math.nan, posinf=0.0) * rate

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lsmooth.optim.tensors import by_device_and_dtype
+from lsmooth.optim.tensors import by_device_and_dtype, widest
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,16 @@ class Move:
 
 
 def whole_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the 2-norm of all elements of all tensors, without dimensions, on the first one's device."""
+    """Return the 2-norm of all elements of all tensors, without dimensions, on the first one's device.
+
+    Norms of tensors of one device and dtype are taken and joined in that dtype, or in float32 where it is narrower:
+    three kernels in all. Norms of several devices or dtypes are joined in the widest dtype.
+    """
     home = tensors[0].device
-    # Apple's GPUs have no float64.
-    widest = torch.float32 if home.type == "mps" else torch.float64
     norms: list[Tensor] = []
     for (alike,) in by_device_and_dtype(tensors):
         wide = torch.float32 if alike[0].dtype in (torch.float16, torch.bfloat16) else alike[0].dtype
-        found = torch.stack(torch._foreach_norm(alike, 2, dtype=wide))
-        norms.append(found.to(home, widest, non_blocking=True))
-    return torch.linalg.vector_norm(torch.cat(norms) if len(norms) > 1 else norms[0])
+        norms.append(torch.stack(torch._foreach_norm(alike, 2, dtype=wide)))
+    if len(norms) > 1:
+        norms = [torch.cat([norm.to(home, widest(home), non_blocking=True) for norm in norms])]
+    return torch.linalg.vector_norm(norms[0])

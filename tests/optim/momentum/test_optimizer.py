@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy_steps import SHAPES, STEPS, assert_close, gradient, iterates, start
 from optimizers import SETTINGS, run, set_gradients, weights
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsmooth.optim import SGDClip, SGDNormalized
 
@@ -71,11 +72,48 @@ def test_the_norm_is_over_all_groups(setting):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-def test_clipping_passes_nan_on():
-    """A norm of NaN must not look like one that is small enough."""
+@pytest.mark.parametrize("setting", ["clip", "clip single", "normalized", "normalized single"])
+def test_nan_is_passed_on(setting):
+    """A norm of NaN must not look like one that is small enough, or like one that is 0."""
     params = weights()
-    optimizer = SETTINGS["clip"](params)
+    optimizer = SETTINGS[setting](params)
     set_gradients(params, 0)
     params[0].grad[0, 0] = torch.nan
     optimizer.step()
     assert all(torch.isnan(p).all() for p in params)
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.zeros(())], ids=["number", "tensor"])
+def test_no_direction_and_no_length_move_nothing(lr):
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.zeros(3)
+    SGDNormalized([p], lr=lr).step()
+    assert p.tolist() == [1, 1, 1]
+
+
+class Operations(TorchDispatchMode):
+    """Lists what is dispatched, which on a GPU is launched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "aten":
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "scale"),
+    [("clip", ["reciprocal", "mul", "clamp"]), ("normalized", ["reciprocal", "nan_to_num", "mul"])],
+)
+def test_a_step_is_nine_operations_whatever_the_number_of_tensors(setting, scale):
+    params = [p for seed in range(5) for p in weights(torch.float32, seed)]
+    optimizer = SETTINGS[setting](params, **({"nu": 1.0} if setting == "clip" else {}))
+    run(optimizer, params, 1)
+    set_gradients(params, 1)
+    with Operations() as operations:
+        optimizer.step()
+    momentum, norm = ["_foreach_mul_", "_foreach_add_"], ["_foreach_norm", "stack", "linalg_vector_norm"]
+    assert operations.names == [*momentum, *norm, *scale, "_fused_sgd_"]
