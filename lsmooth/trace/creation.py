@@ -20,7 +20,8 @@ from lsmooth.trace.density import create_density, density_bytes
 from lsmooth.trace.growing import GrowingFile, leave_open
 from lsmooth.trace.header import Header
 from lsmooth.trace.layout import CHUNK_STEPS, COMMENT, COORDINATE_GROUP, FORMAT, Status, chunk_shape
-from lsmooth.trace.lock import lock_as_writer, unlock
+from lsmooth.trace.lock import lock_as_writer, open_hdf5, unlock
+from lsmooth.trace.names import create_names, number_dimensions
 from lsmooth.trace.recent import create_recent, dtype_of
 
 _FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -102,7 +103,7 @@ def _new_file(place: Path, header: Header, temporaries: list[Path]) -> h5py.File
             # Structures of HDF5 1.10, which SWMR came with: those of 2.0 cannot be read by HDF5 1.x, which h5dump,
             # netCDF and MATLAB have. No cache of chunks: each is written once, whole, and datasets stay open as
             # long as the run lasts.
-            return h5py.File(name, "w", libver=("v110", "v110"), track_order=True, rdcc_nbytes=0)
+            return open_hdf5(name, "w", libver=("v110", "v110"), track_order=True, rdcc_nbytes=0)
         except OSError as error:
             # The system gives the number of a deleted file to the next one, and HDF5, which tells files apart by
             # it, still counts as open what it could not write to. While this file stays, the next has another one.
@@ -138,6 +139,7 @@ def lay_out(file: h5py.File, header: Header) -> None:
     if header.densities:
         create_density(file, scales["parameter"])
     create_recent(file, header.record())
+    number_dimensions(file)
     file.attrs[header_sum.NAME] = np.uint32(header_sum.header_sum(file))
 
 
@@ -145,7 +147,7 @@ def _create_scales(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
     """Create the dimension scales but `step`, and the tables along them; return the scales by name."""
     scales = {
         "gamma": _scale(file, "gamma", np.asarray(header.gammas), "position between x_t (0) and x_{t+1} (1)"),
-        "parameter": _scale(file, "parameter", _text(header.parameters), "name of the parameter tensor"),
+        "parameter": _names(file, "parameter", header.parameters, header, "name of the parameter tensor"),
         "group": _scale(file, "group", np.arange(header.groups), "parameter group of the optimizer"),
     }
     sizes = np.asarray(header.parameter_sizes)
@@ -154,7 +156,7 @@ def _create_scales(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
     if header.coordinate_names:
         folder = file.create_group(COORDINATE_GROUP, track_order=True)
         put_text(folder, "long_name", "single coordinates of the parameters, followed through the run")
-        scale = _scale(folder, "coordinate", _text(header.coordinate_names), "parameter[index]")
+        scale = _names(folder, "coordinate", header.coordinate_names, header, "parameter[index]")
         scales["coordinate"] = scale
         _table(folder, "parameter", header.coordinate_owners, "position along the dimension `parameter`", scale)
         _table(folder, "index", header.coordinate_indices, "position in the flattened tensor", scale)
@@ -195,9 +197,6 @@ def _scale(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str) ->
     put_text(dataset, "long_name", meaning)
     if values.dtype.kind == "f":
         put_text(dataset, "units", "1")
-    if values.dtype.kind == "S":
-        # By this netCDF readers know text from bytes.
-        put_text(dataset, "_Encoding", "utf-8")
     return dataset
 
 
@@ -208,8 +207,7 @@ def _table(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str, sc
     return dataset
 
 
-def _text(names: tuple[str, ...]) -> NDArray[Any]:
-    # Strings of fixed length lie in the dataset itself, under its checksum; every netCDF reader takes them.
-    encoded = [name.encode("utf-8") for name in names]
-    width = max([1, *map(len, encoded)])
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
+def _names(parent: h5py.Group, name: str, names: tuple[str, ...], header: Header, meaning: str) -> h5py.Dataset:
+    dataset = create_names(parent, name, names, header.format_version, _FILTERS)
+    put_text(dataset, "long_name", meaning)
+    return dataset

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.trace.attributes import put_text
+from lsmooth.trace.disk import write_at
 from lsmooth.trace.layout import DENSITY_GROUP
-from lsmooth.trace.recent import create_dimension, create_in_place, write_in_place
+from lsmooth.trace.recent import create_dimension, create_in_place
 
 BINS_PER_DECADE = 6
 # Decades from and to: of gradients of single coordinates, and of their local Lipschitz constants.
@@ -130,8 +131,8 @@ class DensityWriter:
         self._sequence += 1
         copy = self._sequence % _COPIES
         note = np.array([density.steps, self._sequence, _checksum(density.steps, self._sequence, counts)], "<i8")
-        write_in_place(self._descriptor, counts.data.cast("B"), self._counts_at + copy * counts.nbytes)
-        write_in_place(self._descriptor, note.data.cast("B"), self._note_at + copy * note.nbytes)
+        write_at(self._descriptor, counts.data.cast("B"), self._counts_at + copy * counts.nbytes)
+        write_at(self._descriptor, note.data.cast("B"), self._note_at + copy * note.nbytes)
 
 
 def read_density(file: h5py.File) -> Counts:

@@ -38,6 +38,26 @@ def reserve(descriptor: int, size: int) -> None:
     os.ftruncate(descriptor, end + size)
 
 
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Return bytes of a file, fewer where it ends before."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    # Windows: the descriptor has no other reader.
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write bytes at an offset of a file, past HDF5."""
+    while data:
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(descriptor, data, offset)
+        else:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            written = os.write(descriptor, data)
+        data, offset = data[written:], offset + written
+
+
 def redirect(descriptor: int) -> None:
     """Let a descriptor lead to the null device: whatever is written to it from now on is lost."""
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -59,6 +79,23 @@ def rename_without_replacing(source: Path, target: Path) -> None:
         # A file system without hard links: whoever creates the empty file first may replace it.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         source.replace(target)
+
+
+# Errors of the system that say nothing of a file's contents: rights, locks, a full table of files, a broken disk.
+_OF_THE_SYSTEM = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "ENOLCK", "EAGAIN", "EWOULDBLOCK", "EBUSY", "EMFILE", "ENFILE", "ENOMEM", "EINTR"),
+        *("EIO", "EREMOTEIO", "ESTALE", "ENODEV", "ENXIO", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN"),
+        *("EHOSTUNREACH", "ECONNRESET", "ECONNREFUSED", "ENOTCONN", "ESHUTDOWN", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"),
+    )
+    if hasattr(errno, name)
+)
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Say whether an error tells of the system, and nothing of what a file holds."""
+    return system_number(error) in _OF_THE_SYSTEM
 
 
 def system_number(error: Exception) -> int | None:

@@ -14,6 +14,7 @@ import h5py
 
 from lsmooth.trace.attributes import get_attribute, get_attributes
 from lsmooth.trace.layout import RECENT_GROUP
+from lsmooth.trace.names import read_names
 
 NAME = "header_crc32"
 # Tables that are whole from the start; datasets along `step` grow, and enter with their kind and shape alone.
@@ -33,7 +34,7 @@ _TABLES = (
 def header_sum(file: h5py.File) -> int:
     """Return the CRC-32 of a trace's root attributes, names along its dimensions, and kinds and shapes of datasets."""
     facts: list[Any] = [[name, value] for name, value in sorted(get_attributes(file).items()) if name != NAME]
-    facts += [[name, file[name][:].tolist()] for name in _TABLES if name in file]
+    facts += [[name, _values(file[name])] for name in _TABLES if name in file]
     growing: list[Any] = []
 
     def look(name: str, item: Any) -> None:
@@ -44,6 +45,10 @@ def header_sum(file: h5py.File) -> int:
     facts += sorted(growing)
     facts.append(get_attribute(file[RECENT_GROUP], "record"))
     return zlib.crc32(json.dumps(facts, default=_text).encode())
+
+
+def _values(table: h5py.Dataset) -> list[Any]:
+    return read_names(table) if table.dtype.kind == "S" else table[:].tolist()
 
 
 def _text(value: Any) -> Any:

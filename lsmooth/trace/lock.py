@@ -1,20 +1,41 @@
-"""One writer a file: a lock that ends with the process that holds it."""
+"""One writer a file: a lock that ends with the process that holds it.
+
+The lock is the system's: `fcntl` on POSIX systems, `msvcrt` on Windows. Where neither can lock, a warning says so.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import struct
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from lsmooth.errors import LsmoothError, TraceError
+import h5py
+
+from lsmooth.errors import LsmoothError, TraceError, TraceWarning
+
+fcntl: ModuleType | None
+msvcrt: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None
 
 # A byte far beyond any file's end: HDF5 puts its own locks elsewhere, and readers are not kept out.
 _LOCK_BYTE = 1 << 60
 # C's `struct flock`: type, whence, start, length, process.
 _FLOCK = "hhqqi4x"
+# Windows would change line ends in what is written otherwise.
+_BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 def being_written(path: Path) -> TraceError:
@@ -35,16 +56,21 @@ def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = bein
         LsmoothError: Another writer holds the lock.
         OSError: The file may not be written.
     """
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR | _BINARY)
     try:
-        _lock(descriptor, fcntl.F_WRLCK)
+        _lock(descriptor)
         # Between opening and locking, a writer may have put another file in this one's place.
         busy = not is_file_at(path, descriptor)
     except (BlockingIOError, PermissionError):
         busy = True
-    except OSError:
-        # A file system without locks: nothing keeps a second writer out, and nothing keeps this one from writing.
+    except OSError as error:
         busy = False
+        warnings.warn(
+            f"{path} cannot be locked ({error.strerror}), so that nothing keeps a second recorder from writing to it; "
+            "give each run a path of its own.",
+            TraceWarning,
+            stacklevel=2,
+        )
     if busy:
         os.close(descriptor)
         raise busy_error(path)
@@ -55,7 +81,7 @@ def unlock(descriptor: int) -> None:
     """Give up a lock and close its descriptor."""
     # A lock outlives `close` while a forked process (a data loader's worker) still has the descriptor.
     with contextlib.suppress(OSError):
-        _lock(descriptor, fcntl.F_UNLCK)
+        _unlock(descriptor)
     os.close(descriptor)
 
 
@@ -68,16 +94,19 @@ def is_file_at(path: Path, descriptor: int) -> bool:
 
 
 def is_being_written(path: Path) -> bool:
-    """Say whether a writer is at work on a file now; it no longer is once it has closed the file or was killed."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Say whether a writer is at work on a file now; it no longer is once it has closed the file or was killed.
+
+    Where files cannot be locked, nothing tells, and the answer is no.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _BINARY)
     try:
-        if hasattr(fcntl, "F_OFD_GETLK"):
+        if fcntl is not None and hasattr(fcntl, "F_OFD_GETLK"):
             # Asking takes no lock, so that a look at a file never stands in a writer's way.
             answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _request(fcntl.F_RDLCK))
             kind: int = struct.unpack(_FLOCK, answer)[0]
             return kind != fcntl.F_UNLCK
-        _lock(descriptor, fcntl.F_RDLCK)
-        _lock(descriptor, fcntl.F_UNLCK)
+        _lock(descriptor, shared=True)
+        _unlock(descriptor)
     except (BlockingIOError, PermissionError):
         return True
     except OSError:
@@ -87,14 +116,58 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def _lock(descriptor: int, kind: int) -> None:
-    if hasattr(fcntl, "F_OFD_SETLK"):
+def open_hdf5(path: str | os.PathLike[str], mode: str, **options: Any) -> h5py.File:
+    """Open an HDF5 file, without HDF5's own lock (`flock`) where the file system refuses it.
+
+    Args:
+        path: The file.
+        mode: As for `h5py.File`.
+        options: As for `h5py.File`.
+
+    Raises:
+        OSError: It cannot be opened, or another tool has locked it.
+    """
+    try:
+        return h5py.File(path, mode, **options)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        # One process has to open a file the same way each time, so that the first try is the way of other tools.
+        if "lock" not in str(error):
+            raise
+        return h5py.File(path, mode, locking=False, **options)
+
+
+def _lock(descriptor: int, *, shared: bool = False) -> None:
+    """Take the lock.
+
+    Raises:
+        BlockingIOError, PermissionError: Another process, or another recorder of this one, has it.
+        OSError: There are no locks here.
+    """
+    if fcntl is not None and hasattr(fcntl, "F_OFD_SETLK"):
         # Locks of open file descriptions hold between two recorders of one process too, and are not lost when the
         # process reads the trace and closes it again.
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _request(kind))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _request(fcntl.F_RDLCK if shared else fcntl.F_WRLCK))
+    elif fcntl is not None:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB, 1, _LOCK_BYTE, os.SEEK_SET)
+    elif msvcrt is not None:
+        # Windows locks the bytes at the descriptor's place.
+        os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     else:
-        flag = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX}.get(kind, fcntl.LOCK_UN)
-        fcntl.lockf(descriptor, flag | fcntl.LOCK_NB, 1, _LOCK_BYTE, os.SEEK_SET)
+        raise OSError(None, f"{sys.platform} has no file locks that are known here")
+
+
+def _unlock(descriptor: int) -> None:
+    if fcntl is not None and hasattr(fcntl, "F_OFD_SETLK"):
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _request(fcntl.F_UNLCK))
+    elif fcntl is not None:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _LOCK_BYTE, os.SEEK_SET)
+    elif msvcrt is not None:
+        os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 
 
 def _request(kind: int) -> bytes:

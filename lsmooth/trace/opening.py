@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError
-from lsmooth.trace import header_sum, layout
+from lsmooth.trace import disk, header_sum, layout
 from lsmooth.trace.attributes import from_json, get_attribute, get_attributes
 from lsmooth.trace.layout import FORMAT, FORMAT_VERSION, version_number
+from lsmooth.trace.lock import open_hdf5
+from lsmooth.trace.names import read_names
 from lsmooth.trace.superblock import Mended, missing_bytes, needs_mending
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -60,6 +62,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except (TraceError, InvalidArgumentError):
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        if disk.is_of_the_system(error):
+            raise _refused_by_the_system(path, error) from error
         reason = str(error).strip("'\" ").split("\n")[0] or type(error).__name__
         raise TraceError(
             f"{path} is damaged or incomplete: {what} cannot be read ({reason}); use a copy of it, or record again."
@@ -83,25 +87,31 @@ def open_file(path: Path) -> h5py.File:
             head = file.read(len(_SIGNATURE))
         missing, mend = missing_bytes(path), needs_mending(path)
     except OSError as error:
-        raise TraceError(f"{path} cannot be read: {error.strerror}.") from error
+        raise _refused_by_the_system(path, error) from error
     if not head:
         raise TraceError(f"{path} is empty; give a trace that a Recorder or `lsmooth train` wrote.")
     if head != _SIGNATURE:
         raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
     try:
         # Not with swmr=True, which reads damaged structures again and again, for years.
-        file = h5py.File(Mended(path) if mend else path, "r")
+        file = h5py.File(Mended(path), "r") if mend else open_hdf5(path, "r")
         # Of a file that was copied while it grew, the end may only be said to lie further on.
         if missing is None or _has_all_chunks(file, missing[0]):
             return file
         file.close()
     except (OSError, RuntimeError, ValueError) as error:
+        if disk.is_of_the_system(error):
+            raise _refused_by_the_system(path, error) from error
         if missing is not None:
             raise _cut_short(path, *missing) from error
         raise TraceError(
             f"{path} is damaged and cannot be opened ({str(error).splitlines()[0]}); use a copy of it, or record again."
         ) from error
     raise _cut_short(path, *missing)
+
+
+def _refused_by_the_system(path: Path, error: Exception) -> TraceError:
+    return TraceError(f"{path} cannot be read: {disk.reason(error)}.")
 
 
 def _cut_short(path: Path, there: int, stated: int) -> TraceError:
@@ -161,10 +171,10 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
     contents = Contents(
         format_version=version,
         metadata={name: from_json(value) for name, value in get_attributes(file).items()},
-        parameters=_strings(file["parameter"]),
+        parameters=read_names(file["parameter"]),
         parameter_sizes=file["parameter_size"][:],
         gammas=file["gamma"][:],
-        coordinate_names=_strings(file["coordinate/coordinate"]) if "coordinate/grad" in fields else [],
+        coordinate_names=read_names(file["coordinate/coordinate"]) if "coordinate/grad" in fields else [],
         fields=fields,
     )
     check_shapes(file, contents)
@@ -190,7 +200,3 @@ def check_shapes(file: h5py.File, contents: Contents) -> None:
             expected = tuple(sizes[name] for name in field.dims[1:])
             if file[field.name].shape[1:] != expected:
                 raise ValueError(f"{field.name} has not the dimensions {', '.join(field.dims)}")
-
-
-def _strings(dataset: h5py.Dataset) -> list[str]:
-    return [value.decode("utf-8") for value in dataset[:].tolist()]

@@ -9,7 +9,6 @@ meanwhile. `docs/trace-format.md` describes the slots.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.trace.attributes import get_attribute, put_text
+from lsmooth.trace.disk import write_at
 from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field
 
 _PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "status": "|u1"}
@@ -77,12 +77,12 @@ class RecentWriter:
             records[name] = values
         for i in range(len(records)):
             records["crc32"][i] = zlib.crc32(records[i].tobytes()[:-4])
-        write_in_place(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
+        write_at(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
 
     def mark_closed(self, rows: int, next_step: int) -> None:
         """Note that the run has ended in good order, with so many rows."""
         numbers = np.array([rows, next_step], "<i8").tobytes()
-        write_in_place(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
+        write_at(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
 
 
 def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
@@ -157,10 +157,3 @@ def create_in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype
     dataset = h5py.Dataset(h5py.h5d.create(folder.id, name.encode(), kind, space, dcpl=plan))
     put_text(dataset, "long_name", meaning)
     return dataset
-
-
-def write_in_place(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write bytes at an offset of a file, past HDF5."""
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written

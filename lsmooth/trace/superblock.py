@@ -14,6 +14,8 @@ import io
 import os
 from typing import Any
 
+from lsmooth.trace.disk import read_at, write_at
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SIZE = 48
 _VERSION_AT, _FLAGS_AT, _CHECKSUM_AT = 8, 11, 44
@@ -28,7 +30,7 @@ def stated_end(descriptor: int) -> int:
     Args:
         descriptor: The file, open for reading.
     """
-    return int.from_bytes(os.pread(descriptor, _SIZE, 0)[_END], "little")
+    return int.from_bytes(read_at(descriptor, _SIZE, 0)[_END], "little")
 
 
 class Mended(io.RawIOBase):
@@ -68,7 +70,7 @@ class Mended(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read from the place on."""
         view = memoryview(buffer).cast("B")
-        data = os.pread(self._bytes.fileno(), len(view), self._place)
+        data = read_at(self._bytes.fileno(), len(view), self._place)
         if self._place < len(self._head):
             data = self._head[self._place : self._place + len(view)] + data[len(self._head) - self._place :]
         view[: len(data)] = data
@@ -120,10 +122,10 @@ def state_end(descriptor: int, end: int) -> None:
         descriptor: The file, open for reading and writing; nobody else writes to it at this moment.
         end: Where HDF5 is to look no further.
     """
-    head = os.pread(descriptor, _SIZE, 0)
+    head = read_at(descriptor, _SIZE, 0)
     mended = _mended(head, end)
     if mended is not None and mended != head:
-        os.pwrite(descriptor, mended, 0)
+        write_at(descriptor, mended, 0)
 
 
 def _is_ours(head: bytes) -> bool:

@@ -67,3 +67,18 @@ def test_link_to_a_file_elsewhere_stays_a_link(path, tmp_path):
     TraceWriter(path, made, "w").close()
     assert path.is_symlink()
     assert len(Trace(tmp_path / "disk" / "run.h5")) == 0
+
+
+@pytest.mark.parametrize("mode", ["x", "w", "a"])
+@pytest.mark.parametrize("letter", ["n", "é", "層"])
+def test_a_name_may_be_as_long_as_the_system_permits(path, letter, mode):
+    """Names have up to 255 bytes; the file's temporary name must not need more."""
+    path = path.with_name(letter * (252 // len(letter.encode())) + ".h5")
+    made = header()
+    if mode != "x":
+        TraceWriter(path, made).close()
+    writer = TraceWriter(path, made, mode)
+    writer.append(rows(made, 0, 3))
+    writer.close()
+    assert_rows(Trace(path), made, 3)
+    assert list(path.parent.iterdir()) == [path]

@@ -32,9 +32,10 @@ def recorded(request, tmp_path):
     return tmp_path / "run.h5"
 
 
-def test_xarray_sees_named_dimensions_and_coordinates(recorded):
+@pytest.mark.parametrize("engine", [None, "netcdf4", "h5netcdf"])
+def test_xarray_sees_named_dimensions_and_coordinates(recorded, engine):
     trace = Trace(recorded)
-    with xarray.open_dataset(recorded, engine="h5netcdf") as dataset:
+    with xarray.open_dataset(recorded, engine=engine) as dataset:
         assert dict(dataset.sizes) == {"step": 64, "gamma": 2, "parameter": 4, "group": 2}
         assert set(dataset.coords) == {"step", "gamma", "parameter", "group"}
         assert dataset["parameter"].values.tolist() == trace.parameters
@@ -45,7 +46,7 @@ def test_xarray_sees_named_dimensions_and_coordinates(recorded):
         )
         assert dataset["status"].attrs["flag_meanings"].startswith("measured no_displacement below_resolution")
         assert dataset.attrs["model"] == "Made"
-    with xarray.open_dataset(recorded, engine="h5netcdf", group="coordinate") as dataset:
+    with xarray.open_dataset(recorded, engine=engine, group="coordinate") as dataset:
         assert dataset["grad_along"].dims == ("step", "gamma", "coordinate")
         assert dataset["coordinate"].values.tolist() == trace.coordinate_names
         np.testing.assert_array_equal(dataset["grad_along"], trace.read("coordinate/grad_along"))
@@ -64,6 +65,19 @@ def test_netcdf4_sees_every_dataset_with_named_dimensions(recorded):
         assert dataset["parameter"][:].tolist() == trace.parameters
         assert dataset["density/counts"].dimensions == ("copy", "parameter", "grad_bin", "smoothness_bin")
         assert dataset["recent/rows"].dimensions == ("slot", "byte")
+
+
+@pytest.mark.parametrize("engine", [None, "netcdf4", "h5netcdf"])
+def test_every_group_opens_and_names_are_text_in_any_language(tmp_path, engine):
+    made = header(parameters=("кодировщик.вес", "層.重み", "b"), norms=("linf", "spectral"), densities=True)
+    writer = TraceWriter(tmp_path / "run.h5", made)
+    writer.append(rows(made, 0, 3))
+    writer.close()
+    with contextlib.closing(xarray.open_datatree(tmp_path / "run.h5", engine=engine)) as tree:
+        assert {"coordinate", "linf", "spectral", "density", "recent"} == set(tree.children)
+        assert tree["parameter"].values.tolist() == list(made.parameters)
+        assert tree["coordinate/coordinate"].values.tolist() == list(made.coordinate_names)
+        assert tree["density/counts"].dims == ("copy", "parameter", "grad_bin", "smoothness_bin")
 
 
 def layout_versions(data):

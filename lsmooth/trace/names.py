@@ -1,0 +1,76 @@
+"""Names along a dimension, kept in its scale as characters: a row of UTF-8 bytes each, padded with zeros.
+
+NetCDF tools read characters as text, whatever library they use, and HDF5 keeps them under the checksum of their chunk.
+Until format 1.1 names were texts of fixed length, which only some tools decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lsmooth.trace.attributes import put_text
+from lsmooth.trace.layout import version_number
+from lsmooth.trace.recent import create_dimension
+
+CHARACTERS_SINCE = "1.2"
+
+
+def create_names(
+    parent: h5py.Group, name: str, names: Sequence[str], version: str, filters: dict[str, Any]
+) -> h5py.Dataset:
+    """Create a dimension scale of names.
+
+    Args:
+        parent: The group that it stands in.
+        name: The dimension's name.
+        names: The names along it.
+        version: The trace's format.
+        filters: How the dataset is stored, as keywords of `create_dataset`.
+    """
+    encoded = [text.encode("utf-8") for text in names]
+    width = max([1, *map(len, encoded)])
+    texts = np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
+    chars = version_number(version) >= version_number(CHARACTERS_SINCE)
+    values = np.array(encoded, dtype=f"S{width}").view("S1").reshape(len(encoded), width) if chars else texts
+    dataset = parent.create_dataset(name, data=values, chunks=tuple(max(1, size) for size in values.shape), **filters)
+    dataset.make_scale(name)
+    # By this netCDF readers know text from bytes.
+    put_text(dataset, "_Encoding", "utf-8")
+    if chars:
+        create_dimension(parent, f"{name}_character", width)
+    return dataset
+
+
+def read_names(dataset: h5py.Dataset) -> list[str]:
+    """Return the names along a dimension, of any format.
+
+    Raises:
+        ValueError: They are no UTF-8.
+    """
+    values = dataset[:]
+    if values.ndim == 2:
+        values = np.ascontiguousarray(values).view(f"S{values.shape[1]}")[:, 0]
+    return [value.decode("utf-8") for value in values.tolist()]
+
+
+def number_dimensions(file: h5py.File) -> None:
+    """Number all dimension scales, and note the two numbers of each that holds characters.
+
+    NetCDF tells by these along which dimensions a scale of characters lies.
+    """
+    scales: dict[str, h5py.Dataset] = {}
+
+    def look(path: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.is_scale:
+            item.attrs["_Netcdf4Dimid"] = np.int32(len(scales))
+            scales[path] = item
+
+    file.visititems(look)
+    numbers = {path: number for number, path in enumerate(scales)}
+    for path, scale in scales.items():
+        if f"{path}_character" in scales:
+            scale.attrs["_Netcdf4Coordinates"] = np.array([numbers[path], numbers[f"{path}_character"]], "i4")
