@@ -62,7 +62,7 @@ def create(
             file.swmr_mode = True
             file.flush()
             lock = lock_as_writer(temporaries[-1])
-            growing = GrowingFile(file, header, lock)
+            growing = GrowingFile(file, header, lock, place.parent)
         except BaseException:
             disk.redirect(descriptor)
             leave_open(file)
@@ -72,10 +72,13 @@ def create(
         try:
             if fill is not None:
                 fill(growing)
+                growing.outlast()
             if replace:
                 temporaries[-1].replace(place)
             else:
                 disk.rename_without_replacing(temporaries[-1], place)
+            if fill is not None:
+                disk.sync_folder(place.parent)
         except BaseException as error:
             growing.discard()
             if isinstance(error, FileExistsError):
@@ -138,7 +141,7 @@ def lay_out(file: h5py.File, header: Header) -> None:
     _create_fields(file, header, scales)
     if header.densities:
         create_density(file, scales["parameter"])
-    create_recent(file, header.record())
+    create_recent(file, header.record(), header.format_version)
     number_dimensions(file)
     file.attrs[header_sum.NAME] = np.uint32(header_sum.header_sum(file))
 

@@ -115,6 +115,9 @@ class DensityWriter:
     Args:
         file: The open trace; `create_density` has laid it out.
         descriptor: The same file, open for writing.
+
+    Attributes:
+        sequence: Number of the newest counts.
     """
 
     def __init__(self, file: h5py.File, descriptor: int) -> None:
@@ -123,23 +126,27 @@ class DensityWriter:
         self._shape = counts.shape[1:]
         self._counts_at = counts.id.get_offset()
         self._note_at = note.id.get_offset()
-        self._sequence = int(note[:, 1].max())
+        self.sequence = int(note[:, 1].max())
 
     def put(self, density: Counts) -> None:
         """Write the counts as they are now; until they are whole, the other copy is the one to read."""
         counts = np.ascontiguousarray(density.counts, "<i8").reshape(self._shape)
-        self._sequence += 1
-        copy = self._sequence % _COPIES
-        note = np.array([density.steps, self._sequence, _checksum(density.steps, self._sequence, counts)], "<i8")
+        self.sequence += 1
+        copy = self.sequence % _COPIES
+        note = np.array([density.steps, self.sequence, _checksum(density.steps, self.sequence, counts)], "<i8")
         write_at(self._descriptor, counts.data.cast("B"), self._counts_at + copy * counts.nbytes)
         write_at(self._descriptor, note.data.cast("B"), self._note_at + copy * note.nbytes)
 
 
-def read_density(file: h5py.File) -> Counts:
+def read_density(file: h5py.File, last: int | None) -> Counts:
     """Return the newest whole counts of a trace.
 
+    Args:
+        file: The open trace.
+        last: Sequence number of the counts that the run ended with; None where that is not known.
+
     Raises:
-        ValueError: Neither copy matches its checksum.
+        ValueError: Neither copy matches its checksum, or the last counts are not among them.
     """
     counts, note = file[f"{DENSITY_GROUP}/counts"], file[f"{DENSITY_GROUP}/note"]
     note.id.refresh()
@@ -149,6 +156,8 @@ def read_density(file: h5py.File) -> Counts:
         steps, sequence, checksum = (int(value) for value in notes[copy])
         found = np.asarray(counts[copy], "<i8")
         if _checksum(steps, sequence, found) == checksum:
+            if last is not None and sequence != last:
+                raise ValueError(f"its newest counts are number {sequence}, and the run ended with number {last}")
             return Counts(found, steps)
     raise ValueError("neither copy of the counts matches its checksum")
 

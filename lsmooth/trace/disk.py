@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import time
 from pathlib import Path
 
 # HDF5 writes index entries beside a block of chunks; they never need more bytes than this.
@@ -56,6 +58,64 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
             os.lseek(descriptor, offset, os.SEEK_SET)
             written = os.write(descriptor, data)
         data, offset = data[written:], offset + written
+
+
+class PacedSync:
+    """Brings what was written to a file onto the disk itself, at most a tenth of the time.
+
+    Only what has been brought there outlasts a loss of power.
+
+    Args:
+        descriptor: The file, open for writing.
+        folder: The folder that it stands in. Its entry is brought to the disk with the first call.
+    """
+
+    def __init__(self, descriptor: int, folder: Path) -> None:
+        self._descriptor = descriptor
+        self._folder: Path | None = folder
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        """Say whether enough time has passed since the last call took its time."""
+        return time.monotonic() >= self._next
+
+    def now(self) -> None:
+        """Wait until the disk has all that was written.
+
+        Raises:
+            OSError: The disk could not take it.
+        """
+        started = time.monotonic()
+        sync(self._descriptor)
+        if self._folder is not None:
+            sync_folder(self._folder)
+            self._folder = None
+        ended = time.monotonic()
+        self._next = ended + 9 * (ended - started)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the disk has all that was written to a file.
+
+    Raises:
+        OSError: The disk could not take it.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # A file system that knows no such thing.
+        if error.errno not in _NO_PROMISES:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's entries, where the system lets folders be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def redirect(descriptor: int) -> None:

@@ -6,7 +6,6 @@ Nothing here needs torch or pandas.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from functools import cached_property
@@ -20,10 +19,11 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import TraceError
 from lsmooth.trace import opening
+from lsmooth.trace.chunks import check_chunks
 from lsmooth.trace.density import Counts, read_density
 from lsmooth.trace.layout import DENSITY_GROUP
 from lsmooth.trace.lock import is_being_written
-from lsmooth.trace.recent import read_closed, read_recent
+from lsmooth.trace.recent import Closed, read_closed, read_recent
 from lsmooth.trace.superblock import imprint
 
 # Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
@@ -92,23 +92,10 @@ class TraceFile:
         self._whole: int = min(self._file[name].shape[0] for name in self._fields)
         self._recent = read_recent(self._file, self._whole)
         self._closed = read_closed(self._file)
-        if self._closed is None:
-            self._check_chunks()
-        if self._closed is not None and self._closed[0] != self._whole:
-            raise ValueError(f"it was closed with {self._closed[0]} rows, and has {self._whole}")
+        if self._closed is not None and self._closed.rows != self._whole:
+            raise ValueError(f"it was closed with {self._closed.rows} rows, and has {self._whole}")
+        check_chunks(self._file, self._fields, self._whole, closed=self._closed is not None)
         self._length = self._whole + len(self._recent)
-
-    def _check_chunks(self) -> None:
-        """Refuse datasets that count rows which they do not hold: HDF5 would make these up, of zeros.
-
-        A copy made while the trace grew has that if it took the file's parts in another order than from first to last.
-        """
-        for name in self._fields:
-            dataset = self._file[name]
-            lengths = (self._whole, *dataset.shape[1:])
-            wanted = math.prod(-(-length // chunk) for length, chunk in zip(lengths, dataset.chunks, strict=True))
-            if dataset.id.get_num_chunks() < wanted:
-                raise ValueError(f"{name} lacks rows that it counts, as in a copy made while they were written")
 
     def __enter__(self: _Opened) -> _Opened:
         return self
@@ -139,7 +126,7 @@ class TraceFile:
             return "being written"
         return "cut off" if self._closed is None else "complete"
 
-    def _closed_now(self) -> tuple[int, int] | None:
+    def _closed_now(self) -> Closed | None:
         try:
             return read_closed(self._file)
         except (OSError, RuntimeError, KeyError, ValueError):
@@ -149,7 +136,7 @@ class TraceFile:
     def next_step(self) -> int:
         """Optimizer step that a run which continues this trace goes on with, as far as the file knows."""
         if self._closed is not None:
-            return self._closed[1]
+            return self._closed.next_step
         return int(self.steps[-1]) + 1 if len(self) else 0
 
     def refresh(self) -> int:
@@ -248,5 +235,5 @@ class TraceFile:
             raise TraceError(f"{self.path} has no densities; record with densities=True to count all coordinates.")
         if self._counts is None:
             with opening.reading(self.path, "density"):
-                self._counts = read_density(self._file)
+                self._counts = read_density(self._file, None if self._closed is None else self._closed.density_sequence)
         return self._counts

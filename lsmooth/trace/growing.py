@@ -21,7 +21,7 @@ from lsmooth.trace.density import Counts, DensityWriter
 from lsmooth.trace.header import Header
 from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.lock import is_file_at, unlock
-from lsmooth.trace.recent import RecentWriter
+from lsmooth.trace.recent import Closed, RecentWriter
 
 # One array a field, rows along the first axis, in the file's own dtypes, totals included.
 Rows = Mapping[str, NDArray[Any]]
@@ -34,15 +34,17 @@ class GrowingFile:
         file: The trace in SWMR mode, laid out and without rows.
         header: What was laid out.
         lock: Descriptor of the same file that holds the writer's lock. It is given up here.
+        folder: The folder that the file stands in.
     """
 
-    def __init__(self, file: h5py.File, header: Header, lock: int) -> None:
+    def __init__(self, file: h5py.File, header: Header, lock: int, folder: Path) -> None:
         self._file = file
         self._lock = lock
         self._hdf5_descriptor: int = file.id.get_vfd_handle()
         self._fields = header.fields()
         # Kept open: HDF5 2.0 crashes when a dataset that it could not write to is closed, and the process ends.
         self._datasets: dict[str, h5py.Dataset] = {item.name: file[item.name] for item in self._fields}
+        self._sync = disk.PacedSync(lock, folder)
         self._recent = RecentWriter(file, header.record(), lock)
         self._density = DensityWriter(file, lock) if header.densities else None
         self._whole = 0
@@ -89,6 +91,8 @@ class GrowingFile:
             self._recent.put(new, self._whole + before)
         self._waiting = waiting if len(waiting["step"]) else {}
         self.put_density(density)
+        if self._sync.is_due():
+            self._sync.now()
 
     def put_density(self, density: Counts | None) -> None:
         """Write what is counted of all coordinates by now, where the trace keeps that."""
@@ -110,7 +114,9 @@ class GrowingFile:
                 self._waiting = {}
             if next_step is None:
                 next_step = int(self._file["step"][-1]) + 1 if self._whole else 0
-            self._recent.mark_closed(self._whole, next_step)
+            # The note says that all rows are there, so that they have to be on the disk before it.
+            self._sync.now()
+            self._recent.mark_closed(Closed(self._whole, next_step, self._density.sequence if self._density else None))
             try:
                 disk.reserve(self._lock, 0)
             except OSError:
@@ -125,6 +131,7 @@ class GrowingFile:
             self.abandon()
         try:
             os.ftruncate(self._lock, superblock.stated_end(self._lock))
+            self._sync.now()
         finally:
             unlock(self._lock)
 
@@ -153,6 +160,14 @@ class GrowingFile:
                 self._give_back()
         unlock(self._lock)
 
+    def outlast(self) -> None:
+        """Bring all rows to the disk itself, before the file takes another one's place.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        disk.sync(self._lock)
+
     def discard(self) -> None:
         """Give up a file that is to be deleted."""
         if self.is_open:
@@ -177,12 +192,16 @@ class GrowingFile:
         reserved = os.fstat(self._lock).st_size
         superblock.state_end(self._lock, reserved)
         self._in_doubt = True
+        # On the disk, too, what `step` counts should be there before `step` counts it.
+        in_order = self._sync.is_due()
         for item in self._fields:
             dataset = self._datasets[item.name]
             # `step` comes last: what it counts is whole, whoever looks in between.
             if item.name == "step":
                 self._file.flush()
                 superblock.state_end(self._lock, reserved)
+                if in_order:
+                    self._sync.now()
             dataset.resize(self._whole + len(rows[item.name]), axis=0)
             dataset[self._whole :] = rows[item.name]
         self._file.flush()
@@ -190,6 +209,8 @@ class GrowingFile:
         self._end = self._file.id.get_filesize()
         self._give_back()
         self._whole += len(rows["step"])
+        if in_order:
+            self._sync.now()
 
     def _give_back(self) -> None:
         """Let the file end where HDF5 has it end: room that was reserved and not used goes back."""

@@ -32,6 +32,8 @@ except ImportError:
 
 # A byte far beyond any file's end: HDF5 puts its own locks elsewhere, and readers are not kept out.
 _LOCK_BYTE = 1 << 60
+# Windows locks at a descriptor's place, which has to be one that a file can have.
+_PLACED_LOCK_BYTE = 1 << 40
 # C's `struct flock`: type, whence, start, length, process.
 _FLOCK = "hhqqi4x"
 # Windows would change line ends in what is written otherwise.
@@ -153,8 +155,7 @@ def _lock(descriptor: int, *, shared: bool = False) -> None:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.lockf(descriptor, kind | fcntl.LOCK_NB, 1, _LOCK_BYTE, os.SEEK_SET)
     elif msvcrt is not None:
-        # Windows locks the bytes at the descriptor's place.
-        os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+        os.lseek(descriptor, _PLACED_LOCK_BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     else:
         raise OSError(None, f"{sys.platform} has no file locks that are known here")
@@ -166,7 +167,7 @@ def _unlock(descriptor: int) -> None:
     elif fcntl is not None:
         fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _LOCK_BYTE, os.SEEK_SET)
     elif msvcrt is not None:
-        os.lseek(descriptor, _LOCK_BYTE, os.SEEK_SET)
+        os.lseek(descriptor, _PLACED_LOCK_BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 
 

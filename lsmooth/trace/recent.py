@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -19,12 +20,33 @@ from numpy.typing import NDArray
 
 from lsmooth.trace.attributes import get_attribute, put_text
 from lsmooth.trace.disk import write_at
-from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field
+from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field, version_number
 
 _PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "status": "|u1"}
 # What netCDF calls a dimension that has no variable of its own.
 _DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable.%10d"
-_STILL_OPEN = (-1, -1, 0)
+_CLOSED_ITEMS = ("rows", "next optimizer step", "sequence number of the densities or -1")
+_ITEMS_UNTIL_1_1 = 2
+
+
+@dataclass(frozen=True)
+class Closed:
+    """How a run closed its file.
+
+    Attributes:
+        rows: Number of rows.
+        next_step: Optimizer step that would come next.
+        density_sequence: Sequence number of the last densities, -1 where there are none, None where nobody noted it
+            (until format 1.1).
+    """
+
+    rows: int
+    next_step: int
+    density_sequence: int | None = None
+
+
+def _still_open(size: int) -> list[int]:
+    return [-1] * (size - 1) + [0]
 
 
 def dtype_of(item: Field, real: str) -> np.dtype[Any]:
@@ -38,8 +60,14 @@ def record_of(fields: Sequence[Field], sizes: Mapping[str, int], real: str) -> n
     return np.dtype([("row", "<i8"), *members, ("crc32", "<u4")])
 
 
-def create_recent(file: h5py.File, record: np.dtype[Any]) -> None:
-    """Lay out the group `recent` of a new file."""
+def create_recent(file: h5py.File, record: np.dtype[Any], version: str) -> None:
+    """Lay out the group `recent` of a new file.
+
+    Args:
+        file: The new file.
+        record: dtype of a slot.
+        version: The trace's format.
+    """
     folder = file.create_group(RECENT_GROUP, track_order=True)
     put_text(folder, "long_name", "newest measured steps, which do not fill a chunk yet: row r is in slot r % slots")
     members = [[name, record[name].base.str, record[name].shape] for name in record.names or ()]
@@ -48,10 +76,12 @@ def create_recent(file: h5py.File, record: np.dtype[Any]) -> None:
     rows = create_in_place(folder, "rows", (CHUNK_STEPS, record.itemsize), "u1", "a record in each slot; see `record`")
     for axis, scale in enumerate(scales):
         rows.dims[axis].attach_scale(scale)
-    meaning = "once the run has closed the file: rows, next optimizer step, CRC-32 of these two"
-    closed = create_in_place(folder, "closed", (3,), "<i8", meaning)
-    closed[:] = _STILL_OPEN
-    closed.dims[0].attach_scale(create_dimension(folder, "item", 3))
+    items = _CLOSED_ITEMS if version_number(version) >= (1, 2) else _CLOSED_ITEMS[:_ITEMS_UNTIL_1_1]
+    size = len(items) + 1
+    meaning = f"once the run has closed the file: {', '.join(items)}, CRC-32 of these"
+    closed = create_in_place(folder, "closed", (size,), "<i8", meaning)
+    closed[:] = _still_open(size)
+    closed.dims[0].attach_scale(create_dimension(folder, "item", size))
 
 
 class RecentWriter:
@@ -67,7 +97,9 @@ class RecentWriter:
         self._record = record
         self._descriptor = descriptor
         self._rows_at = file[f"{RECENT_GROUP}/rows"].id.get_offset()
-        self._closed_at = file[f"{RECENT_GROUP}/closed"].id.get_offset()
+        closed = file[f"{RECENT_GROUP}/closed"]
+        self._closed_at = closed.id.get_offset()
+        self._closed_items = len(closed) - 1
 
     def put(self, rows: Mapping[str, NDArray[Any]], first: int) -> None:
         """Write rows that lie in one run of slots; the first of them is row `first` of the trace."""
@@ -79,9 +111,10 @@ class RecentWriter:
             records["crc32"][i] = zlib.crc32(records[i].tobytes()[:-4])
         write_at(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
 
-    def mark_closed(self, rows: int, next_step: int) -> None:
-        """Note that the run has ended in good order, with so many rows."""
-        numbers = np.array([rows, next_step], "<i8").tobytes()
+    def mark_closed(self, closed: Closed) -> None:
+        """Note that the run has ended in good order."""
+        sequence = -1 if closed.density_sequence is None else closed.density_sequence
+        numbers = np.array([closed.rows, closed.next_step, sequence][: self._closed_items], "<i8").tobytes()
         write_at(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
 
 
@@ -124,18 +157,20 @@ def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
     return np.array(kept, record) if kept else np.empty(0, record)
 
 
-def read_closed(file: h5py.File) -> tuple[int, int] | None:
-    """Return how many rows a trace was closed with and which optimizer step comes next, None while it is not closed.
+def read_closed(file: h5py.File) -> Closed | None:
+    """Return how a trace was closed, None while it is not closed.
 
     Raises:
         ValueError: The note is damaged.
     """
     note = file[f"{RECENT_GROUP}/closed"][:]
-    if tuple(note.tolist()) == _STILL_OPEN:
+    if note.tolist() == _still_open(len(note)):
         return None
-    if zlib.crc32(note[:2].astype("<i8").tobytes()) != note[2]:
+    if len(note) not in (len(_CLOSED_ITEMS) + 1, _ITEMS_UNTIL_1_1 + 1):
+        raise ValueError("the note of how it was closed has another length")
+    if zlib.crc32(note[:-1].astype("<i8").tobytes()) != note[-1]:
         raise ValueError("the note of how it was closed does not match its checksum")
-    return int(note[0]), int(note[1])
+    return Closed(*note[:-1].tolist())
 
 
 def create_dimension(folder: h5py.Group, name: str, size: int) -> h5py.Dataset:
