@@ -15,6 +15,9 @@ from lsmooth.precision import accumulation_dtype
 from lsmooth.replay.closures import Closure
 from lsmooth.trace.layout import GEOMETRIES, NORMS, Geometry
 
+# HDF5 keeps whole numbers in 64 bits, with or without a sign.
+_LARGEST_STEP = 2**63 - 1
+_LARGEST_SEED = 2**64 - 1
 DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 
 
@@ -52,7 +55,7 @@ class Settings:
         gammas: Sequence[float],
         endpoint: bool,
         coordinates: Any,
-        seed: int,
+        seed: Any,
         probe: Any,
         norms: Any,
         densities: bool,
@@ -68,7 +71,7 @@ class Settings:
             checked_gammas(gammas),
             bool(endpoint),
             checked_coordinates(coordinates),
-            seed,
+            checked_seed(seed),
             checked_probes(probe),
             checked_norms(norms, device),
             bool(densities),
@@ -111,12 +114,17 @@ def checked_every(every: Any) -> int | Callable[[int], bool]:
         return every  # type: ignore[no-any-return]
     if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
         raise InvalidArgumentError(f"every={every!r} is neither a positive int nor a callable on the step number.")
+    if every > _LARGEST_STEP:
+        raise InvalidArgumentError(f"every={every} is more than {_LARGEST_STEP}; no step would be measured.")
     return int(every)
 
 
 def checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
     """Return the positions along a step."""
-    values = tuple(float(gamma) for gamma in gammas)
+    try:
+        values = tuple(float(gamma) for gamma in gammas)
+    except (OverflowError, TypeError, ValueError):
+        raise InvalidArgumentError(f"gammas={gammas!r} must be numbers in (0, 1], at least one.") from None
     if not values or not all(math.isfinite(gamma) and 0 < gamma <= 1 for gamma in values):
         raise InvalidArgumentError(f"gammas={list(values)} must be numbers in (0, 1], at least one.")
     if len(set(values)) != len(values):
@@ -129,6 +137,13 @@ def checked_coordinates(coordinates: Any) -> int:
     if isinstance(coordinates, bool) or not isinstance(coordinates, Integral) or coordinates < 0:
         raise InvalidArgumentError(f"coordinates={coordinates!r} is not a number of coordinates, 0 or more.")
     return int(coordinates)
+
+
+def checked_seed(seed: Any) -> int:
+    """Return the seed of the coordinates' choice and of the probes' randomness."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= _LARGEST_SEED:
+        raise InvalidArgumentError(f"seed={seed!r} is not a whole number from 0 to {_LARGEST_SEED}.")
+    return int(seed)
 
 
 def checked_probes(probe: Any) -> tuple[Closure, ...]:
