@@ -1,10 +1,15 @@
 """The command as a whole: version, help, and errors that end in one sentence."""
 
+from pathlib import Path
+
+import click
 import pytest
 from click.testing import CliRunner
 
 import lsmooth
-from lsmooth.cli import COMMANDS, main
+from lsmooth.cli import COMMANDS, GROUPS, main
+from lsmooth.cli.encoding import print_any_text
+from lsmooth.cli.numbers import LARGEST_COUNT, SEED
 
 
 @pytest.fixture
@@ -30,6 +35,33 @@ def test_every_command_has_help_with_an_example(run, name):
     done = run(name, "--help")
     assert done.exit_code == 0
     assert f"Example: lsmooth {name}" in done.output
+
+
+def test_the_page_of_commands_says_what_holds():
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert f"| `lsmooth {name}" in page
+    assert f"at most {LARGEST_COUNT:,}" in page
+    assert f"from 0 to {SEED.max:,}" in page
+    print_any_text()
+    assert "▁▂▃▄▅▆▇█".encode("ascii", "lsmooth.replace").decode() in page
+
+
+def test_commands_stand_in_groups(run):
+    lines = run("--help").output.splitlines()
+    for title, commands in GROUPS.items():
+        start = lines.index(f"{title}:") + 1
+        names = [line.split()[0] for line in lines[start : start + len(commands)]]
+        assert names == list(commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_is_wider_than_a_terminal_and_every_option_has_words(run, name):
+    lines = run(name, "--help").output.splitlines()
+    assert max(map(len, lines)) <= 80
+    command = main.get_command(click.Context(main), name)
+    for option in command.params:
+        assert option.param_type_name == "argument" or option.help, option
 
 
 def test_unknown_command_names_the_close_one(run):
