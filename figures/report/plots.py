@@ -115,7 +115,8 @@ def _plots(
     layers, sources, lines = _layer_sources(modules, table, MOST_LAYER_POINTS // runs)
     return RunPlots(
         cloud=_cloud_figure(f"cloud-{place}", source, curve, cloud, colours, axes) if good else None,
-        layer=_layer_figure(place, sources, lines, colours) if sources else None,
+        # A mapper of its own: figures that share one are all drawn anew when the layer changes.
+        layer=_layer_figure(place, sources, lines, colours.clone()) if sources else None,
         heatmap=_heatmap(place, modules, layers) if len(trace) and layers else None,
         stability=_stability(f"stability-{place}", source, points) if good else None,
         groups=layers,

@@ -16,6 +16,7 @@ from lsmooth.trace.clouds import Displacement
 from lsmooth.trace.density import Density, read_edges
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By
+from lsmooth.trace.html import summary_html
 from lsmooth.trace.layout import Status
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class Trace(TraceFile):
             f"Trace({str(self.path)!r}: {model}, {len(self.parameters)} parameter tensors, "
             f"{len(self)} measured steps, {well} of them well)"
         )
+
+    def _repr_html_(self) -> str:
+        return summary_html(self)
 
     def density(self, parameter: str) -> Density:
         """Return how all coordinates of a parameter tensor spread over gradients and local Lipschitz constants.

@@ -210,5 +210,6 @@ def test_100_000_points_answer_at_once(browser, tmp_path):
     assert browser.execute_script(SOURCE, "layer-points-0", "step") <= 30_000 / 12
     browser.set_script_timeout(60)
     milliseconds = [browser.execute_async_script(CLICK_AND_DRAW, layer) for layer in (5, 6, 7, 8)]
-    assert min(milliseconds) < 5000
+    # A third of a second on two busy cores, in software; 2 seconds where all 100,000 points are drawn anew.
+    assert min(milliseconds) < 1500
     assert complaints(browser) == []
