@@ -164,11 +164,11 @@ def _resumed(ctx: click.Context, options: dict[str, Any], parallel: bool = False
     if options["trace"] is None and options["task"] is None:
         raise click.UsageError("--resume needs --trace FILE, the trace to continue.", ctx)
     from lsmooth.errors import InvalidArgumentError
-    from lsmooth.tasks.checkpoint import checkpoint_path, load_checkpoint
+    from lsmooth.tasks.checkpoint import find_checkpoint, load_checkpoint
     from lsmooth.tasks.session import Session
 
     trace = Path(options["trace"] or f"{options['task']}.h5")
-    checkpoint = load_checkpoint(checkpoint_path(trace))
+    checkpoint = load_checkpoint(find_checkpoint(trace))
     for option, given, there in _differences(ctx, options, checkpoint.plan, checkpoint.recording):
         raise InvalidArgumentError(
             f"{trace} was begun with {option} {there}, not {given}; leave out {option} to resume the run, or start "

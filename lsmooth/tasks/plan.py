@@ -66,7 +66,7 @@ class Plan:
             if key in own:
                 of_task[key] = value
             elif name in defaults:
-                read = _read_like(name, value, defaults[name]) if isinstance(value, str) else value
+                read = read_value(name, value, hint_like(defaults[name])) if isinstance(value, str) else value
                 of_optimizer[name] = read
             else:
                 raise unknown_name("hyperparameter", key, [*own, *defaults])
@@ -174,12 +174,10 @@ def check_device(device: str) -> None:
         raise InvalidArgumentError(f"There is no device {device!r} here ({reason}).") from error
 
 
-def _read_like(name: str, text: str, default: Any) -> Any:
-    """Return text as the kind of value that a hyperparameter's default is: a float, unless that says otherwise."""
-    if isinstance(default, bool):
-        return read_value(name, text, bool)
+def hint_like(default: Any) -> Any:
+    """Return the type hint of a hyperparameter with this default: a float, unless the default says otherwise."""
     if isinstance(default, tuple):
-        return read_value(name, text, tuple[float, ...])
-    if isinstance(default, str):
-        return read_value(name, text, str)
-    return read_value(name, text, float | None if default is None else float)
+        return tuple[float, ...]
+    if isinstance(default, (bool, str)):
+        return type(default)
+    return float | None if default is None else float

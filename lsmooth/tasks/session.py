@@ -7,6 +7,7 @@ import dataclasses
 import signal
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,21 @@ from typing import Any, Literal
 
 from lsmooth.errors import LsmoothError, TraceError, TraceWarning, compiler_failure
 from lsmooth.recorder import Recorder
-from lsmooth.tasks.checkpoint import Checkpoint, CheckpointError, checkpoint_path, load_checkpoint, save_checkpoint
+from lsmooth.tasks.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_fits,
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from lsmooth.tasks.parallel import ranks_wanted
 from lsmooth.tasks.plan import Plan
+from lsmooth.tasks.structure import StructureError, check_like
 from lsmooth.tasks.task import Data
 from lsmooth.tasks.training import TrainingRun
+from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import Mode
 
 Outcome = Literal["finished", "stopped", "diverged"]
@@ -35,7 +46,7 @@ class Session:
     Args:
         plan: What is trained.
         trace: Where the trace goes; the checkpoint goes beside it.
-        recording: Arguments of `Recorder`: every, coordinates, ....
+        recording: Arguments of `Recorder`: every, coordinates, densities.
         data: What the task found already; None to find it.
         mode: "x" refuses an existing trace, "w" replaces it.
         checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.
@@ -44,6 +55,7 @@ class Session:
 
     Raises:
         TraceError: The trace cannot be written: a session is there for it, and does not begin without.
+        CheckpointError: The checkpoint is not of such a run.
 
     Attributes:
         run: The training run.
@@ -74,6 +86,10 @@ class Session:
         self._recording = dict(recording)
         self._checkpoint_seconds = checkpoint_seconds
         self._saved = time.monotonic()
+        self._run_id = uuid.uuid4().hex if checkpoint is None else checkpoint.run_id
+        if checkpoint is not None:
+            with _fitting(trace):
+                check_fits(checkpoint, plan, task_data)
         self.run: TrainingRun = plan.start(task_data, parallel=parallel)
         with warnings.catch_warnings():
             # What it would warn of is an error here.
@@ -84,13 +100,24 @@ class Session:
                 trace,
                 mode=mode if checkpoint is None else "a",
                 seed=plan.seed,
-                metadata=_description(plan, task_data),
+                metadata={**_description(plan, task_data), "run_id": self._run_id},
                 **self._recording,
             )
         if self.recorder.failure is not None:
             self.recorder.close()
             raise TraceError(self.recorder.failure)
         if checkpoint is not None:
+            try:
+                self._go_on_from(checkpoint)
+            except BaseException:
+                self.recorder.close()
+                raise
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        with _fitting(self.trace):
+            if self._recording.get("densities") and "densities" in checkpoint.recorder:
+                counts = self.recorder.state_dict()["densities"]
+                check_like(checkpoint.recorder["densities"], counts, "the recorder's densities")
             self.recorder.load_state_dict(checkpoint.recorder)
             mine = checkpoint.ranks[self.run.parallel.rank] if self.run.parallel is not None else {}
             self.run.load_state_dict({**checkpoint.run, **mine})
@@ -115,13 +142,15 @@ class Session:
             parallel: As in `Session`; there must be as many processes as the run was begun with.
 
         Raises:
-            CheckpointError: There is no readable checkpoint, or it is of another number of processes.
+            CheckpointError: There is no readable checkpoint, or it is of another run or number of processes.
             TraceError: There is no such trace, or it is another run's.
         """
-        checkpoint = load_checkpoint(checkpoint_path(trace))
+        path = find_checkpoint(trace)
+        checkpoint = load_checkpoint(path)
         check_ranks(trace, checkpoint, parallel)
         if not trace.exists():
             raise TraceError(f"There is no trace {trace} to continue, though its checkpoint is there; put it back.")
+        check_run(trace, path, checkpoint)
         plan = checkpoint.plan
         if device is not None:
             plan = dataclasses.replace(plan, device=device)
@@ -180,7 +209,14 @@ class Session:
         try:
             save_checkpoint(
                 self.checkpoint_path,
-                Checkpoint(self.plan, self.run.state_dict(), self.recorder.state_dict(), self._recording, ranks),
+                Checkpoint(
+                    self.plan,
+                    self.run.state_dict(),
+                    self.recorder.state_dict(),
+                    self._recording,
+                    ranks,
+                    self._run_id,
+                ),
             )
         except OSError as error:
             warnings.warn(
@@ -211,6 +247,40 @@ def check_ranks(trace: Path, checkpoint: Checkpoint, parallel: bool) -> None:
     if before != now:
         how = f"resume it under torchrun with {before} processes" if before > 1 else "resume it without torchrun"
         raise CheckpointError(f"{trace} was begun with {before} process{'es' * (before > 1)}, not {now}; {how}.")
+
+
+def check_run(trace: Path, path: Path, checkpoint: Checkpoint) -> None:
+    """Raise a CheckpointError if a checkpoint is of another run than a trace; warn if an older lsmooth wrote it."""
+    with Trace(trace) as opened:
+        description = opened.metadata.get("user_metadata")
+    run_id = description.get("run_id") if isinstance(description, dict) else None
+    if run_id != checkpoint.run_id:
+        raise CheckpointError(
+            f"{path} is of another run than {trace}; put back the checkpoint of this run, or start another run with "
+            "another --trace."
+        )
+    if checkpoint.run_id is None:
+        warnings.warn(
+            f"{path} is from an older lsmooth and has no checksum: damage to it cannot be noticed. The checkpoints "
+            "from now on have one.",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _fitting(trace: Path) -> Iterator[None]:
+    """Run a block that uses a checkpoint, in which what does not fit ends in one sentence."""
+    try:
+        yield
+    except LsmoothError:
+        raise
+    except Exception as error:
+        # What torch raises for values that it cannot take is not documented.
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        kind = "" if isinstance(error, StructureError) else f"{type(error).__name__}: "
+        raise CheckpointError(
+            f"The checkpoint of {trace} does not fit its run ({kind}{reason}); put back a copy of it, or start anew."
+        ) from error
 
 
 def _description(plan: Plan, data: Data) -> dict[str, Any]:

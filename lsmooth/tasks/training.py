@@ -167,7 +167,9 @@ class TrainingRun:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken, in a run of the same plan."""
         self.problem.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Hyperparameters are the plan's: of a checkpoint, they would be believed unchecked.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         device = self._sums.device
         self._sums = state["sums"].to(device)
         self._carried = _to_device(state["carried"], device)

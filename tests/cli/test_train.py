@@ -50,10 +50,14 @@ def test_a_run_writes_trace_and_checkpoint_and_names_them(train, tmp_path):
     done = train(*TINY, "--steps", 20, "--seed", 3, "--lr", 0.5)
     assert done.exit_code == 0, done.output
     assert sorted(item.name for item in tmp_path.iterdir()) == [
-        "transformer-encoder.checkpoint.pt",
         "transformer-encoder.h5",
+        "transformer-encoder.h5.checkpoint.pt",
     ]
-    for name in ("transformer-encoder.h5 (4 measured steps)", "transformer-encoder.checkpoint.pt", "unigram entropy"):
+    for name in (
+        "transformer-encoder.h5 (4 measured steps)",
+        "transformer-encoder.h5.checkpoint.pt",
+        "unigram entropy",
+    ):
         assert name in done.output
     assert re.search(r"valid loss \d+\.\d+, perplexity \d+", done.output)
     with lsmooth.Trace("transformer-encoder.h5") as trace:
@@ -107,7 +111,7 @@ def test_a_folder_of_text(train, tmp_path):
         ([*TINY, "--trace", "no/where/run.h5"], 1, "no folder no/where"),
         ([], 2, "Missing argument 'TASK'"),
         (["--resume"], 2, "--trace"),
-        (["--resume", "--trace", "run.h5"], 1, "no checkpoint run.checkpoint.pt"),
+        (["--resume", "--trace", "run.h5"], 1, "no checkpoint run.h5.checkpoint.pt"),
         (["--resume", "--force", "--trace", "run.h5"], 2, "one of them"),
     ],
 )
@@ -156,7 +160,7 @@ def test_a_compiler_that_ctrl_c_ends_is_not_said_to_fail(train, monkeypatch):
     done = train(*TINY, "--steps", 2, "--compile", "--trace", "run.h5")
     assert done.exit_code == 1, done.output
     assert done.stderr.splitlines()[-1].startswith("Error: Stopped while the model was being compiled")
-    assert Path("run.checkpoint.pt").exists()
+    assert Path("run.h5.checkpoint.pt").exists()
 
 
 def test_a_diverged_run_says_so(train):
@@ -224,7 +228,7 @@ def test_killed_and_resumed_the_trace_is_the_same_bit_for_bit(train, tmp_path):
     path = tmp_path / "run.h5"
     command = [sys.executable, "-m", "lsmooth.cli", "train", *arguments, "--trace", str(path), "--checkpoint-every"]
     with subprocess.Popen([*command, "0.3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        place = tmp_path / "run.checkpoint.pt"
+        place = tmp_path / "run.h5.checkpoint.pt"
         wait_for(place.exists)
         first = place.stat().st_mtime_ns
         wait_for(lambda: place.stat().st_mtime_ns != first)
@@ -247,7 +251,7 @@ def test_ctrl_c_ends_with_one_line_and_a_resumable_state(train, tmp_path, number
     path = tmp_path / "run.h5"
     command = [sys.executable, "-m", "lsmooth.cli", "train", *TINY, "--steps", "100000", "--trace", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        wait_for((tmp_path / "run.checkpoint.pt").exists)
+        wait_for((tmp_path / "run.h5.checkpoint.pt").exists)
         time.sleep(0.3)
         os.kill(process.pid, number)
         output, _ = process.communicate(timeout=60)

@@ -61,18 +61,20 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path, forked):
         out, err = together.communicate(timeout=200)
     assert alone.returncode == 0, alone.stderr
     assert together.returncode == 0, err
-    lines = [line for line in err.splitlines() if line.startswith("step")]
+    lines = [line for line in err.splitlines() if re.match(r"step +\d+ \(", line)]
     assert len(lines) == 2
-    assert lines == [line for line in alone.stderr.splitlines() if line.startswith("step")]
+    assert lines == [line for line in alone.stderr.splitlines() if re.match(r"step +\d+ \(", line)]
     assert "2 processes" in err
-    assert out.count("Wrote two.h5 (2 measured steps) and two.checkpoint.pt.") == 1
+    assert out.count("Wrote two.h5 (2 measured steps) and two.h5.checkpoint.pt.") == 1
     assert {path.name for path in tmp_path.iterdir()} == {
-        "one.h5", "one.checkpoint.pt", "two.h5", "two.checkpoint.pt"
+        "one.h5", "one.h5.checkpoint.pt", "two.h5", "two.h5.checkpoint.pt"
     }  # fmt: skip
     with lsmooth.Trace(tmp_path / "one.h5") as one, lsmooth.Trace(tmp_path / "two.h5") as two:
         assert two.parameters == one.parameters
         assert two.steps.tolist() == [0, 2]
-        assert two.metadata["user_metadata"] == one.metadata["user_metadata"]
+        described = [trace.metadata["user_metadata"] for trace in (one, two)]
+        assert len({each.pop("run_id") for each in described}) == 2
+        assert described[0] == described[1]
         for name in ("loss", "loss_along", "grad_norm", "step_norm", "grad_diff", "coordinate/grad_along"):
             values = one.read(name)
             np.testing.assert_allclose(two.read(name), values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
@@ -118,7 +120,7 @@ def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tm
             process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
-    reached = load_checkpoint(tmp_path / "run.checkpoint.pt").run["position"]["step"]
+    reached = load_checkpoint(tmp_path / "run.h5.checkpoint.pt").run["position"]["step"]
     assert reached >= 12
     if ending == "asked":
         again = "torchrun --nproc-per-node 2 -m lsmooth.cli train --resume --trace run.h5"

@@ -102,7 +102,7 @@ def test_a_finished_run_can_be_extended(planned, whole, tmp_path):
 
 
 def test_without_a_checkpoint_there_is_no_resuming(planned, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no checkpoint .*run\.checkpoint\.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*run\.h5\.checkpoint\.pt"):
         Session.resume(tmp_path / "run.h5")
     path = tmp_path / "run.h5"
     with begin(planned, path) as session:
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_refused_in_a_sentence(damage, planned, tmp_path
         place.mkdir()
     else:
         torch.save({"weights": torch.ones(2)}, place)
-    with pytest.raises(CheckpointError, match=r"run\.checkpoint\.pt"):
+    with pytest.raises(CheckpointError, match=r"run\.h5\.checkpoint\.pt"):
         load_checkpoint(place)
 
 
@@ -150,4 +150,4 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(planned, tmp_pat
     session.close()
     monkeypatch.undo()
     assert load_checkpoint(checkpoint_path(path)).run["position"]["step"] == 1
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["run.checkpoint.pt", "run.h5"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["run.h5", "run.h5.checkpoint.pt"]
