@@ -42,6 +42,7 @@ class SGDNormalized(MomentumOptimizer):
     NeurIPS 2021 (normalized SGD with momentum).
 
     Example:
+        >>> import torch
         >>> x = torch.nn.Parameter(torch.zeros(2))
         >>> optimizer = SGDNormalized([x], lr=0.5)
         >>> x.grad = torch.tensor([3e9, 4e9])
