@@ -1,79 +1,25 @@
-"""Whatever number or text an option is given: it is taken, or it ends in one sentence; never a traceback, never a hang.
-
-Numbers that are taken are finite and fit into the types of PyTorch, NumPy and HDF5.
-"""
+"""Hyperparameters, devices and sizes of a training run: taken, or refused in one sentence."""
 
 import dataclasses
-import importlib
-import math
 import os
 import subprocess
 import sys
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner
+from hostile_values import TEXTS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lsmooth import optim, tasks
-from lsmooth.cli import COMMANDS, main, numbers
+from lsmooth.cli import main
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.tasks import task as task_values
 from lsmooth.tasks.comparison import contestants
 from lsmooth.tasks.plan import check_device, make_plan
 
-HOSTILE = [
-    "nan", "-nan", "inf", "-inf", "infinity", "1e308", "-1e308", "1e999", "3.5e38", "1e-320", "-0", "0", "-1", "1", "2",
-    "0.5", "12345678901234567890", "-12345678901234567890", "9223372036854775807", "9223372036854775808", "4294967296",
-    "4294967295", "1_000", "0x10", "1e3", "", " ", "٣", "１２", "9" * 5000, "--", "none", "true", "(1,", "1,2", "\0",
-    "é",
-]  # fmt: skip
-TEXTS = st.sampled_from(HOSTILE) | st.integers().map(str) | st.floats().map(repr) | st.text(max_size=20)
-
 # Each example reads a fixture that none of them changes.
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-
-def commands():
-    return {name: importlib.import_module(f"lsmooth.cli.{name}").command for name in COMMANDS}
-
-
-NUMBERS = [
-    pytest.param(command, option, id=f"{name} {option.opts[0]}")
-    for name, command in commands().items()
-    for option in command.params
-    if isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType))
-]
-
-
-def test_there_are_numbers_to_try():
-    assert len(NUMBERS) > 20
-
-
-@pytest.mark.parametrize(("command", "option"), NUMBERS)
-@given(text=TEXTS)
-@example(text="nan")
-@example(text="12345678901234567890")
-@example(text="1e308")
-@settings(max_examples=60, deadline=None)
-def test_a_number_is_finite_and_fits_or_is_refused_in_a_sentence(command, option, text):
-    context = click.Context(command)
-    try:
-        value = option.type_cast_value(context, text)
-    except click.BadParameter:
-        # A usage error: one sentence, and exit code 2.
-        return
-    assert math.isfinite(value)
-    # float32 and int64, which arithmetic on these numbers must not leave.
-    assert abs(value) <= (2**32 if isinstance(value, int) else 3.4e38)
-
-
-def test_options_and_hyperparameters_have_the_same_bounds():
-    """They are stated twice, since the commands that only read never load torch."""
-    assert numbers.LARGEST_COUNT == task_values.LARGEST_COUNT
-    assert numbers.LARGEST_FLOAT == task_values.LARGEST_FLOAT <= torch.finfo(torch.float32).max
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +47,7 @@ def numbers_in(value):
 @example(text="12345678901234567890")
 @example(text="1e308")
 @example(text="inf,inf")
-@settings(max_examples=40, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=20, deadline=None, suppress_health_check=SHARED)
 def test_a_hyperparameter_is_finite_and_fits_or_is_refused_in_a_sentence(plans, task, optimizer, key, text):
     plan = plans[task]
     if optimizer is not None:
@@ -213,7 +159,7 @@ def test_sizes_beyond_the_memory_end_in_a_sentence(tmp_path, size):
     values = {"layers": 1000, "heads": 10**9}
     more = [f"--set={size}={values.get(size, 10**9)}", "--device=cpu", "--steps=1"]
     if size == "layers":
-        more.append("--set=feed_forward=100000")
+        more.append("--set=feed_forward=1000000")
     done = subprocess.run(
         [sys.executable, "-c", program, "train", "transformer-encoder", *TINY, *more],
         cwd=tmp_path,
@@ -225,33 +171,3 @@ def test_sizes_beyond_the_memory_end_in_a_sentence(tmp_path, size):
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
     assert "Traceback" not in done.stderr
-
-
-READING = {
-    "estimate": ["--by", "--q", "--f-low", "--confidence", "--seed"],
-    "advise": ["--beta2"],
-    "tail": ["--lines"],
-    "export": ["--by"],
-}
-
-
-@pytest.mark.parametrize(("command", "option"), [(name, option) for name in READING for option in READING[name]])
-@given(text=TEXTS)
-@example(text="0.9999999999999999")
-@example(text="1e-300")
-@example(text="3e38")
-@example(text="-3e38")
-@example(text="1e308")
-@example(text="-1e308")
-@example(text="1000000000")
-@settings(max_examples=15, deadline=None, suppress_health_check=SHARED)
-def test_a_command_that_reads_takes_any_value_or_ends_in_a_sentence(small_trace, tmp_path, command, option, text):
-    more = {
-        "estimate": ["--method=quantile", "--condition=suboptimality"],
-        "tail": ["--no-follow"],
-        "export": ["--force", f"--output={tmp_path / 'table.csv'}"],
-    }.get(command, [])
-    done = CliRunner().invoke(main, [command, str(small_trace), *more, f"{option}={text}"])
-    assert isinstance(done.exception, SystemExit | None), (text, done.exception)
-    if done.exit_code:
-        assert "Error: " in done.stderr
