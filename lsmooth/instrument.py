@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lsmooth.loop.faults import Faults
 from lsmooth.loop.gradient import GradientKeeper
 from lsmooth.loop.settings import Settings
 from lsmooth.loop.step import Step
@@ -28,6 +29,7 @@ class Instrument:
         ranks: The processes that train together.
         header: What the trace says of the run, the followed coordinates among it.
         recording: Where rows go.
+        faults: Keeps errors from the loop.
 
     Attributes:
         gradients: Decides how gradients of steps are kept.
@@ -42,6 +44,7 @@ class Instrument:
         ranks: Ranks,
         header: Header,
         recording: Recording,
+        faults: Faults,
     ) -> None:
         parameters = subject.parameters
         norms = NormsInUse.of(parameters, settings.geometries)
@@ -66,12 +69,29 @@ class Instrument:
         self._quantities = quantities_of(parameters, settings.geometries, followed, norms, recording.densities)
         self._points = points_of(settings.gammas, settings.endpoint)
         self._ranks = ranks
-        # Whether a second evaluation at x_t was compared with the first, which happens once.
+        self._faults = faults
+        # A second evaluation at x_t is compared with the first once; at each step, if it was found to differ.
         self._checked = False
+        self._differs = recording.handover.found_difference
 
     def measure(self, step: Step, row: Row) -> None:
-        """Fill and judge the row of a step that has been taken."""
-        points = self._points if self._checked else [CHECK, *self._points]
+        """Fill and judge the row of a step that has been taken; after an error, the row says that there is nothing.
+
+        Raises:
+            Exception: Nothing has been measured so far, and the loss cannot be evaluated again at all.
+        """
+        try:
+            self._measure(step, row)
+        except Exception as error:
+            # Where the loss was evaluated again at one point, the loop can be measured.
+            if not (self._faults.contains() or (self._ranks.alone and row.evaluated)):
+                raise
+            self._faults.tell(f"Step {step.number} is flagged, since its loss could not be evaluated again", error)
+            row.fail(step.loss, step.lr)
+        self._faults.measured = True
+
+    def _measure(self, step: Step, row: Row) -> None:
+        points = [CHECK, *self._points] if self._differs() or not self._checked else self._points
         measure(step, self.evaluation, self._quantities, points, row)
         self._checked = self._checked or not step.gradient.changed
         self._ranks.join(row.numbers)

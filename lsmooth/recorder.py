@@ -24,8 +24,9 @@ from torch import nn
 
 from lsmooth.instrument import Instrument
 from lsmooth.loop.attempt import Attempts
-from lsmooth.loop.backward import collected_backward
+from lsmooth.loop.backward import run_backward
 from lsmooth.loop.description import header_of
+from lsmooth.loop.faults import Faults
 from lsmooth.loop.settings import DEFAULT_GAMMAS, Settings
 from lsmooth.loop.step import Step
 from lsmooth.loop.step_closure import closure_given, with_closure_followed
@@ -36,9 +37,11 @@ from lsmooth.measure.recording import Recording
 from lsmooth.measure.scalars import Scalars
 from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.closures import Closure
-from lsmooth.replay.microbatch import detached, loss_of
-from lsmooth.replay.state import Surroundings
 from lsmooth.trace.writer import Mode
+
+# Compiling `optimizer.step` is not to trace hooks. As in torch's own optimizers, this imports the compiler when a hook
+# is first called; `torch.compiler.disable` would import it here.
+_untraced = getattr(torch, "_disable_dynamo", lambda function: function)
 
 # Who measures which model in this process: one call of `backward` serves every recorder on the model.
 _ATTACHED_IN_PROCESS: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKeyDictionary()
@@ -124,13 +127,15 @@ class Recorder:
         header = header_of(subject, settings, ranks.size, metadata or {})
         listener = None if log is None else Scalars(log)
         self._recording = Recording(path, header, mode, ranks, subject.parameters, settings.facts(), listener)
-        self._instrument = Instrument(subject, settings, ranks, header, self._recording)
+        self._faults = Faults(alone=ranks.alone)
+        self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)
         self._attempts = Attempts(
             subject,
             self._instrument.gradients,
             self._instrument.evaluation.on_row_device,
             self._asks_for,
             self._recording.add_skipped,
+            self._faults,
             collects=not settings.probes,
         )
         self._attempts.count_from(self._recording.next_step)
@@ -164,23 +169,9 @@ class Recorder:
             RecorderError: The closure returns no scalar loss, or the step cannot be measured.
         """
         recorders = _ATTACHED_IN_PROCESS.get(self._subject.model, [])
-        collecting = [recorder for recorder in recorders if recorder._attempts.backward_begins()]
         with _unwatched(recorders):
-            if collecting:
-                subject = self._subject
-                surroundings = Surroundings.capture(
-                    closure, subject.model, device_type=subject.device.type, context=self._ranks.context()
-                )
-                attempts = [recorder._attempts for recorder in collecting]
-                returned = collected_backward(closure, scaler, surroundings, attempts)
-            else:
-                returned = closure()
-                loss = loss_of(returned)
-                (loss if scaler is None else scaler.scale(loss)).backward()
-        for recorder in recorders:
-            recorder._attempts.backward_ended()
-        # What a graph has returned must outlast the replays, too.
-        return detached(returned, copy=any(recorder._instrument.gradients.in_graphs for recorder in collecting))
+            attempts = [recorder._attempts for recorder in recorders]
+            return run_backward(closure, scaler, attempts, self._ranks.context())
 
     def watch(
         self,
@@ -244,11 +235,11 @@ class Recorder:
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is recorded, or nothing any more, in one sentence; None while all is well.
+        """Why nothing is recorded, or nothing any more, or what went wrong last; None while all is well.
 
         Of several processes, all know it where nothing could be written from the start, and rank 0 what failed later.
         """
-        return self._recording.failure
+        return self._recording.failure or self._faults.latest
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue the trace from here, all measured so far being in the file.
@@ -310,12 +301,18 @@ class Recorder:
     def _asks_for(self, step: int) -> bool:
         return not self._recording.in_vain and self._settings.asks_for(step)
 
+    @_untraced
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if closure_given(args, kwargs):
-            watched = self._watch.on
-            return with_closure_followed(optimizer, args, kwargs, watched, self._begin_step, self._attempts.forget)
-        self._begin_step()
+        with self._faults.contained(self._give_up):
+            if closure_given(args, kwargs):
+                watched, faults = self._watch.on, self._faults
+                return with_closure_followed(optimizer, args, kwargs, watched, faults, self._begin_step, self._give_up)
+            self._begin_step()
         return None
+
+    def _give_up(self) -> None:
+        self._attempts.forget()
+        self._step = None
 
     def _begin_step(self) -> None:
         """Copy x_t, now that the step's gradient is there and the step is about to be taken."""
@@ -324,13 +321,13 @@ class Recorder:
             return
         probes = self._instrument.probes
         if probes is not None:
-            self._subject.check_groups()
             self._step = self._attempts.finished_by(probes.at_start())
         else:
             self._step = self._attempts.finished(watched=self._watch.on)
 
     # --- after the step ---
 
+    @_untraced
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         step, self._step = self._step, None
         self._attempts.step_taken()

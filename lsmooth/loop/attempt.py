@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lsmooth.errors import RecorderError
+from lsmooth.loop.faults import Faults
 from lsmooth.loop.gradient import GradientKeeper, StepGradient, imprint
 from lsmooth.loop.step import BackwardPass, Companion, SkippedStep, Step
 from lsmooth.loop.subject import Subject
@@ -31,6 +33,14 @@ _NONE_WATCHED = (
     "optimizer.step() was called at measured step {}, but no backward pass came from a loss that the watched function "
     "or forward had returned; where the loop computes its loss elsewhere, use "
     "loss = recorder.backward(lambda: loss_fn(model(inputs), targets)) in place of loss.backward()."
+)
+
+
+# So many steps in a row that are not seen are no coincidence.
+_UNSEEN_STEPS = 3
+_UNSEEN = (
+    "The parameters change, but no step of the {} that the recorder was given is seen, so that nothing is measured; "
+    "give the recorder the optimizer whose step() the loop calls, and a new recorder to a new optimizer."
 )
 
 
@@ -60,6 +70,7 @@ class Attempts:
         on_row_device: Brings a loss to the device of rows.
         due: Says whether the step of a number is measured; asked once a step.
         skipped: Hears of each measured step that was skipped.
+        faults: Keeps errors from the loop.
         collects: Whether backward passes are collected; with probes, they are not.
 
     Attributes:
@@ -73,6 +84,7 @@ class Attempts:
         on_row_device: Callable[[Tensor], Tensor],
         due: Callable[[int], bool],
         skipped: Callable[[SkippedStep], None],
+        faults: Faults,
         *,
         collects: bool = True,
     ) -> None:
@@ -83,6 +95,9 @@ class Attempts:
         self._due = due
         self._on_row_device = on_row_device
         self._skipped = skipped
+        self.faults = faults
+        # How many steps in a row were not seen, although the parameters moved.
+        self._unseen = 0
         # Step number, and whether it is measured: asked once, since `every` may be anything.
         self._decision: tuple[int, bool] | None = None
         self._collected: _Collected | None = None
@@ -125,15 +140,19 @@ class Attempts:
         if self._collected is not None:
             return
         subject = self.subject
-        subject.check_groups()
         before = [local(p.grad) for p in subject.parameters if p.grad is not None]
         self._collected = _Collected(
             gradient=StepGradient(self._keeper),
             versions=self.versions(),
-            companions=[Companion(p, p.detach().clone(), p._version) for p in subject.companions],
+            companions=[Companion(p, p.detach().clone(), p._version) for p in subject.companions()],
             # Zeros, if zero_grad kept the tensors; anything else is a gradient of some other function.
             foreign=tensor_norms(before, [None] * len(before), subject.device).sum() if before else None,
         )
+
+    @property
+    def in_graphs(self) -> bool:
+        """Whether CUDA graphs overwrite gradients, and what they return, at each evaluation."""
+        return self._keeper.in_graphs
 
     @property
     def begun(self) -> bool:
@@ -189,6 +208,10 @@ class Attempts:
                 self._mark = (parameter, imprint(parameter.grad))
                 return
 
+    def contained(self) -> AbstractContextManager[None]:
+        """Return a context after an error in which nothing is collected, and training goes on if it can."""
+        return self.faults.contained(self.forget)
+
     def forget(self) -> None:
         """Forget what has been collected: the step that comes next cannot be measured."""
         self._collected = None
@@ -208,7 +231,7 @@ class Attempts:
         if collected is None or not collected.passes:
             raise RecorderError((_NONE_WATCHED if watched else _NONE_COLLECTED).format(self.number))
         subject = self.subject
-        restored = {*subject.parameters, *subject.companions}
+        restored = {*subject.parameters, *(companion.parameter for companion in collected.companions)}
         others_moved = any(leaf._version != version for leaf, version in collected.leaves if leaf not in restored)
         active = subject.active()
         return Step(
@@ -219,7 +242,8 @@ class Attempts:
             segment=self._segment_of(active),
             active=active,
             lr=subject.rates(),
-            flags=int(Status.MOVED) if others_moved or self.versions() != collected.versions else 0,
+            flags=(int(Status.MOVED) if others_moved or self.versions() != collected.versions else 0)
+            | self._partial_flag(),
             arrivals=collected.arrivals,
             leaves=tuple(collected.leaves),
             companions=tuple(collected.companions),
@@ -239,11 +263,23 @@ class Attempts:
             segment=self._segment_of(active),
             active=active,
             lr=self.subject.rates(),
-            flags=0,
+            flags=self._partial_flag(),
             arrivals=probes.arrivals,
             noise=probes.noise,
             divisor=len(probes.losses),
         )
+
+    def _partial_flag(self) -> int:
+        """Return the flag of a step by an optimizer that has gained parameters, which is said once."""
+        if not self.subject.gained_parameters():
+            return 0
+        self.faults.say(
+            f"The optimizer has gained parameters since the recorder was attached: from step {self.number} on, those "
+            "that it had are measured, the new ones being held where they are, and steps are flagged as partial; for "
+            "all of them, attach a new recorder, with a trace of its own.",
+            kind="partial",
+        )
+        return int(Status.PARTIAL)
 
     def _segment_of(self, active: Sequence[int]) -> Segment:
         """Return a segment from the present values of these parameters, in memory that is kept from step to step."""
@@ -257,6 +293,7 @@ class Attempts:
     def step_taken(self) -> None:
         """Take note that the optimizer has taken its step."""
         self._collected = self._mark = None
+        self._unseen = 0
         self.number += 1
 
     def close(self) -> None:
@@ -272,5 +309,10 @@ class Attempts:
         """Take note that the last attempt ended without an optimizer step (a scaler's skip, a `continue`)."""
         collected, self._collected, self._mark = self._collected, None, None
         if collected is not None and collected.losses:
-            self._skipped(SkippedStep(self.number, torch.stack(collected.losses).sum(), self.subject.rates()))
+            moved = self.versions() != collected.versions
+            flags = int(Status.NO_DISPLACEMENT) | (int(Status.MOVED) if moved else 0)
+            self._skipped(SkippedStep(self.number, joined(collected.losses), self.subject.rates(), flags))
+            self._unseen = self._unseen + 1 if moved else 0
+            if self._unseen == _UNSEEN_STEPS:
+                self.faults.say(_UNSEEN.format(type(self.subject.optimizer).__name__), kind="unseen")
         self.number += 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,49 +14,91 @@ from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import counted_arrivals
 from lsmooth.replay.closures import Closure, frozen
-from lsmooth.replay.microbatch import Microbatch, loss_of, reachable_leaves
+from lsmooth.replay.microbatch import Microbatch, detached, loss_of, reachable_leaves
 from lsmooth.replay.state import Surroundings
 
 
-def collected_backward(
+@dataclass(frozen=True)
+class _Prepared:
+    """What it takes to evaluate a closure again, and who collects its backward pass."""
+
+    fresh: Callable[[], Closure]
+    surroundings: Surroundings
+    attempts: list[Attempts]
+
+
+def run_backward(
     closure: Closure,
     scaler: torch.amp.GradScaler | None,
-    surroundings: Surroundings,
     attempts: Sequence[Attempts],
+    context: Callable[[], AbstractContextManager[None]],
 ) -> Any:
-    """Run a closure and backward from the loss that it returns; each attempt collects it.
+    """Run a closure and backward from the loss that it returns; recorders whose next step is measured collect it.
 
     Args:
-        closure: Returns the loss, or a tuple whose first item is the loss.
+        closure: Returns the loss, or a tuple whose first item is the loss; None where a batch is to be passed over,
+            once a step has been measured.
         scaler: The gradient scaler, where one is used.
-        surroundings: What the closure finds around it.
-        attempts: Those of the recorders whose next step is measured.
+        attempts: Those of all recorders on the model.
+        context: Makes a context for forward and backward.
 
     Returns:
-        What the closure returned.
+        What the closure returned, detached from the graph.
 
     Raises:
-        RecorderError: The closure returns no scalar loss, or the step cannot be measured.
+        RecorderError: The closure returns no scalar loss, or the first step that is measured cannot be.
     """
+    prepared = _prepared(closure, [attempt for attempt in attempts if attempt.backward_begins()], context)
+    returned = closure()
+    if returned is None and any(attempt.faults.measured for attempt in attempts):
+        for attempt in attempts:
+            attempt.pass_over()
+        return None
+    loss = loss_of(returned)
+    if prepared is None:
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    else:
+        _collect(prepared, loss, scaler)
+    for attempt in attempts:
+        attempt.backward_ended()
+    # What a graph has returned must outlast the replays, too.
+    in_graphs = prepared is not None and any(attempt.in_graphs for attempt in prepared.attempts)
+    return detached(returned, copy=in_graphs)
+
+
+def _prepared(
+    closure: Closure, attempts: Sequence[Attempts], context: Callable[[], AbstractContextManager[None]]
+) -> _Prepared | None:
+    """Begin a measured step for recorders; return None where it is none for any of them."""
+    begun: list[Attempts] = []
+    surroundings: Surroundings | None = None
     fresh = frozen(closure)
     for attempt in attempts:
-        attempt.begin()
-    parameters = list(dict.fromkeys(p for attempt in attempts for p in attempt.subject.parameters))
-    returned = closure()
-    loss = loss_of(returned)
+        with attempt.contained():
+            if surroundings is None:
+                subject = attempt.subject
+                surroundings = Surroundings.capture(
+                    closure, subject.model, device_type=subject.device.type, context=context
+                )
+            attempt.begin()
+            begun.append(attempt)
+    return _Prepared(fresh, surroundings, begun) if surroundings is not None and begun else None
+
+
+def _collect(prepared: _Prepared, loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """Run backward from a loss, and collect it for the recorders."""
+    parameters = list(dict.fromkeys(p for attempt in prepared.attempts for p in attempt.subject.parameters))
     leaves = tuple(reachable_leaves(loss))
     scale = factor_of(scaler, loss.device)
-    versions = [attempt.versions() for attempt in attempts]
+    versions = [attempt.versions() for attempt in prepared.attempts]
     with counted_arrivals(parameters) as arrivals:
         (loss if scaler is None else scaler.scale(loss)).backward()
-    microbatch = Microbatch(fresh, surroundings.without_unchanged(), scale)
+    microbatch = Microbatch(prepared.fresh, prepared.surroundings.without_unchanged(), scale)
     backward = BackwardPass((microbatch,), (loss.detach(),), arrivals, leaves)
-    with forgotten_on_error(attempts):
-        for attempt, before in zip(attempts, versions, strict=True):
+    for attempt, before in zip(prepared.attempts, versions, strict=True):
+        with attempt.contained():
             attempt.check_unchanged(before)
-        for attempt in attempts:
             attempt.collect(backward)
-    return returned
 
 
 def factor_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> Tensor | None:
@@ -63,14 +106,3 @@ def factor_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> Tens
     if scaler is None or not scaler.is_enabled():
         return None
     return scaler.scale(torch.ones((), device=device))
-
-
-@contextmanager
-def forgotten_on_error(attempts: Sequence[Attempts]) -> Iterator[None]:
-    """Run a block after whose exception the attempts have nothing collected."""
-    try:
-        yield
-    except BaseException:
-        for attempt in attempts:
-            attempt.forget()
-        raise

@@ -153,7 +153,8 @@ class StepGradient:
         The loop has come to use CUDA graphs meanwhile; gradients of later steps are copied.
         """
         if not self.borrowed or not any(
-            position in self.borrowed and self.borrowed[position][1][0] == gradient.data_ptr()
+            # Empty tensors lie nowhere.
+            gradient.numel() and position in self.borrowed and self.borrowed[position][1][0] == gradient.data_ptr()
             for position, gradient in zip(positions, gradients, strict=True)
         ):
             return False
@@ -168,5 +169,8 @@ class StepGradient:
 
 def imprint(gradient: Tensor) -> tuple[int, int]:
     """Return what changes when a gradient is replaced or written to."""
+    if gradient.layout != torch.strided:
+        # Sparse gradients have no memory of their own, and are not measured.
+        return id(gradient), gradient._version
     part = local(gradient)
     return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)

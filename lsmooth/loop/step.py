@@ -94,8 +94,10 @@ class SkippedStep:
         number: Its index, counted from 0.
         loss: f(x_t), a scalar.
         lr: Learning rate of each parameter group.
+        flags: What is known against it, bits of `Status`.
     """
 
     number: int
     loss: Tensor
     lr: tuple[float | Tensor, ...]
+    flags: int

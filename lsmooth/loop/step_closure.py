@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsmooth.errors import RecorderError
+from lsmooth.loop.faults import Faults
 
 
 def closure_given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -21,6 +22,7 @@ def with_closure_followed(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     watched: bool,
+    faults: Faults,
     gradient_is_there: Callable[[], None],
     give_up: Callable[[], None],
 ) -> tuple[Any, Any]:
@@ -31,8 +33,9 @@ def with_closure_followed(
         args: Positional arguments of the step, the optimizer first.
         kwargs: Its keyword arguments.
         watched: Whether backward passes inside of the closure are collected.
+        faults: Decides whether a step that calls its closure twice is an error.
         gradient_is_there: Called after the closure, before the step changes anything.
-        give_up: Called before a step that calls its closure twice is refused.
+        give_up: Called when the step calls its closure a second time, before the error or the warning that says so.
 
     Raises:
         RecorderError: They are not.
@@ -49,13 +52,14 @@ def with_closure_followed(
             nonlocal calls
             calls += 1
             if calls > 1:
-                give_up()
-                raise RecorderError(
-                    f"{type(optimizer).__name__}.step called its closure twice, which leaves no single step to "
-                    "measure; use an optimizer that evaluates the loss once a step."
-                )
+                with faults.contained(give_up):
+                    raise RecorderError(
+                        f"{type(optimizer).__name__}.step called its closure twice, which leaves no single step to "
+                        "measure; use an optimizer that evaluates the loss once a step."
+                    )
             returned = closure()
-            gradient_is_there()
+            if calls == 1:
+                gradient_is_there()
             return returned
 
         return run

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lsmooth.errors import InvalidArgumentError, RecorderError
+from lsmooth.errors import InvalidArgumentError
 from lsmooth.parallel.ranks import unwrapped
 
 
@@ -22,7 +23,6 @@ class Subject:
         optimizer: The optimizer that takes the steps.
         names: Names of the optimizer's parameters, in the model's order.
         parameters: These parameters.
-        companions: Trained parameters of the model that another optimizer steps.
         groups: Number of parameter groups of the optimizer.
     """
 
@@ -31,7 +31,6 @@ class Subject:
     optimizer: torch.optim.Optimizer
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
-    companions: tuple[Tensor, ...]
     groups: int
 
     @classmethod
@@ -43,9 +42,7 @@ class Subject:
         """
         inside, optimizer = unwrapped(model), optimizer_inside(optimizer)
         names, parameters = measured_parameters(inside, optimizer)
-        mine = set(parameters)
-        companions = tuple(p for p in inside.parameters() if p.requires_grad and p not in mine)
-        return cls(model, inside, optimizer, tuple(names), tuple(parameters), companions, len(optimizer.param_groups))
+        return cls(model, inside, optimizer, tuple(names), tuple(parameters), len(optimizer.param_groups))
 
     @property
     def device(self) -> torch.device:
@@ -61,26 +58,31 @@ class Subject:
         """Return the positions of the parameters that a step may change now."""
         return tuple(i for i, p in enumerate(self.parameters) if p.requires_grad or p.grad is not None)
 
+    def companions(self) -> list[Tensor]:
+        """Return the trained parameters, now, that other optimizers step, or that this one has gained since."""
+        mine = set(self.parameters)
+        held = (p for group in self.optimizer.param_groups for p in group["params"])
+        trained = (p for p in (*self.model.parameters(), *held) if p.requires_grad and p not in mine)
+        return list(dict.fromkeys(trained))
+
     def rates(self) -> tuple[float | Tensor, ...]:
-        """Return the learning rate of each parameter group now."""
+        """Return the learning rate of each parameter group now; NaN for one that has none.
+
+        Groups that the optimizer has gained since are left out.
+        """
+        rates = [group.get("lr") for group in self.optimizer.param_groups[: self.groups]]
+        rates += [None] * (self.groups - len(rates))
         return tuple(
-            lr.detach().clone() if isinstance(lr, Tensor) else float(lr)
-            for lr in (group["lr"] for group in self.optimizer.param_groups)
+            math.nan if lr is None else lr.detach().clone() if isinstance(lr, Tensor) else float(lr) for lr in rates
         )
 
-    def check_groups(self) -> None:
-        """Refuse an optimizer that has gained parameters.
-
-        Raises:
-            RecorderError: It has.
-        """
+    def gained_parameters(self) -> bool:
+        """Say whether the optimizer has gained parameters or groups since the recorder was attached."""
         ours = {id(parameter) for parameter in self.parameters}
         groups = self.optimizer.param_groups
-        if len(groups) != self.groups or any(id(p) not in ours for group in groups for p in group["params"]):
-            raise RecorderError(
-                "The optimizer has gained parameters since the recorder was attached; close it and attach a new one, "
-                "with a trace of its own."
-            )
+        return len(groups) > self.groups or any(
+            id(p) not in ours and is_measurable(p) for group in groups for p in group["params"]
+        )
 
 
 def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
@@ -96,6 +98,11 @@ def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
     return inner  # type: ignore[no-any-return]
 
 
+def is_measurable(parameter: Tensor) -> bool:
+    """Say whether a parameter is measured: all are, but frozen ones of a dtype that has no gradient."""
+    return parameter.requires_grad or parameter.is_floating_point()
+
+
 def measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[Tensor]]:
     """Return names and tensors of the optimizer's parameters, in the model's order."""
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -104,7 +111,10 @@ def measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> t
             "use an optimizer whose step takes no closure."
         )
     held = {
-        p: f"optimizer.{g}.{i}" for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])
+        p: f"optimizer.{g}.{i}"
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+        if is_measurable(p)
     }
     if not any(p.requires_grad for p in held):
         raise InvalidArgumentError(

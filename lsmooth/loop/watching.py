@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
 from lsmooth.loop.attempt import Attempts
-from lsmooth.loop.backward import factor_of, forgotten_on_error
+from lsmooth.loop.backward import factor_of
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import count_arrivals
 from lsmooth.replay.closures import Closure, frozen
@@ -156,10 +156,12 @@ class Watch:
         if not self._attempts.backward_begins():
             return None
         subject = self._attempts.subject
-        surroundings = Surroundings.capture(
-            function, args, kwargs, subject.model, device_type=subject.device.type, context=self._context()
-        )
-        return _Begun(_again(function, args, kwargs, during_replay), surroundings)
+        with self._attempts.contained():
+            surroundings = Surroundings.capture(
+                function, args, kwargs, subject.model, device_type=subject.device.type, context=self._context()
+            )
+            return _Begun(_again(function, args, kwargs, during_replay), surroundings)
+        return None
 
     def _end_call(self, begun: _Begun | None, returned: Any) -> None:
         loss = loss_in(returned)
@@ -187,7 +189,8 @@ class Watch:
             backward = self._backward = _Backward()
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._wait_for_others(backward))
             if call is not None and attempts.backward_begins():
-                attempts.begin()
+                with attempts.contained():
+                    attempts.begin()
                 backward.versions = attempts.versions()
                 backward.hooks = count_arrivals(attempts.subject.parameters, backward.arrivals)
             else:
@@ -210,7 +213,7 @@ class Watch:
             return
         self._backward = None
         if backward.calls and attempts.begun:
-            with forgotten_on_error([attempts]):
+            with attempts.contained():
                 attempts.check_unchanged(backward.versions)
                 attempts.collect(self._collected(backward))
         attempts.backward_ended()

@@ -23,8 +23,6 @@ from lsmooth.trace.layout import Status
 # A block is handed over when it is full, or when this many seconds have passed since the last one was.
 BLOCK_ROWS = 64
 BLOCK_SECONDS = 3.0
-# The gradient's change along the step must stand out this clearly from what evaluating it twice at x_t differs by.
-_REPLAY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,7 @@ class Handover:
         # What the writer's thread has found out, for the training thread to ask for.
         self._warnings: SimpleQueue[str] = SimpleQueue()
         self._edited = threading.Event()
+        self._differs = threading.Event()
         self.latest: Measurement | None = None
 
     def new_row(self, flags: int = 0) -> Row:
@@ -167,6 +166,10 @@ class Handover:
         """Say whether the rows that have reached the host show a gradient that was changed unseen, in any step."""
         return self._edited.is_set()
 
+    def found_difference(self) -> bool:
+        """Say whether a second evaluation at x_t was found to differ from the first, in any step."""
+        return self._differs.is_set()
+
     # --- on the writer's thread ---
 
     def _decode(self, numbers: NDArray[np.float64], block: _Block) -> dict[str, NDArray[Any]]:
@@ -200,16 +203,17 @@ class Handover:
                 self._listener.put(self.latest)
 
     def _check_replay(self, rows: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> None:
-        for i in np.flatnonzero((extra["replay_error"] > 0) & (rows["status"] == Status.MEASURED)):
+        for i in np.flatnonzero((extra["replay_error"] > 0) & ((rows["status"] & Status.NOT_REPEATED) != 0)):
             error = float(extra["replay_error"][i])
             change = float(np.linalg.norm(rows["grad_diff"][i, 0]))
-            if error > _REPLAY_SHARE * change:
+            if not self._differs.is_set():
+                self._differs.set()
                 self._warnings.put(
                     f"At step {rows['step'][i]} the gradient at x_t, evaluated a second time, differed by {error:.2g} "
                     f"in norm, while along the step it changed by {change:.2g}: the closure does not compute the same "
                     "function twice (it draws a new batch, keeps a state, uses kernels that are not deterministic, or "
-                    "the loop adds terms to it outside of what is watched), so that these estimates measure that "
-                    "difference too."
+                    "the loop adds terms to it outside of what is watched); such steps are flagged as not repeated, "
+                    "and each measured step is checked from now on."
                 )
 
 

@@ -42,6 +42,7 @@ def measure(
         with evaluation.set_aside(step) as replay:
             if changed:
                 step.gradient.replace(replay.gradients_at_start())
+                row.evaluated = True
             for quantity in quantities:
                 quantity.at_start(step, row)
             for point in points:
@@ -64,6 +65,7 @@ def measure(
                         quantity.arrived(point, positions, gradients, step)
 
                 loss = replay.at(point.gamma, take)
+                row.evaluated = True
                 _take_absent(step, point, arrived, quantities)
                 for quantity in quantities:
                     quantity.at_point(point, loss, row, step)

@@ -17,7 +17,6 @@ from lsmooth.measure.row import RowLayout
 from lsmooth.parallel.ranks import Ranks, SilentWriter
 from lsmooth.trace.background import BackgroundWriter
 from lsmooth.trace.header import Header
-from lsmooth.trace.layout import Status
 from lsmooth.trace.writer import Mode, TraceWriter
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Recording:
 
     def add_skipped(self, skipped: SkippedStep) -> None:
         """Add a row for a measured step whose optimizer step did not come."""
-        row = self.handover.new_row(int(Status.NO_DISPLACEMENT))
+        row = self.handover.new_row(skipped.flags)
         row["loss"].copy_(skipped.loss)
         row.put_lr(skipped.lr)
         self._ranks.join(row.numbers)

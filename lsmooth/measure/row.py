@@ -14,6 +14,9 @@ from lsmooth.trace.layout import Field, Status
 
 # Above this share of the shortest ‖gamma d‖, rounding of the interpolated points spoils the estimate.
 RESOLUTION_SHARE = 0.01
+# What evaluating the gradient at x_t twice may differ by, as shares of its change along the step and of itself.
+REPLAY_SHARE_OF_CHANGE = 0.1
+REPLAY_SHARE_OF_GRADIENT = 0.01
 
 
 class RowLayout:
@@ -88,12 +91,14 @@ class Row:
     Attributes:
         numbers: All of them, (width,), float64 where the device has it.
         flags: What is known against the step so far; quantities may add to it.
+        evaluated: Whether the step's loss was evaluated again, at one point at least.
     """
 
     def __init__(self, layout: RowLayout, device: torch.device, flags: int = 0) -> None:
         self._layout = layout
         self.numbers = torch.zeros(layout.width, dtype=accumulation_dtype(device), device=device)
         self.flags = flags
+        self.evaluated = False
 
     def __contains__(self, name: str) -> bool:
         return self._layout.has(name)
@@ -111,6 +116,16 @@ class Row:
             else:
                 place[i].fill_(lr)
 
+    def fail(self, loss: Tensor, rates: Sequence[float | Tensor]) -> None:
+        """Fill the row of a step whose measurement ended in an error: all but its loss and learning rates is NaN."""
+        self.numbers.fill_(torch.nan)
+        for name in self._layout.EXTRA:
+            self[name].zero_()
+        self["loss"].copy_(loss)
+        self.put_lr(rates)
+        self.flags |= Status.NOT_REPEATED
+        self.judge()
+
     def judge(self) -> Tensor:
         """Fill in the status of an otherwise filled row, on the device; return whether it is MEASURED, a scalar."""
         step_norm = self["step_norm"]
@@ -126,6 +141,11 @@ class Row:
         status = status | ~finite * int(Status.NON_FINITE)
         other = (self["foreign_grad"] != 0) | (self["edited_grad"] != 0)
         status = status | other * int(Status.OTHER_GRADIENT)
+        # A fault of the closure inflates the change along the step, too: so that is not all it is compared with.
+        error, change = self["replay_error"], torch.linalg.vector_norm(self["grad_diff"][0])
+        grad = torch.linalg.vector_norm(self["grad_norm"])
+        differs = (error > REPLAY_SHARE_OF_CHANGE * change) | (error > REPLAY_SHARE_OF_GRADIENT * grad)
+        status = status | (differs & (status == 0)) * int(Status.NOT_REPEATED)
         well = status == 0
         self["status"].copy_(status + well * int(Status.MEASURED))
         return well

@@ -45,6 +45,10 @@ class Status(IntFlag):
     NON_FINITE = 8  # a loss, gradient or estimate is NaN or infinite
     MOVED = 16  # parameters changed between backward and step, so that gradient and x_t do not belong together
     OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see, or its own were changed unseen
+    NOT_REPEATED = (
+        64  # evaluated again, the loss raised an error, an input had changed, or the gradient at x_t differed
+    )
+    PARTIAL = 128  # the optimizer also stepped parameters that the trace does not have
 
 
 NormKind = Literal["l2", "l1", "linf", "nuclear", "spectral"]
