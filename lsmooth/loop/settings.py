@@ -114,7 +114,7 @@ def checked_every(every: Any) -> int | Callable[[int], bool]:
         return every  # type: ignore[no-any-return]
     if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
         raise InvalidArgumentError(f"every={every!r} is neither a positive int nor a callable on the step number.")
-    if every > _LARGEST_STEP:
+    if int(every) > _LARGEST_STEP:
         raise InvalidArgumentError(f"every={every} is more than {_LARGEST_STEP}; no step would be measured.")
     return int(every)
 
@@ -141,7 +141,7 @@ def checked_coordinates(coordinates: Any) -> int:
 
 def checked_seed(seed: Any) -> int:
     """Return the seed of the coordinates' choice and of the probes' randomness."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= _LARGEST_SEED:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= _LARGEST_SEED:
         raise InvalidArgumentError(f"seed={seed!r} is not a whole number from 0 to {_LARGEST_SEED}.")
     return int(seed)
 

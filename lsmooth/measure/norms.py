@@ -382,16 +382,28 @@ def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[T
     return list(torch._foreach_norm(tensors, order, dtype=dtype))
 
 
+def flat_pieces(tensors: Sequence[Tensor | None], piece: int) -> Iterator[tuple[Tensor | None, ...]]:
+    """Cut tensors of one shape into flat pieces whose elements correspond; None stays None.
+
+    Args:
+        tensors: The first is there.
+        piece: The largest number of elements of a piece.
+    """
+    given = [t for t in tensors if t is not None]
+    if any(t.stride() != given[0].stride() for t in given):
+        given = [t.contiguous() for t in given]
+    for parts in zip(*(_flat(t).split(piece) for t in given), strict=True):
+        remaining = iter(parts)
+        yield tuple(None if t is None else next(remaining) for t in tensors)
+
+
 def _flat_pieces(
     tensor: Tensor, other: Tensor | None, along: Tensor | None, piece: int
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
     """Cut a tensor and its counterparts into flat pieces whose elements correspond."""
-    given = [t for t in (tensor, other, along) if t is not None]
-    if any(t.stride() != tensor.stride() for t in given):
-        given = [t.contiguous() for t in given]
-    for parts in zip(*(_flat(t).split(piece) for t in given), strict=True):
-        remaining = iter(parts)
-        yield next(remaining), None if other is None else next(remaining), None if along is None else next(remaining)
+    for first, second, third in flat_pieces((tensor, other, along), piece):
+        assert first is not None
+        yield first, second, third
 
 
 def _flat(tensor: Tensor) -> Tensor:

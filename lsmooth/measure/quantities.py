@@ -19,6 +19,7 @@ from torch import Tensor
 from lsmooth.measure.coordinates import CoordinateReader, FollowedCoordinates
 from lsmooth.measure.densities import DensityCounter
 from lsmooth.measure.norms import Kind, NormsInUse, TensorNorms
+from lsmooth.measure.products import products_with_step
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
 from lsmooth.trace.layout import Geometry
@@ -40,6 +41,11 @@ class Point:
     gamma: float
     index: int | None = None
     endpoint: bool = False
+
+    @property
+    def is_check(self) -> bool:
+        """Whether it is x_t, where a second evaluation is compared with training's own."""
+        return self.gamma == 0.0
 
 
 class Quantity:
@@ -223,6 +229,70 @@ class Densities(Quantity):
         self._counter.clear()
 
 
+class Curvature(Quantity):
+    """⟨g, d⟩, ⟨Delta(gamma), d⟩ and ⟨Delta(1), d⟩ of each tensor, of which curvature along the step is made."""
+
+    def __init__(self) -> None:
+        # By position: x_t and x_{t+1}.
+        self._ends: dict[int, tuple[Tensor, Tensor]] = {}
+        self._row: Row | None = None
+
+    def at_start(self, step: Step, row: Row) -> None:
+        self._row = row
+        ends = zip(step.segment.start, step.segment.stop, strict=True)
+        self._ends = dict(zip(step.active, ends, strict=True))
+        arrived = [(i, g) for i, g in enumerate(step.gradient.tensors) if g is not None]
+        self._put(row["curvature/slope"], [i for i, _ in arrived], [g for _, g in arrived], [None] * len(arrived))
+        if step.scale is not None:
+            row["curvature/slope"].div_(step.scale)
+
+    def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
+        into = self._place(point)
+        if into is not None:
+            self._put(into, positions, gradients, [step.gradient.tensors[i] for i in positions])
+
+    def absent(self, point: Point, position: int, first: Tensor) -> None:
+        into = self._place(point)
+        if into is not None and position in self._ends:
+            self._put(into, [position], [first.neg()], [None])
+
+    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
+        into = self._place(point)
+        if into is not None and step.scale is not None:
+            into.div_(step.scale)
+        if into is not None and point.index is not None and point.endpoint:
+            row["curvature/change_next"].copy_(into)
+
+    def _put(
+        self, into: Tensor, positions: Sequence[int], gradients: Sequence[Tensor], minus: Sequence[Tensor | None]
+    ) -> None:
+        """Put the products of gradients, less others, with the step into their places, (p,)."""
+        moving = [place for place, position in enumerate(positions) if position in self._ends]
+        if not moving:
+            return
+        ends = [self._ends[positions[place]] for place in moving]
+        products = products_with_step(
+            [gradients[place] for place in moving],
+            [minus[place] for place in moving],
+            [start for start, _ in ends],
+            [stop for _, stop in ends],
+        )
+        for place, product in zip(moving, products, strict=True):
+            into[positions[place]].copy_(product, non_blocking=True)
+
+    def _place(self, point: Point) -> Tensor | None:
+        assert self._row is not None
+        if point.index is not None:
+            return self._row["curvature/change"][point.index]
+        return self._row["curvature/change_next"] if point.endpoint else None
+
+    def at_end(self, well: Tensor, step: Step) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._row, self._ends = None, {}
+
+
 class GradientChanges(Quantity):
     """‖g‖ and ‖Delta(gamma)‖ of each tensor in the dual norm of each geometry; the last quantity, for it overwrites.
 
@@ -246,31 +316,25 @@ class GradientChanges(Quantity):
             row[geometry.dataset("grad_norm")].copy_(found[geometry.gradient])
 
     def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
-        norms = self._norms_at(point)
-        if norms is not None:
-            first = [step.gradient.tensors[i] for i in positions]
-            norms.add(positions, gradients, first, consumed=True)
+        first = [step.gradient.tensors[i] for i in positions]
+        self._norms_at(point).add(positions, gradients, first, consumed=True)
 
     def absent(self, point: Point, position: int, first: Tensor) -> None:
-        norms = self._norms_at(point)
-        if norms is not None:
-            norms.add([position], [first], [None])
+        self._norms_at(point).add([position], [first], [None])
 
     def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
-        norms = self._norms_at(point)
-        if norms is None:
-            return
-        found = _unscaled(norms.result(), step.scale)
-        if point.index is None:
+        found = _unscaled(self._norms_at(point).result(), step.scale)
+        if point.is_check:
             row["replay_error"].copy_(torch.linalg.vector_norm(found["l2"]))
             return
         for geometry in self._geometries:
-            row[geometry.dataset("grad_diff")][point.index].copy_(found[geometry.gradient])
+            if point.index is not None:
+                row[geometry.dataset("grad_diff")][point.index].copy_(found[geometry.gradient])
+            if point.endpoint:
+                row[geometry.dataset("grad_diff_next")].copy_(found[geometry.gradient])
 
-    def _norms_at(self, point: Point) -> TensorNorms | None:
-        if point.index is not None:
-            return self._norms
-        return self._two_norms if point.gamma == 0.0 else None
+    def _norms_at(self, point: Point) -> TensorNorms:
+        return self._two_norms if point.is_check else self._norms
 
     def clear(self) -> None:
         self._norms.clear()
@@ -308,5 +372,6 @@ def quantities_of(
         found.append(Coordinates(CoordinateReader(followed, parameters, device, held)))
     if densities is not None:
         found.append(Densities(densities))
+    found.append(Curvature())
     # Norms come last, since they may overwrite gradients.
     return [*found, GradientChanges(geometries, norms.gradients, norms.two)]

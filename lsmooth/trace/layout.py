@@ -169,8 +169,11 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
     needs = "" if geometry.name == "l2" else geometry.name
     of_step, of_gradient = geometry.sharded
 
-    def field(quantity: str, dims: tuple[str, ...], meaning: str, join: Join) -> Field:
-        return Field(geometry.dataset(quantity), dims, "real", "1", f"{meaning}{by}", join, needs=needs)
+    def field(
+        quantity: str, dims: tuple[str, ...], meaning: str, join: Join, also: str = "", since: str = FIRST_FORMAT
+    ) -> Field:
+        needed = f"{needs} {also}".strip()
+        return Field(geometry.dataset(quantity), dims, "real", "1", f"{meaning}{by}", join, since, needed)
 
     return (
         field("grad_norm", ("step", "parameter"), f"{gradient} of grad f(x_t)", of_gradient),
@@ -181,10 +184,18 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
             f"{gradient} of grad f(x_t + gamma d) - grad f(x_t)",
             of_gradient,
         ),
+        field(
+            "grad_diff_next",
+            ("step", "parameter"),
+            f"{gradient} of grad f(x_{{t+1}}) - grad f(x_t)",
+            of_gradient,
+            also="endpoint",
+            since="1.2",
+        ),
     )
 
 
-_GRAD_NORM, _STEP_NORM, _GRAD_DIFF = _of_geometry(GEOMETRIES["l2"])
+_GRAD_NORM, _STEP_NORM, _GRAD_DIFF, _GRAD_DIFF_NEXT = _of_geometry(GEOMETRIES["l2"])
 # In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
 FIELDS = (
     Field(
@@ -240,6 +251,7 @@ FIELDS = (
     ),
     _STEP_NORM,
     _GRAD_DIFF,
+    _GRAD_DIFF_NEXT,
     Field(
         "total_grad_norm",
         ("step",),
@@ -268,6 +280,34 @@ FIELDS = (
     ),
     *_of_geometry(GEOMETRIES["linf"]),
     *_of_geometry(GEOMETRIES["spectral"]),
+    Field(
+        "curvature/slope",
+        ("step", "parameter"),
+        "real",
+        "1",
+        "scalar product of grad f(x_t) and d, by parameter tensor",
+        Join.SUM,
+        since="1.2",
+    ),
+    Field(
+        "curvature/change",
+        ("step", "gamma", "parameter"),
+        "real",
+        "1",
+        "scalar product of grad f(x_t + gamma d) - grad f(x_t) and d, by parameter tensor",
+        Join.SUM,
+        since="1.2",
+    ),
+    Field(
+        "curvature/change_next",
+        ("step", "parameter"),
+        "real",
+        "1",
+        "scalar product of grad f(x_{t+1}) - grad f(x_t) and d, by parameter tensor",
+        Join.SUM,
+        since="1.2",
+        needs="endpoint",
+    ),
     Field(
         "coordinate/grad",
         ("step", "coordinate"),

@@ -13,6 +13,7 @@ from lsmooth.errors import unknown_name
 from lsmooth.trace import clouds, opening, tables
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import Displacement
+from lsmooth.trace.curvature import curvature
 from lsmooth.trace.density import Density, read_edges
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By
@@ -158,6 +159,31 @@ class Trace(TraceFile):
         """
         points = self.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm)
         return tables.smoothness(self, by, points)
+
+    def curvature(self, by: By = "global", *, norm: str = "l2") -> pd.DataFrame:
+        """Return curvature along the steps by group of parameters S, since format 1.2.
+
+        With g = grad f(x_t) and Delta(gamma) = grad f(x_t + gamma d) - g, and d_S in the group's own norm,
+
+            edge_ratio = ⟨Delta_S(1), d_S⟩ / -⟨g_S, d_S⟩: on a quadratic, above 2 the step raises the loss (generalized
+            batch sharpness over its threshold; Andreyev and Beneventano 2024); with `endpoint` only;
+            directional_GAMMA = ⟨Delta_S(gamma), d_S⟩ / (gamma ‖d_S‖²), and directional, the largest of them, x_{t+1}
+            included (directional smoothness; Mishkin et al. 2024);
+            loss_based = 2 (f(x_{t+1}) - f(x_t) - ⟨g, d⟩) / ‖d‖², for "global" alone, and loss_based_trusted, whether
+            the losses' rounding is below a tenth of what it is made of.
+
+        Args:
+            by: "global", "module", "parameter", a mapping from parameter name to group name, or a regular expression.
+            norm: The geometry whose norm ‖d_S‖ is; see `cloud`.
+
+        Returns:
+            One row a step and group: step, group, these columns, usable.
+
+        Raises:
+            InvalidArgumentError: No parameter falls into any group.
+            TraceError: The trace lacks what is asked for, or is damaged.
+        """
+        return curvature(self, by, norm)
 
     def gradient_norm(self, by: By = "global", *, norm: str = "l2") -> pd.DataFrame:
         """Return ‖grad_S f(x_t)‖ of each group S of parameters: step, group, grad_norm.

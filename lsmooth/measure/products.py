@@ -1,0 +1,43 @@
+"""Inner products of gradients with a step, tensor by tensor, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lsmooth.measure.norms import flat_pieces, piece_size
+from lsmooth.precision import accumulation_dtype
+
+
+@torch.no_grad()
+def products_with_step(
+    gradients: Sequence[Tensor], minus: Sequence[Tensor | None], starts: Sequence[Tensor], stops: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return ⟨a_i - b_i, y_i - x_i⟩ of tensors, scalars in float64 where the device has it.
+
+    Differences and products are formed in float32, or float64 for float64 tensors, a piece at a time; sums over pieces
+    are in float64. The error is about 1e-7 Σ_j |(a_ij - b_ij) (y_ij - x_ij)| in float32.
+
+    Args:
+        gradients: a_i.
+        minus: b_i; None for 0.
+        starts: x_i.
+        stops: y_i.
+    """
+    return [_product(*tensors) for tensors in zip(gradients, minus, starts, stops, strict=True)]
+
+
+def _product(gradient: Tensor, other: Tensor | None, start: Tensor, stop: Tensor) -> Tensor:
+    wide = torch.float64 if torch.float64 in (gradient.dtype, start.dtype) else torch.float32
+    parts: list[Tensor] = []
+    for a, b, x, y in flat_pieces((gradient, other, start, stop), piece_size(gradient.device)):
+        assert a is not None
+        assert x is not None
+        assert y is not None
+        difference = a.to(wide) if b is None else a.to(wide) - b.to(wide)
+        parts.append((y.to(wide) - x.to(wide)).mul_(difference).sum())
+    if not parts:
+        return torch.zeros((), dtype=accumulation_dtype(gradient.device), device=gradient.device)
+    return torch.stack(parts).sum(dtype=accumulation_dtype(gradient.device))

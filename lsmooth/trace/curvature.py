@@ -1,0 +1,72 @@
+"""Curvature along the steps of a trace: the edge ratio, and directional smoothness in each geometry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsmooth.errors import InvalidArgumentError, TraceError
+from lsmooth.estimators import joined_norms
+from lsmooth.trace.clouds import check_norm
+from lsmooth.trace.file import TraceFile
+from lsmooth.trace.grouping import By, group_parameters
+from lsmooth.trace.layout import GEOMETRIES, Status
+
+# The loss-based form is trusted while the losses' rounding is below this share of what it is made of.
+_TRUSTED = 0.1
+
+
+def curvature(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
+    """Return curvature along the steps of a trace; `Trace.curvature` defines the columns, and says what is raised."""
+    check_norm(trace, norm)
+    if by == "coordinate":
+        raise InvalidArgumentError(
+            "by='coordinate' is not defined for curvature along the step; use global, module or parameter."
+        )
+    if not trace.has("curvature/slope"):
+        raise TraceError(
+            f"{trace.path} was recorded before curvature was measured (format {trace.format_version}); record again."
+        )
+    members = group_parameters(trace.parameters, by)
+    groups = list(members.values())
+    moved = joined_norms(trace.read(GEOMETRIES[norm].dataset("step_norm")), groups, GEOMETRIES[norm].displacement_join)
+    slope = _summed(trace, "curvature/slope", groups)
+    change = _summed(trace, "curvature/change", groups)
+    columns: dict[str, NDArray[np.float64]] = {}
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        along = [change[:, i] / (gamma * moved**2) for i, gamma in enumerate(trace.gammas)]
+        if trace.has("curvature/change_next"):
+            end = _summed(trace, "curvature/change_next", groups)
+            columns["edge_ratio"] = end / -slope
+            along.append(end / moved**2)
+        columns["directional"] = np.max(along, axis=0)
+        for gamma, values in zip(trace.gammas, along, strict=False):
+            columns[f"directional_{gamma:.3g}"] = values
+        if by == "global" and trace.has("loss_next"):
+            columns |= _by_losses(trace, moved)
+    n, m = slope.shape
+    usable = (trace.status == Status.MEASURED)[:, None] & np.isfinite(columns["directional"])
+    return pd.DataFrame(
+        {
+            "step": np.repeat(trace.steps, m),
+            "group": pd.Categorical.from_codes(np.tile(np.arange(m), n), categories=list(members)),
+            **{name: values.ravel() for name, values in columns.items()},
+            "usable": usable.ravel(),
+        }
+    )
+
+
+def _summed(trace: TraceFile, name: str, groups: list[list[int]]) -> NDArray[np.float64]:
+    values = trace.read(name).astype(np.float64)
+    return np.stack([values[..., group].sum(axis=-1) for group in groups], axis=-1)
+
+
+def _by_losses(trace: TraceFile, moved: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return 2 (f(x_{t+1}) - f(x_t) - ⟨g, d⟩) / ‖d‖², and whether the losses' rounding leaves it standing."""
+    loss, after = trace.loss[:, None], trace.read("loss_next")[:, None]
+    above = after - loss - trace.read("slope")[:, None]
+    # What two losses of the run's dtype, each rounded once at least, may differ by.
+    eps = float(np.finfo(trace.read("grad_norm", slice(0, 0)).dtype).eps)
+    trusted = eps * (np.abs(loss) + np.abs(after)) <= _TRUSTED * np.abs(above)
+    return {"loss_based": 2 * above / moved**2, "loss_based_trusted": trusted}

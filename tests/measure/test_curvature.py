@@ -1,0 +1,191 @@
+"""Curvature along the step: closed forms on quadratics, and a slow reference on a small Transformer."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from older_format import rewrite_as
+from torch import nn
+
+import lsmooth
+from lsmooth.errors import InvalidArgumentError, TraceError
+
+ORDERS = {"l2": 2, "linf": float("inf")}
+
+
+class Quadratic(nn.Module):
+    """f(x) = x^T H x / 2 of two tensors that H couples."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = nn.Parameter(torch.randn(3, dtype=torch.float64))
+        self.last = nn.Parameter(torch.randn(2, dtype=torch.float64))
+        root = torch.randn(5, 5, dtype=torch.float64)
+        self.hessian = root @ root.T
+
+    def forward(self):
+        x = torch.cat([self.first, self.last])
+        return x @ self.hessian @ x / 2
+
+
+def recorded(path, lr=0.05, steps=4, **arguments):
+    model = Quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    starts = []
+    with lsmooth.Recorder(model, optimizer, path, **arguments) as recorder:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            recorder.backward(model)
+            starts.append(torch.cat([model.first, model.last]).detach().numpy().copy())
+            optimizer.step()
+    return lsmooth.Trace(path), np.array(starts), model.hessian.numpy()
+
+
+@pytest.mark.parametrize("gammas", [(0.5,), (1 / 6, 5 / 6), (0.5, 1.0)])
+def test_on_a_quadratic_the_edge_ratio_is_that_of_gradient_descent(tmp_path, gammas):
+    trace, starts, h = recorded(tmp_path / "run.h5", gammas=gammas)
+    g = starts @ h
+    table = trace.curvature()
+    expected = 0.05 * np.einsum("ti,ij,tj->t", g, h, g) / (g**2).sum(axis=1)
+    np.testing.assert_allclose(table.edge_ratio, expected, rtol=1e-9)
+    for column in ("directional", "loss_based", *(f"directional_{gamma:.3g}" for gamma in gammas)):
+        np.testing.assert_allclose(table[column], expected / 0.05, rtol=1e-9)
+    assert table.loss_based_trusted.all()
+    assert table.usable.all()
+
+
+def test_above_two_the_step_raises_the_loss_and_below_it_lowers_it(tmp_path):
+    for lr in (0.05, 0.5):
+        trace, *_ = recorded(tmp_path / f"{lr}.h5", lr=lr, steps=2)
+        rises = trace.read("loss_next") > trace.loss
+        np.testing.assert_array_equal(trace.curvature().edge_ratio > 2, rises)
+        assert rises.any() == (lr == 0.5)
+
+
+def test_groups_have_their_own_part_of_the_step(tmp_path):
+    trace, starts, h = recorded(tmp_path / "run.h5", norms=("l2", "linf"))
+    d = -0.05 * starts @ h
+    change = d @ h
+    for norm, order in ORDERS.items():
+        table = trace.curvature("parameter", norm=norm)
+        for name, part in (("first", slice(0, 3)), ("last", slice(3, 5))):
+            own = table[table.group == name]
+            product = (change[:, part] * d[:, part]).sum(axis=1)
+            size = np.linalg.norm(d[:, part], order, axis=1)
+            np.testing.assert_allclose(own.directional, product / size**2, rtol=1e-9)
+            slope = ((starts @ h)[:, part] * d[:, part]).sum(axis=1)
+            np.testing.assert_allclose(own.edge_ratio, product / -slope, rtol=1e-9)
+
+
+class Tiny(nn.Module):
+    """One Transformer layer on a few words, with a weight that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(11, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+
+    def forward(self, x, y):
+        scores = self.layer(self.words(x)) @ self.words.weight.T
+        return nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
+
+
+def gradients(model, state, parts):
+    """Return the gradient of the mean loss of all parts at other parameters, by name."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(state)
+    model.zero_grad()
+    for x, y in parts:
+        (model(x, y) / len(parts)).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("loop", ["plain", "accumulates", "clips"])
+def test_against_a_slow_reference_on_a_transformer(tmp_path, loop):
+    model = Tiny().double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+    count = 2 if loop == "accumulates" else 1
+    expected = []
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", gammas=(0.25, 0.75)) as recorder:
+        for _ in range(3):
+            parts = [
+                [torch.randint(11, (3, 5), generator=generator) for _ in range(2)] for _ in range(count)
+            ]  # fmt: skip
+            optimizer.zero_grad()
+            for x, y in parts:
+                recorder.backward(lambda x=x, y=y: model(x, y) / count)
+            if loop == "clips":
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            start = copy.deepcopy(model.state_dict())
+            optimizer.step()
+            stop = model.state_dict()
+            d = {name: stop[name] - start[name] for name in start}
+            g = gradients(model, start, parts)
+            row = {"slope": {name: (g[name] * d[name]).sum() for name in g}}
+            for gamma in (0.25, 0.75, 1.0):
+                at = gradients(model, {name: start[name] + gamma * d[name] for name in start}, parts)
+                row[gamma] = {name: ((at[name] - g[name]) * d[name]).sum() for name in g}
+                row["norm"] = {name: (at[name] - g[name]).norm() for name in g}
+            expected.append(row)
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    names = trace.parameters
+
+    def rows(key):
+        return [[float(row[key][name]) for name in names] for row in expected]
+
+    # The key's bias changes nothing in exact arithmetic.
+    tolerance = {"rtol": 1e-7, "atol": 1e-15}
+    np.testing.assert_allclose(trace.read("curvature/slope"), rows("slope"), **tolerance)
+    np.testing.assert_allclose(trace.read("slope"), np.sum(rows("slope"), axis=1), rtol=1e-9)
+    np.testing.assert_allclose(trace.read("curvature/change")[:, 0], rows(0.25), **tolerance)
+    np.testing.assert_allclose(trace.read("curvature/change")[:, 1], rows(0.75), **tolerance)
+    np.testing.assert_allclose(trace.read("curvature/change_next"), rows(1.0), **tolerance)
+    np.testing.assert_allclose(trace.read("grad_diff_next"), rows("norm"), rtol=1e-7, atol=1e-12)
+
+
+def test_a_tensor_whose_gradient_does_not_arrive_at_a_point_changes_by_all_of_it(tmp_path):
+    torch.manual_seed(0)
+    model = nn.ParameterList([nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    start = model[0].detach().clone()
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+
+        def closure():
+            loss = model[0].square().sum()
+            # Control flow that leaves the second tensor out away from x_t.
+            return loss + model[1].sum() if torch.equal(model[0], start) else loss
+
+        recorder.backward(closure)
+        optimizer.step()
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    # g = 1 and d = -0.1 in both coordinates of the second tensor: <0 - g, d> = 0.2.
+    np.testing.assert_allclose(trace.read("curvature/change")[0, :, 1], 0.2, rtol=1e-12)
+
+
+def test_what_a_trace_lacks_is_said(tmp_path):
+    recorded(tmp_path / "run.h5", endpoint=False)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        table = trace.curvature()
+        assert not {"edge_ratio", "loss_based"} & set(table.columns)
+        assert np.isfinite(table.directional).all()
+        with pytest.raises(InvalidArgumentError, match="by='coordinate' is not defined"):
+            trace.curvature("coordinate")
+    rewrite_as(tmp_path / "run.h5", "1.1")
+    with lsmooth.Trace(tmp_path / "run.h5") as trace, pytest.raises(TraceError, match="before curvature was measured"):
+        trace.curvature()
+
+
+def test_losses_whose_rounding_spoils_the_loss_based_form_are_marked(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    x = torch.randn(16, 4)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        recorder.backward(lambda: (model(x) - 100).square().mean())
+        optimizer.step()
+    table = lsmooth.Trace(tmp_path / "run.h5").curvature()
+    assert not table.loss_based_trusted.any()
