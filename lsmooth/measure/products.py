@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsmooth.measure.norms import flat_pieces, piece_size
+from lsmooth.measure.norms import flat_pieces
 from lsmooth.precision import accumulation_dtype
 
 
 @torch.no_grad()
 def products_with_step(
-    gradients: Sequence[Tensor], minus: Sequence[Tensor | None], starts: Sequence[Tensor], stops: Sequence[Tensor]
+    gradients: Sequence[Tensor],
+    minus: Sequence[Tensor | None],
+    starts: Sequence[Tensor],
+    stops: Sequence[Tensor],
+    piece: int,
 ) -> list[Tensor]:
     """Return ⟨a_i - b_i, y_i - x_i⟩ of tensors, scalars in float64 where the device has it.
 
@@ -25,14 +29,15 @@ def products_with_step(
         minus: b_i; None for 0.
         starts: x_i.
         stops: y_i.
+        piece: How many elements to take at a time: two pieces are held.
     """
-    return [_product(*tensors) for tensors in zip(gradients, minus, starts, stops, strict=True)]
+    return [_product(*tensors, piece) for tensors in zip(gradients, minus, starts, stops, strict=True)]
 
 
-def _product(gradient: Tensor, other: Tensor | None, start: Tensor, stop: Tensor) -> Tensor:
+def _product(gradient: Tensor, other: Tensor | None, start: Tensor, stop: Tensor, piece: int) -> Tensor:
     wide = torch.float64 if torch.float64 in (gradient.dtype, start.dtype) else torch.float32
     parts: list[Tensor] = []
-    for a, b, x, y in flat_pieces((gradient, other, start, stop), piece_size(gradient.device)):
+    for a, b, x, y in flat_pieces((gradient, other, start, stop), piece):
         assert a is not None
         assert x is not None
         assert y is not None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsmooth.measure.coordinates import CoordinateReader, FollowedCoordinates
 from lsmooth.measure.densities import DensityCounter
-from lsmooth.measure.norms import Kind, NormsInUse, TensorNorms
+from lsmooth.measure.norms import Kind, NormsInUse, TensorNorms, piece_size
 from lsmooth.measure.products import products_with_step
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
@@ -26,6 +26,11 @@ from lsmooth.trace.layout import Geometry
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
+
+
+# Inner products take so large a share of all parameters at a time, but no fewer elements than pay for a call.
+_PIECES = 64
+_LEAST_PIECE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -230,9 +235,15 @@ class Densities(Quantity):
 
 
 class Curvature(Quantity):
-    """⟨g, d⟩, ⟨Delta(gamma), d⟩ and ⟨Delta(1), d⟩ of each tensor, of which curvature along the step is made."""
+    """⟨g, d⟩, ⟨Delta(gamma), d⟩ and ⟨Delta(1), d⟩ of each tensor, of which curvature along the step is made.
 
-    def __init__(self) -> None:
+    Args:
+        parameters: The measured parameters, of whose size temporary memory is a small share.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        total = sum(local(p).numel() for p in parameters)
+        self._piece = min(piece_size(parameters[0].device), max(_LEAST_PIECE, total // _PIECES))
         # By position: x_t and x_{t+1}.
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         self._row: Row | None = None
@@ -276,6 +287,7 @@ class Curvature(Quantity):
             [minus[place] for place in moving],
             [start for start, _ in ends],
             [stop for _, stop in ends],
+            self._piece,
         )
         for place, product in zip(moving, products, strict=True):
             into[positions[place]].copy_(product, non_blocking=True)
@@ -372,6 +384,6 @@ def quantities_of(
         found.append(Coordinates(CoordinateReader(followed, parameters, device, held)))
     if densities is not None:
         found.append(Densities(densities))
-    found.append(Curvature())
+    found.append(Curvature(parameters))
     # Norms come last, since they may overwrite gradients.
     return [*found, GradientChanges(geometries, norms.gradients, norms.two)]
