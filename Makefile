@@ -2,6 +2,7 @@
 # make test    the test suite (make test-slow: the long tests)
 # make test-oldest  the test suite with the oldest versions that pyproject.toml admits, in .venv-oldest; needs Python 3.11
 #              (PYTHON=python3.11), and gets a PyTorch of about 3 GB
+# make fuzz    read edited traces for SECONDS seconds (60), each in a process of its own, and say which went wrong
 # make lint    ruff and mypy
 # make docs    build docs/ into build/site, strictly
 # make gallery draw figures/gallery/ anew
@@ -16,7 +17,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-slow test-oldest lint types docs gallery bench bench-gpu bench-check clean
+.PHONY: demo test test-slow test-oldest fuzz lint types docs gallery bench bench-gpu bench-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +46,10 @@ test-slow: $(VENV)/.installed
 # Freed memory goes back at once: under the profiler of PyTorch 2.4, the tests of memory took 13 GB without.
 test-oldest:
 	MALLOC_MMAP_THRESHOLD_=65536 $(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+SECONDS ?= 60
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/hostile.py --seconds $(SECONDS)
 
 lint: $(VENV)/.installed-dev types
 	$(BIN)/ruff check .

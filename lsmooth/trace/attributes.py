@@ -1,13 +1,14 @@
 """Attributes of a trace file: texts of fixed length, which lie under a checksum with the object that they describe.
 
-HDF5 keeps texts of variable length in a heap without a checksum, and loops for ever on some damaged heaps; so traces
-have none, and what a file that is no trace keeps there is not looked at.
+HDF5 keeps texts of variable length in a heap without a checksum, and loops for ever on some damaged heaps. Traces have
+no such texts, and in other files they are not read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import unicodedata
 from typing import Any
 
 import h5py
@@ -45,7 +46,68 @@ def get_attributes(item: h5py.HLObject) -> dict[str, Any]:
     return {name: get_attribute(item, name) for name in item.attrs}
 
 
-def from_json(value: Any) -> Any:
+def read_metadata(file: h5py.File) -> dict[str, Any]:
+    """Return the root attributes of a trace, with the JSON in them decoded and without control characters.
+
+    Raises:
+        ValueError: One of them is not of a kind that traces have.
+    """
+    found: dict[str, Any] = {}
+    for name, value in get_attributes(file).items():
+        if not isinstance(value, (str, int, float)):
+            raise ValueError(f"the attribute {printable(name)} is neither a text nor a number")
+        # A user's own texts may have several lines.
+        lines = "\n\t" if name == "user_metadata" else ""
+        found[printable(name)] = _all_printable(_from_json(value), lines)
+    groups = found.get("optimizer_groups", [])
+    if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
+        raise ValueError("optimizer_groups is not a list of groups")
+    for group in groups:
+        for name in ("lr", "momentum", "dampening", "weight_decay"):
+            if not isinstance(group.get(name), (int, float, type(None))):
+                raise ValueError(f"{name} of optimizer_groups is no number")
+    if not isinstance(found.get("user_metadata", {}), (dict, type(None))):
+        raise ValueError("user_metadata is no object")
+    return found
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return a text with control characters, and those that turn the direction of writing, as their escapes.
+
+    A terminal would obey them.
+
+    Args:
+        text: The text.
+        kept: Control characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char in kept or not _is_control(char) else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def _is_control(char: str) -> bool:
+    # Categories: control characters, surrogates, separators of lines and paragraphs.
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _TURNING
+
+
+# Overrides, embeddings and isolates.
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+
+
+def _all_printable(value: Any, kept: str) -> Any:
+    if isinstance(value, str):
+        return printable(value, kept)
+    if isinstance(value, list):
+        return [_all_printable(item, kept) for item in value]
+    if isinstance(value, dict):
+        return {printable(name, kept): _all_printable(item, kept) for name, item in value.items()}
+    return value
+
+
+def _from_json(value: Any) -> Any:
     """Return what a text holds if it is a JSON object or list, and anything else as it is."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(json.JSONDecodeError):

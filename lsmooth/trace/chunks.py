@@ -46,3 +46,17 @@ def _chunks_within(dataset: h5py.Dataset, rows: int) -> int:
 
     dataset.id.chunk_iter(look)
     return found
+
+
+def all_chunks_within(datasets: Iterable[h5py.Dataset], size: int) -> bool:
+    """Say whether all chunks of some datasets lie within the first `size` bytes of their file."""
+    found = True
+
+    def look(chunk: Any) -> None:
+        nonlocal found
+        found = found and chunk.byte_offset + chunk.size <= size
+
+    for dataset in datasets:
+        if dataset.chunks is not None:
+            dataset.id.chunk_iter(look)
+    return found

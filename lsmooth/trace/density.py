@@ -1,8 +1,7 @@
 """Densities over all coordinates: how often which gradient met which local Lipschitz constant, by parameter tensor.
 
-The counts of a run have a fixed size and a fixed place in the file, where they are written over and over: two copies in
-turn, each under a checksum, so that one of them is whole whenever the run is killed. `docs/trace-format.md` describes
-them.
+The counts of a run have a fixed size and a fixed place in the file. They are written over and over, into two copies by
+turns, each under a checksum: one copy is whole whenever the run is killed. `docs/trace-format.md` describes them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ BINS_PER_DECADE = 6
 # Decades from and to: of gradients of single coordinates, and of their local Lipschitz constants.
 GRAD_DECADES = (-12, 4)
 SMOOTHNESS_DECADES = (-8, 8)
-_COPIES = 2
+COPIES = 2
 
 
 def edges(decades: tuple[int, int]) -> NDArray[np.float64]:
@@ -35,7 +34,7 @@ def edges(decades: tuple[int, int]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Density:
-    """How the coordinates of one parameter tensor spread over gradients and local Lipschitz constants, all steps told.
+    """How the coordinates of one parameter tensor spread over gradients and local Lipschitz constants, over all steps.
 
     For each coordinate j that moved at a well measured step, one point counts: the largest over gamma of
     |Delta_j(gamma)| / |gamma d_j|, against min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|) at that gamma (Crawshaw et
@@ -91,22 +90,22 @@ def create_density(file: h5py.File, parameters: h5py.Dataset) -> None:
         edge.make_scale(f"{name}_edge")
         put_text(edge, "long_name", f"edges of the bins of {meaning}")
         bins.append(create_dimension(folder, f"{name}_bin", len(values) - 1))
-    copy = create_dimension(folder, "copy", _COPIES)
-    shape = (_COPIES, len(parameters), len(bins[0]), len(bins[1]))
+    copy = create_dimension(folder, "copy", COPIES)
+    shape = (COPIES, len(parameters), len(bins[0]), len(bins[1]))
     counts = create_in_place(folder, "counts", shape, "<i8", "coordinates in each bin")
     note = create_in_place(
-        folder, "note", (_COPIES, 3), "<i8", "steps counted, sequence number, CRC-32 of these two and the counts"
+        folder, "note", (COPIES, 3), "<i8", "steps counted, sequence number, CRC-32 of these two and the counts"
     )
     for axis, scale in enumerate((copy, parameters, *bins)):
         counts.dims[axis].attach_scale(scale)
     note.dims[0].attach_scale(copy)
     note.dims[1].attach_scale(create_dimension(folder, "note_item", 3))
-    note[:] = [[0, sequence, _checksum(0, sequence, np.zeros(shape[1:], "<i8"))] for sequence in range(_COPIES)]
+    note[:] = [[0, sequence, _checksum(0, sequence, np.zeros(shape[1:], "<i8"))] for sequence in range(COPIES)]
 
 
 def density_bytes(parameters: int) -> int:
     """Return how many bytes the counts of so many parameter tensors take in a file."""
-    return _COPIES * parameters * (len(edges(GRAD_DECADES)) - 1) * (len(edges(SMOOTHNESS_DECADES)) - 1) * 8
+    return COPIES * parameters * (len(edges(GRAD_DECADES)) - 1) * (len(edges(SMOOTHNESS_DECADES)) - 1) * 8
 
 
 class DensityWriter:
@@ -132,7 +131,7 @@ class DensityWriter:
         """Write the counts as they are now; until they are whole, the other copy is the one to read."""
         counts = np.ascontiguousarray(density.counts, "<i8").reshape(self._shape)
         self.sequence += 1
-        copy = self.sequence % _COPIES
+        copy = self.sequence % COPIES
         note = np.array([density.steps, self.sequence, _checksum(density.steps, self.sequence, counts)], "<i8")
         write_at(self._descriptor, counts.data.cast("B"), self._counts_at + copy * counts.nbytes)
         write_at(self._descriptor, note.data.cast("B"), self._note_at + copy * note.nbytes)
@@ -152,7 +151,7 @@ def read_density(file: h5py.File, last: int | None) -> Counts:
     note.id.refresh()
     counts.id.refresh()
     notes = note[:]
-    for copy in sorted(range(_COPIES), key=lambda copy: -notes[copy, 1]):
+    for copy in sorted(range(COPIES), key=lambda copy: -notes[copy, 1]):
         steps, sequence, checksum = (int(value) for value in notes[copy])
         found = np.asarray(counts[copy], "<i8")
         if _checksum(steps, sequence, found) == checksum:

@@ -24,7 +24,7 @@ from lsmooth.trace.density import Counts, read_density
 from lsmooth.trace.layout import DENSITY_GROUP
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import Closed, read_closed, read_recent
-from lsmooth.trace.superblock import imprint
+from lsmooth.trace.superblock import file_state
 
 # Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
 _PAUSES = (0.0, 0.0, 0.0, 0.01, 0.01, 0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, None)
@@ -67,18 +67,18 @@ class TraceFile:
         """Open the file and read all that is not along `step`."""
         for pause in _PAUSES:
             # Both are asked first: a writer may have been at work on the very bytes, and have ended since.
-            writing, before = self._is_being_written(), imprint(self.path)
+            writing, before = self._is_being_written(), file_state(self.path)
             try:
                 self._file: h5py.File = opening.open_file(self.path)
                 with opening.reading(self.path, "header"):
                     self._take_in(opening.read_contents(self._file, self.path))
                 # What HDF5 holds of a file that has grown meanwhile is not all of one moment.
-                if pause is None or imprint(self.path) == before:
+                if pause is None or file_state(self.path) == before:
                     return
                 self.close()
             except BaseException as error:
                 self.close()
-                moving = writing or imprint(self.path) != before
+                moving = writing or file_state(self.path) != before
                 if not isinstance(error, TraceError) or pause is None or not moving:
                     raise
             time.sleep(pause)
@@ -90,7 +90,7 @@ class TraceFile:
         self._fields = contents.fields
         # Of a row that was being appended when the run was killed, some datasets have more than others.
         self._whole: int = min(self._file[name].shape[0] for name in self._fields)
-        self._recent = read_recent(self._file, self._whole)
+        self._recent = read_recent(self._file, self._fields, self._whole)
         self._closed = read_closed(self._file)
         if self._closed is not None and self._closed.rows != self._whole:
             raise ValueError(f"it was closed with {self._closed.rows} rows, and has {self._whole}")

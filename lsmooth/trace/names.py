@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lsmooth.trace.attributes import put_text
+from lsmooth.trace.attributes import printable, put_text
 from lsmooth.trace.layout import version_number
 from lsmooth.trace.recent import create_dimension
 
@@ -46,15 +46,18 @@ def create_names(
 
 
 def read_names(dataset: h5py.Dataset) -> list[str]:
-    """Return the names along a dimension, of any format.
+    """Return the names along a dimension, of any format, without control characters.
 
     Raises:
-        ValueError: They are no UTF-8.
+        ValueError: They are no UTF-8, or a name is there twice.
     """
     values = dataset[:]
     if values.ndim == 2:
         values = np.ascontiguousarray(values).view(f"S{values.shape[1]}")[:, 0]
-    return [value.decode("utf-8") for value in values.tolist()]
+    names = [printable(value.decode("utf-8")) for value in values.tolist()]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{dataset.name} has a name twice")
+    return names
 
 
 def number_dimensions(file: h5py.File) -> None:

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.trace import disk, header_sum, layout
-from lsmooth.trace.attributes import from_json, get_attribute, get_attributes
+from lsmooth.trace.attributes import get_attribute, printable, read_metadata
+from lsmooth.trace.chunks import all_chunks_within
+from lsmooth.trace.inspection import inspect
 from lsmooth.trace.layout import FORMAT, FORMAT_VERSION, version_number
 from lsmooth.trace.lock import open_hdf5
 from lsmooth.trace.names import read_names
 from lsmooth.trace.superblock import Mended, missing_bytes, needs_mending
 
+# What HDF5, numpy and Python say about values that make no sense.
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -61,10 +65,12 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (TraceError, InvalidArgumentError):
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except MemoryError as error:
+        raise TraceError(f"{path} cannot be read: {what} needs more memory than this process may have.") from error
+    except _DAMAGE as error:
         if disk.is_of_the_system(error):
             raise _refused_by_the_system(path, error) from error
-        reason = str(error).strip("'\" ").split("\n")[0] or type(error).__name__
+        reason = printable(str(error).strip("'\" ").split("\n")[0]) or type(error).__name__
         raise TraceError(
             f"{path} is damaged or incomplete: {what} cannot be read ({reason}); use a copy of it, or record again."
         ) from error
@@ -94,20 +100,16 @@ def open_file(path: Path) -> h5py.File:
         raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
     try:
         # Not with swmr=True, which reads damaged structures again and again, for years.
-        file = h5py.File(Mended(path), "r") if mend else open_hdf5(path, "r")
-        # Of a file that was copied while it grew, the end may only be said to lie further on.
-        if missing is None or _has_all_chunks(file, missing[0]):
-            return file
-        file.close()
+        return h5py.File(Mended(path), "r") if mend else open_hdf5(path, "r")
     except (OSError, RuntimeError, ValueError) as error:
         if disk.is_of_the_system(error):
             raise _refused_by_the_system(path, error) from error
         if missing is not None:
             raise _cut_short(path, *missing) from error
+        said = printable(str(error).splitlines()[0])
         raise TraceError(
-            f"{path} is damaged and cannot be opened ({str(error).splitlines()[0]}); use a copy of it, or record again."
+            f"{path} is damaged and cannot be opened ({said}); use a copy of it, or record again."
         ) from error
-    raise _cut_short(path, *missing)
 
 
 def _refused_by_the_system(path: Path, error: Exception) -> TraceError:
@@ -120,29 +122,16 @@ def _cut_short(path: Path, there: int, stated: int) -> TraceError:
     )
 
 
-def _has_all_chunks(file: h5py.File, size: int) -> bool:
-    """Say whether all chunks of a file lie within its first `size` bytes."""
-    found = True
-
-    def look(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.chunks is not None:
-            item.id.chunk_iter(within)
-
-    def within(chunk: Any) -> None:
-        nonlocal found
-        found = found and chunk.byte_offset + chunk.size <= size
-
-    file.visititems(look)
-    return found
-
-
 def check_format(file: h5py.File, path: Path) -> str:
     """Return the format version of a trace.
 
     Raises:
         TraceError: The file is no trace, or one of a newer major version.
+        RuntimeError: Its attributes are damaged.
         ValueError: It does not say its version.
     """
+    # Fails where HDF5 finds the attributes damaged: such a file may well be a trace.
+    h5py.h5a.get_num_attrs(file.id)
     try:
         found = get_attribute(file, "format")
     except (KeyError, ValueError):
@@ -151,7 +140,7 @@ def check_format(file: h5py.File, path: Path) -> str:
         raise TraceError(f"{path} is an HDF5 file, but not an lsmooth trace; give a file that a Recorder wrote.")
     version = str(get_attribute(file, "format_version"))
     if version_number(version)[0] > version_number(FORMAT_VERSION)[0]:
-        writer = get_attribute(file, "lsmooth_version")
+        writer = printable(str(get_attribute(file, "lsmooth_version")))[:40]
         raise TraceError(
             f"{path} has trace format {version}, this lsmooth reads up to {FORMAT_VERSION}; "
             f"upgrade lsmooth to {writer} or later to read it."
@@ -160,43 +149,42 @@ def check_format(file: h5py.File, path: Path) -> str:
 
 
 def read_contents(file: h5py.File, path: Path) -> Contents:
-    """Return what a trace says of itself, apart from its rows.
+    """Return what a trace says of itself, apart from its rows, once all of it has been inspected.
 
     Raises:
-        TraceError: The file is no trace, or one of a newer major version.
+        TraceError: The file is no trace, one of a newer major version, not as a recorder writes it, or cut short.
         KeyError, OSError, RuntimeError, TypeError, ValueError: It is damaged.
     """
     version = check_format(file, path)
-    fields = frozenset(field.name for field in layout.FIELDS if field.name in file)
-    contents = Contents(
+    missing = missing_bytes(path)
+    try:
+        datasets = inspect(file, path, version)
+        # Of a file that was copied while it grew, the end may only be said to lie further on.
+        whole = missing is None or all_chunks_within(datasets.values(), missing[0])
+    except (TraceError, OSError, RuntimeError, KeyError, ValueError) as error:
+        if missing is None:
+            raise
+        raise _cut_short(path, *missing) from error
+    if missing is not None and not whole:
+        raise _cut_short(path, *missing)
+    check_header_sum(file)
+    fields = frozenset(field.name for field in layout.FIELDS if field.name in datasets)
+    return Contents(
         format_version=version,
-        metadata={name: from_json(value) for name, value in get_attributes(file).items()},
+        metadata=read_metadata(file),
         parameters=read_names(file["parameter"]),
         parameter_sizes=file["parameter_size"][:],
         gammas=file["gamma"][:],
         coordinate_names=read_names(file["coordinate/coordinate"]) if "coordinate/grad" in fields else [],
         fields=fields,
     )
-    check_shapes(file, contents)
-    return contents
 
 
-def check_shapes(file: h5py.File, contents: Contents) -> None:
-    """Refuse a file whose datasets do not have the sizes that its dimension scales say.
+def check_header_sum(file: h5py.File) -> None:
+    """Refuse a file whose header does not match its checksum.
 
     Raises:
-        ValueError: One of them does not, or the header does not match its checksum.
+        ValueError: It does not.
     """
     if header_sum.header_sum(file) != get_attribute(file, header_sum.NAME):
         raise ValueError("it does not match its checksum")
-    sizes = {
-        "gamma": len(contents.gammas),
-        "parameter": len(contents.parameters),
-        "group": len(file["group"]),
-        "coordinate": len(contents.coordinate_names),
-    }
-    for field in layout.FIELDS:
-        if field.name in contents.fields:
-            expected = tuple(sizes[name] for name in field.dims[1:])
-            if file[field.name].shape[1:] != expected:
-                raise ValueError(f"{field.name} has not the dimensions {', '.join(field.dims)}")

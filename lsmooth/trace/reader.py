@@ -95,6 +95,8 @@ class Trace(TraceFile):
         with opening.reading(self.path, "coordinate"):
             owner = self._file["coordinate/parameter"][:]
             index = self._file["coordinate/index"][:]
+            if ((owner < 0) | (owner >= len(self.parameters))).any():
+                raise ValueError("a coordinate belongs to no parameter tensor")
         return pd.DataFrame(
             {
                 "name": self.coordinate_names,

@@ -1,16 +1,16 @@
 """The newest rows of a trace: those that do not fill a chunk yet.
 
-A compressed chunk that is written again with one row more takes a new place in the file and leaves a hole where it
-was. So rows wait in a block of slots with a fixed place, each under a checksum of its own, until a whole chunk of them
-can be written once and for all. A row goes to its slot in one write, and HDF5's own structures stay as they are
-meanwhile. `docs/trace-format.md` describes the slots.
+A compressed chunk that is written again with one row more takes a new place in the file, and leaves a hole at its old
+one. So rows wait in slots with a fixed place, each under a checksum of its own, until they fill a chunk. A row goes to
+its slot in one write, and HDF5's own structures do not change. `docs/trace-format.md` describes the slots.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,10 @@ _PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "status": "|u1"}
 # What netCDF calls a dimension that has no variable of its own.
 _DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable.%10d"
 _CLOSED_ITEMS = ("rows", "next optimizer step", "sequence number of the densities or -1")
-_ITEMS_UNTIL_1_1 = 2
+
+
+# Kinds of numbers in a record, as numpy names them.
+_KINDS = re.compile(r"<i8|<f4|<f8|<u4|\|u1")
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,17 @@ def create_recent(file: h5py.File, record: np.dtype[Any], version: str) -> None:
     rows = create_in_place(folder, "rows", (CHUNK_STEPS, record.itemsize), "u1", "a record in each slot; see `record`")
     for axis, scale in enumerate(scales):
         rows.dims[axis].attach_scale(scale)
-    items = _CLOSED_ITEMS if version_number(version) >= (1, 2) else _CLOSED_ITEMS[:_ITEMS_UNTIL_1_1]
+    items = _CLOSED_ITEMS[: closed_items(version)]
     size = len(items) + 1
     meaning = f"once the run has closed the file: {', '.join(items)}, CRC-32 of these"
     closed = create_in_place(folder, "closed", (size,), "<i8", meaning)
     closed[:] = _still_open(size)
     closed.dims[0].attach_scale(create_dimension(folder, "item", size))
+
+
+def closed_items(version: str) -> int:
+    """Return how many numbers a trace's format notes at its end, the checksum not counted."""
+    return len(_CLOSED_ITEMS) if version_number(version) >= (1, 2) else 2
 
 
 class RecentWriter:
@@ -118,23 +126,24 @@ class RecentWriter:
         write_at(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
 
 
-def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
+def read_recent(file: h5py.File, fields: Iterable[str], rows: int) -> NDArray[Any]:
     """Return the records of a trace's rows from `rows` on, in order, as far as there are any.
 
-    Of a file that was copied while these were written, there may be later ones than the first that is missing; what
-    comes before that one is whole.
+    A file that was copied while slots were written may lack a row and have later ones. The rows before the missing one
+    are whole.
 
     Args:
         file: The open trace.
+        fields: Its datasets along `step`.
         rows: How many rows stand in the chunked datasets.
 
     Raises:
         ValueError: A row in between is damaged.
     """
     folder = file[RECENT_GROUP]
-    record = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in json.loads(get_attribute(folder, "record"))])
+    record = _read_record(folder, fields)
     raw = folder["rows"][:]
-    if raw.ndim != 2 or raw.shape[1] != record.itemsize or record.names is None or record.names[-1] != "crc32":
+    if raw.shape[1] != record.itemsize:
         raise ValueError("its slots do not have the size of their records")
     found: dict[int, NDArray[Any]] = {}
     # Later rows belong to the next chunk: a file copied while it was written may have them, and not yet this chunk.
@@ -157,6 +166,33 @@ def read_recent(file: h5py.File, rows: int) -> NDArray[Any]:
     return np.array(kept, record) if kept else np.empty(0, record)
 
 
+def _read_record(folder: h5py.Group, fields: Iterable[str]) -> np.dtype[Any]:
+    """Return the dtype of a slot.
+
+    Raises:
+        ValueError: It is not one of numbers, or not that of the datasets.
+    """
+    members = [(str(name), str(kind), tuple(map(int, shape))) for name, kind, shape in _record_members(folder)]
+    if not all(_KINDS.fullmatch(kind) and all(size >= 0 for size in shape) for _, kind, shape in members):
+        raise ValueError("its records are not of numbers")
+    record = np.dtype(members)
+    names = record.names or ()
+    if names[:1] != ("row",) or names[-1:] != ("crc32",) or record["row"] != "<i8" or record["crc32"] != "<u4":
+        raise ValueError("its records have no number or no checksum")
+    for name in fields:
+        dataset = folder.file[name]
+        if name not in names or (record[name].base, record[name].shape) != (dataset.dtype, dataset.shape[1:]):
+            raise ValueError(f"its records have not the same {name} as its datasets")
+    return record
+
+
+def _record_members(folder: h5py.Group) -> list[Any]:
+    members = json.loads(get_attribute(folder, "record"))
+    if not isinstance(members, list):
+        raise ValueError("its records are no list")
+    return members
+
+
 def read_closed(file: h5py.File) -> Closed | None:
     """Return how a trace was closed, None while it is not closed.
 
@@ -166,8 +202,6 @@ def read_closed(file: h5py.File) -> Closed | None:
     note = file[f"{RECENT_GROUP}/closed"][:]
     if note.tolist() == _still_open(len(note)):
         return None
-    if len(note) not in (len(_CLOSED_ITEMS) + 1, _ITEMS_UNTIL_1_1 + 1):
-        raise ValueError("the note of how it was closed has another length")
     if zlib.crc32(note[:-1].astype("<i8").tobytes()) != note[-1]:
         raise ValueError("the note of how it was closed does not match its checksum")
     return Closed(*note[:-1].tolist())

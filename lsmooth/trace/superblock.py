@@ -1,11 +1,11 @@
 """The first bytes of an HDF5 file, where a writer marks the file as its own and says where it ends.
 
 A file that is open for writing, or whose writer was killed, carries that mark, and HDF5 refuses to open it for anyone
-who does not ask for single-writer multiple-reader access: xarray, h5dump and HDFView do not. What a trace holds is in
-order after every flush, so the mark is taken off again.
+who does not ask for single-writer multiple-reader access. xarray, h5dump and HDFView do not ask. A trace is in order
+after every flush, so the writer takes the mark off again.
 
-Nor does HDF5 look beyond the end that stands there, and it writes that end last: a writer that was killed just before
-would leave structures that lead beyond it. So the end is moved first, to where the file really ends.
+HDF5 looks at nothing beyond the end that stands there, and writes that end last. A writer that was killed just before
+would leave structures that lead beyond it. So the writer states the end first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def stated_end(descriptor: int) -> int:
 
 
 class Mended(io.RawIOBase):
-    """A file as it would be without the mark and with its real end, for HDF5 to read: of a writer killed at its work.
+    """A file for HDF5 to read as it would be without the mark and with its real end.
+
+    A writer that was killed at its work leaves a file that needs this.
 
     Args:
         path: The file.
@@ -83,8 +85,8 @@ class Mended(io.RawIOBase):
         super().close()
 
 
-def imprint(path: str | os.PathLike[str]) -> tuple[int, int, int, bytes] | None:
-    """Return what changes with every flush of a file, and with another file in its place; None if there is none."""
+def file_state(path: str | os.PathLike[str]) -> tuple[int, int, int, bytes] | None:
+    """Return values that change with every flush of a file and with another file in its place; None for no file."""
     # Opening a pipe would wait for somebody at its other end.
     if not os.path.isfile(path):
         return None

@@ -59,3 +59,11 @@ def test_addresses_beyond_the_file_are_damage(path, monkeypatch):
     monkeypatch.setattr(h5py, "File", refuse)
     with pytest.raises(TraceError, match="is damaged and cannot be opened"):
         Trace(path)
+
+
+def test_a_trace_whose_attributes_are_damaged_is_not_taken_for_another_file(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(b"lsmooth-trace")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TraceError, match="is damaged or incomplete: header cannot be read"):
+        Trace(path)

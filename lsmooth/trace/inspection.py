@@ -1,0 +1,243 @@
+"""A trace may come by mail: before anything of it is used, all of it is held against the tables of the layout.
+
+HDF5 lets a file lead to other files (external links, external storage, virtual datasets), ask for other programs
+(filters), claim any size, and nest groups without end. A trace has none of that. What is wrong is refused here, once,
+before a value is read; later formats may have further datasets, which have to be as harmless.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from lsmooth.errors import TraceError
+from lsmooth.trace import layout
+from lsmooth.trace.density import BINS_PER_DECADE, COPIES, GRAD_DECADES, SMOOTHNESS_DECADES
+from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, RECENT_GROUP, chunk_shape, fields_of
+from lsmooth.trace.recent import closed_items, dtype_of
+
+# Far more than any trace has.
+_MOST_OBJECTS = 1000
+_DEEPEST = 3
+_MOST_ATTRIBUTES = 1000
+_RANK = 4
+_FILTERS = frozenset({h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
+# Deflate never makes data smaller than this many times.
+_MOST_DEFLATED = 1032
+# A chunk or table of this size is harmless whatever the file's own size.
+_HARMLESS_BYTES = 1 << 20
+_CLASSES = frozenset({h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING})
+_INTEGER = np.dtype("<i8")
+_FLOAT = np.dtype("<f8")
+
+
+def inspect(file: h5py.File, path: Path, version: str) -> dict[str, h5py.Dataset]:
+    """Refuse a file that is not as a recorder writes it; return its datasets by path.
+
+    Args:
+        file: The open file, of which only `format` and `format_version` have been read.
+        path: Where it is.
+        version: Its format.
+
+    Raises:
+        TraceError: Something in it is not as in any trace.
+        KeyError, OSError, RuntimeError, ValueError: HDF5 finds it damaged.
+    """
+    try:
+        datasets = _datasets(file, os.stat(path).st_size)
+        _check_tables(datasets, _sizes(datasets), version)
+        _check_fields(datasets, _sizes(datasets), version)
+        return datasets
+    except _UnlikeATraceError as error:
+        raise TraceError(
+            f"{path} is not as a Recorder writes traces: {error}; use the file that the run wrote."
+        ) from None
+
+
+class _UnlikeATraceError(Exception):
+    """Something is not as in any trace."""
+
+
+def _require(fine: bool, what: str) -> None:
+    if not fine:
+        raise _UnlikeATraceError(what)
+
+
+# --- everything that the file holds, known or not ---
+
+
+def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
+    """Return all datasets by path; nothing that leads elsewhere is opened."""
+    found: dict[str, h5py.Dataset] = {}
+    stored = 0
+    _check_attributes(file.id, "the file")
+    for path, item in _objects(file.id):
+        _check_attributes(item, path)
+        if isinstance(item, h5py.h5d.DatasetID):
+            stored += _check_storage(item, path, size)
+            found[path] = h5py.Dataset(item)
+    _require(stored <= size, "its datasets take more room than it has")
+    return found
+
+
+def _objects(root: h5py.h5g.GroupID) -> Iterator[tuple[str, h5py.h5d.DatasetID | h5py.h5g.GroupID]]:
+    count = 0
+    waiting: list[tuple[str, h5py.h5g.GroupID, int]] = [("", root, 1)]
+    while waiting:
+        prefix, group, depth = waiting.pop()
+        for name in _hard_links(group, prefix):
+            count += 1
+            _require(count <= _MOST_OBJECTS, "it holds too many objects")
+            path = prefix + name.decode("utf-8")
+            item = h5py.h5o.open(group, name)
+            if isinstance(item, h5py.h5g.GroupID):
+                _require(depth < _DEEPEST, f"{_short(path)} is a group too deep inside others")
+                waiting.append((f"{path}/", item, depth + 1))
+            else:
+                _require(isinstance(item, h5py.h5d.DatasetID), f"{_short(path)} is neither a dataset nor a group")
+            yield path, item
+
+
+def _hard_links(group: h5py.h5g.GroupID, prefix: str) -> list[bytes]:
+    names: list[bytes] = []
+    elsewhere: list[bytes] = []
+
+    def look(name: bytes, info: h5py.h5l.LinkInfo) -> bool | None:
+        (names if info.type == h5py.h5l.TYPE_HARD else elsewhere).append(name)
+        return True if elsewhere or len(names) > _MOST_OBJECTS else None
+
+    group.links.iterate(look, info=True)
+    if elsewhere:
+        raise _UnlikeATraceError(f"{_short(prefix + elsewhere[0].decode('utf-8'))} is a link to something else")
+    return names
+
+
+def _check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, path: str) -> None:
+    _require(h5py.h5a.get_num_attrs(item) <= _MOST_ATTRIBUTES, f"{_short(path)} has too many attributes")
+
+
+def _check_storage(item: h5py.h5d.DatasetID, path: str, size: int) -> int:
+    """Refuse storage outside the file, foreign filters, and sizes that the file cannot hold; return stored bytes."""
+    name = _short(path)
+    plan = item.get_create_plist()
+    kind = plan.get_layout()
+    _require(kind in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED), f"{name} is made of other datasets")
+    _require(plan.get_external_count() == 0, f"{name} lies in another file")
+    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    _require(_FILTERS.issuperset(filters), f"{name} needs a filter that traces do not have")
+    _require(len(filters) == len(set(filters)), f"{name} goes through one filter twice")
+    numbers = item.get_type()
+    _require(numbers.get_class() in _CLASSES, f"{name} holds neither numbers nor texts")
+    if numbers.get_class() == h5py.h5t.STRING:
+        _require(not numbers.is_variable_str(), f"{name} has texts of variable length")
+    _require(item.rank <= _RANK, f"{name} has too many dimensions")
+    width = numbers.get_size()
+    most = _MOST_DEFLATED * size + _HARMLESS_BYTES
+    if kind == h5py.h5d.CHUNKED:
+        _require(math.prod(plan.get_chunk()) * width <= most, f"a chunk of {name} is larger than the file could hold")
+        stored: int = item.get_storage_size()
+    else:
+        stored = item.get_storage_size()
+        if not stored:
+            # A dimension without values of its own. Nobody reads it.
+            return 0
+        _require(math.prod(item.shape) * width <= size, f"{name} is larger than the file")
+    _require(stored <= size, f"{name} takes more room than the file has")
+    _require(
+        math.prod(item.shape) * width <= _MOST_DEFLATED * stored + _HARMLESS_BYTES,
+        f"{name} claims more values than the file could hold",
+    )
+    return stored
+
+
+def _short(path: str) -> str:
+    return repr(path if len(path) <= 60 else f"{path[:57]}...")
+
+
+# --- what a trace holds ---
+
+
+def _sizes(datasets: dict[str, h5py.Dataset]) -> dict[str, int]:
+    """Return the length of every dimension but `step`."""
+    scales = {"gamma": "gamma", "parameter": "parameter", "group": "group", "coordinate": "coordinate/coordinate"}
+    found = {}
+    for name, path in scales.items():
+        if name != "coordinate" or path in datasets:
+            _require(path in datasets, f"it has no {path}")
+            _require(datasets[path].ndim > 0, f"{path} has no dimension")
+        found[name] = len(datasets[path]) if path in datasets else 0
+    return found
+
+
+def _check_tables(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], version: str) -> None:
+    """Refuse tables that are not along `step`, where their kinds or shapes are not a trace's."""
+    tables = {
+        "gamma": (_FLOAT, ("gamma",)),
+        "group": (_INTEGER, ("group",)),
+        "parameter_size": (_INTEGER, ("parameter",)),
+    }
+    names = ["parameter"]
+    if "coordinate/coordinate" in datasets:
+        names.append("coordinate/coordinate")
+        tables |= {"coordinate/parameter": (_INTEGER, ("coordinate",)), "coordinate/index": (_INTEGER, ("coordinate",))}
+    for path, (kind, dims) in tables.items():
+        _check_kind(datasets, path, kind, tuple(sizes[name] for name in dims))
+    for path in names:
+        texts = datasets[path]
+        _require(texts.dtype.kind == "S", f"{path} holds no names")
+        _require(texts.ndim == 1 or (texts.ndim == 2 and texts.dtype.itemsize == 1), f"{path} holds no list of names")
+        _require(texts.shape[-1] > 0, f"{path} holds no names")
+    _require(f"{RECENT_GROUP}/rows" in datasets, f"it has no {RECENT_GROUP}/rows")
+    slots = datasets[f"{RECENT_GROUP}/rows"].shape
+    _check_kind(datasets, f"{RECENT_GROUP}/rows", np.dtype("u1"), (CHUNK_STEPS, *slots[1:2]))
+    _check_kind(datasets, f"{RECENT_GROUP}/closed", _INTEGER, (closed_items(version) + 1,))
+    if f"{DENSITY_GROUP}/counts" in datasets:
+        bins = [BINS_PER_DECADE * (high - low) for low, high in (GRAD_DECADES, SMOOTHNESS_DECADES)]
+        _check_kind(datasets, f"{DENSITY_GROUP}/counts", _INTEGER, (COPIES, sizes["parameter"], *bins))
+        _check_kind(datasets, f"{DENSITY_GROUP}/note", _INTEGER, (COPIES, 3))
+        for name, count in zip(("grad_edge", "smoothness_edge"), bins, strict=True):
+            _check_kind(datasets, f"{DENSITY_GROUP}/{name}", _FLOAT, (count + 1,))
+
+
+def _check_kind(datasets: dict[str, h5py.Dataset], path: str, kind: np.dtype, shape: tuple[int, ...]) -> None:
+    _require(path in datasets, f"it has no {path}")
+    _require(datasets[path].dtype == kind, f"{path} has numbers of another kind")
+    _require(datasets[path].shape == shape, f"{path} has another shape")
+
+
+def _check_fields(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], version: str) -> None:
+    """Refuse datasets along `step` that are not as the table of fields has them, or that are missing."""
+    expected = fields_of(_measured(datasets), version)
+    names = [field.name for field in expected]
+    for field in layout.FIELDS:
+        _require(field.name not in datasets or field.name in names, f"{field.name} is there without what it belongs to")
+    _require("grad_norm" in datasets, "it has no grad_norm")
+    real = datasets["grad_norm"].dtype.name
+    _require(real in ("float32", "float64"), "grad_norm has numbers of another kind")
+    for field in expected:
+        if field.name not in datasets:
+            # What came with a later format is there or is not: whoever asks for it is told.
+            _require(field.since != layout.FIRST_FORMAT, f"it has no {field.name}")
+            continue
+        dataset = datasets[field.name]
+        _require(dataset.dtype == dtype_of(field, real), f"{field.name} has numbers of another kind")
+        lengths = tuple(sizes[name] for name in field.dims[1:])
+        _require(dataset.shape[1:] == lengths, f"{field.name} has not the dimensions {', '.join(field.dims)}")
+        _require(
+            dataset.chunks == chunk_shape(field, sizes) and dataset.maxshape == (None, *lengths),
+            f"{field.name} is not cut into chunks as in a trace",
+        )
+
+
+def _measured(datasets: dict[str, h5py.Dataset]) -> frozenset[str]:
+    """Return what a run measured, by the datasets that need nothing else; see `Field.needs`."""
+    return frozenset(
+        field.needs
+        for field in layout.FIELDS
+        if field.needs and " " not in field.needs and field.name in datasets and field.since == layout.FIRST_FORMAT
+    )
