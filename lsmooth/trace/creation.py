@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +148,14 @@ def lay_out(file: h5py.File, header: Header) -> None:
 
 def _create_scales(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
     """Create the dimension scales but `step`, and the tables along them; return the scales by name."""
+    gammas = np.asarray(header.gammas, np.float64)
     scales = {
-        "gamma": _scale(file, "gamma", np.asarray(header.gammas), "position between x_t (0) and x_{t+1} (1)"),
+        "gamma": _scale(file, "gamma", gammas, "position between x_t (0) and x_{t+1} (1)"),
         "parameter": _names(file, "parameter", header.parameters, header, "name of the parameter tensor"),
-        "group": _scale(file, "group", np.arange(header.groups), "parameter group of the optimizer"),
+        "group": _scale(file, "group", np.arange(header.groups, dtype=np.int64), "parameter group of the optimizer"),
     }
-    sizes = np.asarray(header.parameter_sizes)
-    size = _table(file, "parameter_size", sizes, "number of elements of the parameter tensor", scales["parameter"])
+    meaning = "number of elements of the parameter tensor"
+    size = _table(file, "parameter_size", header.parameter_sizes, meaning, scales["parameter"])
     put_text(size, "units", "1")
     if header.coordinate_names:
         folder = file.create_group(COORDINATE_GROUP, track_order=True)
@@ -203,8 +204,11 @@ def _scale(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str) ->
     return dataset
 
 
-def _table(parent: h5py.Group, name: str, values: NDArray[Any], meaning: str, scale: h5py.Dataset) -> h5py.Dataset:
-    dataset = parent.create_dataset(name, data=values, chunks=values.shape, **_FILTERS)
+def _table(
+    parent: h5py.Group, name: str, values: Sequence[int] | NDArray[np.int64], meaning: str, scale: h5py.Dataset
+) -> h5py.Dataset:
+    numbers = np.asarray(values, np.int64)
+    dataset = parent.create_dataset(name, data=numbers, chunks=numbers.shape, **_FILTERS)
     put_text(dataset, "long_name", meaning)
     dataset.dims[0].attach_scale(scale)
     return dataset
