@@ -23,8 +23,11 @@ def counts_after(header, steps):
 
 
 def history(path, header, blocks, *, close):
-    """Write a trace; return its bytes at every moment at which its writer had brought something in order."""
-    moments = []
+    """Write a trace; return its bytes at every moment at which its writer had brought something in order.
+
+    The first moment is the one before anything had been written.
+    """
+    moments = [b""]
     real = superblock.state_end
 
     def noted(descriptor, end):
