@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from rows import header, rows
 
 from lsmooth.cli import main
+from lsmooth.trace.layout import FORMAT_VERSION
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
@@ -20,7 +21,7 @@ def test_info_counts_the_steps_of_a_real_run(small_trace):
 
 def test_info_shows_the_run_at_a_glance(small_trace):
     lines = CliRunner().invoke(main, ["info", str(small_trace)]).output.splitlines()
-    assert lines[0].startswith(f"{small_trace}: lsmooth trace 1.1, complete, ")
+    assert lines[0].startswith(f"{small_trace}: lsmooth trace {FORMAT_VERSION}, complete, ")
     said = dict(line.strip().split(None, 1) for line in lines[1:])
     assert said["model"] == "TinyTransformer: 15 tensors, 2,917 parameters, float32 on cpu"
     assert said["optimizer"] == "SGD, lr 0.5 at the start"
@@ -56,7 +57,7 @@ def test_info_says_what_was_flagged_and_how_the_run_stands(tmp_path, state):
         (writer.close if state == "complete" else writer.abandon)()
     run = CliRunner()
     text = run.invoke(main, ["info", str(tmp_path / "run.h5")]).output
-    assert f"lsmooth trace 1.1, {state}, " in text.splitlines()[0]
+    assert f"lsmooth trace {FORMAT_VERSION}, {state}, " in text.splitlines()[0]
     assert (
         "10 measured (0 to 90, every None), 5 well; left out of fits: 2 no displacement, 1 below resolution, "
         "2 non finite, 1 moved"
