@@ -11,6 +11,7 @@ import pandas as pd
 from bokeh.models import (
     ColumnDataSource,
     CrosshairTool,
+    FixedTicker,
     HoverTool,
     LinearColorMapper,
     LogColorMapper,
@@ -91,9 +92,9 @@ def plots_of(traces: Sequence[Trace], constants: Sequence[pd.DataFrame]) -> list
     y += [np.asarray(curve.data[name]) for curve in lines for name in ("trend", "envelope")]
     steps = [int(step) for points in series if len(points) for step in (points.steps.min(), points.steps.max())]
     colours = LinearColorMapper(palette=palette(), low=min(steps, default=0), high=max(steps, default=0) + 1)
-    axes = _range(log_limits(*x)), _range(log_limits(*y))
+    limits = log_limits(*x), log_limits(*y)
     return [
-        _plots(place, trace, cloud, curve, table, colours, axes, len(traces))
+        _plots(place, trace, cloud, curve, table, colours, limits, len(traces))
         for place, (trace, cloud, curve, table) in enumerate(zip(traces, clouds, lines, constants, strict=True))
     ]
 
@@ -105,7 +106,7 @@ def _plots(
     curve: ColumnDataSource,
     table: pd.DataFrame,
     colours: LinearColorMapper,
-    axes: tuple[Range1d, Range1d],
+    limits: tuple[tuple[float, float], tuple[float, float]],
     runs: int,
 ) -> RunPlots:
     points = points_of(cloud)[0]
@@ -114,7 +115,7 @@ def _plots(
     source = _source(cloud, 0, points.drawable(log=True) & points.usable)
     layers, sources, lines = _layer_sources(modules, table, MOST_LAYER_POINTS // runs)
     return RunPlots(
-        cloud=_cloud_figure(f"cloud-{place}", source, curve, cloud, colours, axes) if good else None,
+        cloud=_cloud_figure(f"cloud-{place}", source, curve, cloud, colours, limits) if good else None,
         # A mapper of its own: figures that share one are all drawn anew when the layer changes.
         layer=_layer_figure(place, sources, lines, colours.clone()) if sources else None,
         heatmap=_heatmap(place, modules, layers) if len(trace) and layers else None,
@@ -186,6 +187,19 @@ def _range(limits: tuple[float, float]) -> Range1d:
     return Range1d(start=limits[0], end=limits[1])
 
 
+def _label_short_spans(axis: Any, limits: tuple[float, float]) -> None:
+    """Label 1, 2 and 5 of each decade: below two decades, Bokeh's own ticks stand at the upper end alone."""
+    first, last = np.floor(np.log10(limits))
+    if last - first > 3:
+        return
+    # With a decade more on both sides, for readers who zoom out.
+    decades = 10.0 ** np.arange(first - 1, last + 2)
+    axis.ticker = FixedTicker(
+        ticks=[float(f"{digit * decade:.1g}") for decade in decades for digit in (1, 2, 5)],
+        minor_ticks=[float(f"{digit * decade:.1g}") for decade in decades for digit in range(1, 10)],
+    )
+
+
 def _size(source: ColumnDataSource) -> float:
     count = len(source.data["step"])
     return 7.0 if count < 500 else 5.0 if count < 10_000 else 3.5
@@ -197,7 +211,7 @@ def _cloud_figure(
     curve: ColumnDataSource,
     cloud: Cloud,
     colours: LinearColorMapper,
-    axes: tuple[Range1d, Range1d],
+    limits: tuple[tuple[float, float], tuple[float, float]],
 ) -> Any:
     """Draw Figure 1 of a run, with its lines."""
     made = _figure(
@@ -206,10 +220,12 @@ def _cloud_figure(
         "local Lipschitz constant",
         x_axis_type="log",
         y_axis_type="log",
-        x_range=axes[0].clone(),
-        y_range=axes[1].clone(),
+        x_range=_range(limits[0]),
+        y_range=_range(limits[1]),
         output_backend="webgl",
     )
+    _label_short_spans(made.xaxis, limits[0])
+    _label_short_spans(made.yaxis, limits[1])
     points = points_of(cloud)[0]
     flagged = _source(cloud, 0, points.drawable(log=True) & ~points.usable)
     if len(flagged.data["step"]):
