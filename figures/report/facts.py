@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from lsmooth.advice import Advice, advise
-from lsmooth.errors import LsmoothError
 from lsmooth.fit import estimate
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.layout import GEOMETRIES, Status
@@ -18,6 +17,9 @@ from lsmooth.trace.reader import Trace
 
 # Intervals of more points than this take minutes; an even choice of steps says the same.
 _MOST_FITTED = 20_000
+
+# Below this factor over the middle 90 % of gradient norms, smoothness is said to hardly grow.
+_MUCH = 1.5
 
 _MEANINGS = {
     Status.MEASURED: "every number of the step is what its name says",
@@ -79,24 +81,25 @@ def facts_of(trace: Trace, name: str) -> RunFacts:
 
 
 def verdict(trace: Trace) -> str:
-    """Say in one sentence whether smoothness grows with the gradient norm, and by which constants."""
+    """Say in one sentence whether smoothness grows with the gradient norm, how much, and by which constants."""
     if not len(trace):
         return "No step has been measured yet."
-    try:
-        row = _estimates(trace, "global", "trend").iloc[0]
-    except LsmoothError as error:
-        return f"Nothing can be said: {error}"
+    cloud = trace.cloud()
+    row = _estimates(trace, "global", "trend").iloc[0]
     if not np.isfinite(row["L1"]):
         return f"No line can be fitted: {row['reason']}."
-    constants = f"smoothness is about {row['L0']:.3g} + {row['L1']:.3g} ‖g‖"
-    points = f"over {int(row['points']):,} steps, rank correlation {row['spearman']:.2f}"
+    low, high = np.percentile(cloud.grad_norm[cloud.usable], [5, 95])
+    growth = (row["L0"] + row["L1"] * high) / (row["L0"] + row["L1"] * low)
+    line = f"smoothness is about {row['L0']:.3g} + {row['L1']:.3g} ‖g‖, a factor of {growth:.3g} over the middle 90 %"
+    points = f"of gradient norms ({int(row['points']):,} steps, rank correlation {row['spearman']:.2f}"
     low, high = row["L1_low"], row["L1_high"]
     if not np.isfinite(low):
-        return f"The trend: {constants} ({points}); there are too few steps to say how sure that is."
-    interval = f"90 % interval of L1: {low:.3g} to {high:.3g}"
-    if low > 0:
-        return f"Smoothness grows with the gradient norm: {constants} ({interval}; {points})."
-    return f"Growth of smoothness with the gradient norm is not shown: {constants} ({interval}; {points})."
+        return f"By the trend, {line} {points}; there are too few steps to say how sure that is)."
+    interval = f"90 % interval of L1: {low:.3g} to {high:.3g})"
+    if low <= 0:
+        return f"It is not shown that smoothness grows with the gradient norm: {line} {points}; {interval}."
+    much = "grows" if growth >= _MUCH else "hardly grows"
+    return f"Smoothness {much} with the gradient norm: {line} {points}; {interval}."
 
 
 def _estimates(trace: Trace, by: str, *methods: str) -> pd.DataFrame:

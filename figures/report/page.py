@@ -43,9 +43,7 @@ def report_page(traces: Sequence[Trace]) -> str:
     facts = [facts_of(trace, name) for trace, name in zip(traces, run_names(traces), strict=True)]
     plots = plots_of(traces, [fact.constants for fact in facts])
     curve = training_curve(traces, [fact.name for fact in facts])
-    figures = [
-        made for run in plots for made in (run.cloud, run.layer, run.heatmap, run.stability) if made is not None
-    ] + ([curve] if curve is not None else [])
+    figures = [made for run in plots for made in (run.cloud, run.layer, run.heatmap, run.stability, run.edge)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -56,7 +54,7 @@ def report_page(traces: Sequence[Trace]) -> str:
         style=_safe((_HERE / "page.css").read_text(encoding="utf-8")),
         scripts=[_safe(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
-        figures=_safe(_as_json(figures)),
+        figures=_safe(_as_json([made for made in (*figures, curve) if made is not None])),
     )
 
 

@@ -24,20 +24,24 @@ from bokeh.models.annotations import ColorBar
 from bokeh.plotting import figure as new_bokeh_figure
 from numpy.typing import ArrayLike, NDArray
 
-from lsmooth.figures.abbreviations import abbreviations
+from lsmooth.errors import TraceError
 from lsmooth.figures.curves import loss_frame
 from lsmooth.figures.heatmap import smoothness_table
 from lsmooth.figures.house import FLAGGED, LINES, sequential
+from lsmooth.figures.labels import abbreviate
 from lsmooth.figures.points import Points, points_of, spread
 from lsmooth.figures.scales import log_limits
 from lsmooth.figures.stability_limit import running_median
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.reader import Trace
 
+# Points (of print) that a layer's name may be wide.
+_NAME = 105
 # Points of all runs together, which keeps a page below 6 MB: 20 bytes a point, a third more as text.
 MOST_POINTS = 100_000
 MOST_LAYER_POINTS = 30_000
 _MOST_ON_LINES = 1_000
+_MOST_EDGES = 10_000
 _HOVER = [
     ("step", "@step"),
     ("loss", "@loss{%.5g}"),
@@ -57,6 +61,7 @@ class RunPlots:
         layer: Figure 1 of one layer, of `groups[0]` at first.
         heatmap: Smoothness of every layer over iterations.
         stability: Smoothness over iterations, against 2/lr.
+        edge: Edge ratio over iterations, against 2.
         groups: Names of the layers, in the order of the sources that `layer` can show.
         thinned: How many steps stand for all of them in `cloud`; 0 where all are drawn.
     """
@@ -65,6 +70,7 @@ class RunPlots:
     layer: Any
     heatmap: Any
     stability: Any
+    edge: Any
     groups: list[str]
     thinned: int
 
@@ -120,6 +126,7 @@ def _plots(
         layer=_layer_figure(place, sources, lines, colours.clone()) if sources else None,
         heatmap=_heatmap(place, modules, layers) if len(trace) and layers else None,
         stability=_stability(f"stability-{place}", source, points) if good else None,
+        edge=_edge(f"edge-{place}", trace),
         groups=layers,
         thinned=len(cloud.steps) if len(cloud.steps) < len(trace) else 0,
     )
@@ -342,7 +349,7 @@ def _heatmap(place: int, modules: Cloud, names: list[str]) -> Any:
     )
     shown = spread(len(names), 45)
     made.yaxis.ticker = shown
-    made.yaxis.major_label_overrides = {row: PlainText(text=_short(names[row])) for row in shown}
+    made.yaxis.major_label_overrides = {row: PlainText(text=abbreviate(names[row], _NAME, 8)) for row in shown}
     made.grid.visible = False
     made.add_tools(TapTool(renderers=[cells]))
     hover = HoverTool(renderers=[cells], tooltips=[("from step", "@left{0}"), ("smoothness", "@value{%.4g}")])
@@ -350,13 +357,6 @@ def _heatmap(place: int, modules: Cloud, names: list[str]) -> Any:
     made.add_tools(hover)
     made.add_layout(ColorBar(color_mapper=colours, width=8, background_fill_alpha=0), "right")
     return made
-
-
-def _short(name: str, most: int = 22) -> str:
-    """Return a layer's name in about so many letters."""
-    forms = list(abbreviations(name))
-    short = next((form for form in forms if len(form) <= most), forms[-1])
-    return short if len(short) <= most else "…" + short[-most:]
 
 
 def _stability(name: str, source: ColumnDataSource, points: Points) -> Any:
@@ -375,6 +375,32 @@ def _stability(name: str, source: ColumnDataSource, points: Points) -> Any:
         thin = [int(order[place]) for place in spread(len(order), _MOST_ON_LINES)]
         look = {"line_width": 1.8, "line_dash": _ENVELOPE, "line_color": LINES[1]}
         made.line(points.steps[thin], limit[thin], legend_label="2/lr", **look)
+    _place_legend(made)
+    return made
+
+
+def _edge(name: str, trace: Trace) -> Any:
+    """Draw the edge ratio over iterations with its running median and 2; None where it was not measured."""
+    try:
+        table = trace.curvature()
+    except TraceError:
+        return None
+    table = table[table["usable"] & np.isfinite(table["edge_ratio"])].sort_values("step")
+    if not len(table):
+        return None
+    steps, ratio = table["step"].to_numpy(np.int32), table["edge_ratio"].to_numpy(np.float64)
+    median = running_median(ratio, max(9, len(ratio) // 20))
+    drawn, thin = spread(len(steps), _MOST_EDGES), spread(len(steps), _MOST_ON_LINES)
+    # The middle of the ratios: steps that hardly descend have ratios without bound.
+    low, high = np.percentile(ratio, [1, 99])
+    reach = 0.1 * (max(high, 2.2) - min(low, 0.0))
+    made = _figure(name, "iteration", "edge ratio", y_range=_range((min(low, 0.0) - reach, max(high, 2.2) + reach)))
+    source = ColumnDataSource({"step": steps[drawn], "ratio": _compact(ratio[drawn])})
+    points = made.scatter("step", "ratio", source=source, size=_size(source), fill_color=LINES[5], line_color=None)
+    made.add_tools(HoverTool(renderers=[points], tooltips=[("step", "@step"), ("edge ratio", "@ratio{0.000}")]))
+    made.line(steps[thin], median[thin], line_width=1.8, legend_label="running median", name="ink")
+    ends = [int(steps[0]), int(steps[-1])]
+    made.line(ends, [2, 2], line_width=1.8, line_dash=_ENVELOPE, line_color=LINES[1], legend_label="2")
     _place_legend(made)
     return made
 

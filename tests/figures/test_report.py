@@ -11,7 +11,7 @@ from pages import HOSTILE, page_of
 from small_trace import write_small_trace
 
 import lsmooth
-from lsmooth.errors import InvalidArgumentError
+from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.trace.layout import Status
 
 pytest.importorskip("bokeh")
@@ -50,8 +50,54 @@ def test_the_page_has_all_sections_and_numbers(tmp_path):
         "layer-0",
         "heatmap-0",
         "stability-0",
+        "edge-0",
         "curve",
     }
+
+
+def test_the_edge_ratio_is_drawn_where_it_was_measured(tmp_path, monkeypatch):
+    path = write_small_trace(tmp_path / "run.h5", steps=12)
+    content = figures(page_of(path))
+    assert "edge-0" in {root for item in content["items"] for root in item["roots"].values()}
+    assert "Edge ratio" in page_of(path)
+
+    def not_there(*_):
+        raise TraceError("a trace of an earlier format")
+
+    monkeypatch.setattr(lsmooth.Trace, "curvature", not_there)
+    assert "Edge ratio" not in page_of(path)
+
+
+@pytest.mark.parametrize(
+    ("smoothness", "says"),
+    [
+        (lambda x, noise: 2 + 3 * x * noise, "Smoothness grows with the gradient norm: smoothness is about"),
+        (lambda x, noise: 20 + 0.3 * x + 0 * noise, "Smoothness hardly grows with the gradient norm: "),
+        (lambda x, noise: 5 * noise, "It is not shown that smoothness grows with the gradient norm: "),
+    ],
+)
+def test_the_verdict_says_what_the_fit_says(tmp_path, smoothness, says):
+    from lsmooth.figures.report.facts import verdict
+
+    def cloud(rows):
+        generator = np.random.default_rng(1)
+        count, tensors = rows["grad_norm"].shape[:2]
+        x = np.exp(generator.normal(size=count))
+        y = smoothness(x, np.exp(0.3 * generator.normal(size=count)))
+        share = np.sqrt(1 / tensors)
+        rows["grad_norm"][:] = (x * share)[:, None].reshape(rows["grad_norm"][:, :1].shape)
+        rows["step_norm"][:] = share
+        gammas = np.array([0.25, 0.5, 0.75])
+        rows["grad_diff"][:] = (y[:, None] * gammas * share)[..., None]
+
+    with lsmooth.Trace(made_up(tmp_path / "run.h5", steps=200, spoil=cloud)) as trace:
+        found = verdict(trace)
+        row = lsmooth.estimate(trace, method="trend").iloc[0]
+        norms = trace.cloud().grad_norm[:, 0]
+    assert found.startswith(says)
+    low, high = row["L0"] + row["L1"] * np.percentile(norms, [5, 95])
+    assert f"a factor of {high / low:.3g} over" in found
+    assert f"{row['L0']:.3g} + {row['L1']:.3g} ‖g‖" in found
 
 
 def test_nothing_is_asked_of_the_network(tmp_path):
