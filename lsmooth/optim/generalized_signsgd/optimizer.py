@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from lsmooth.errors import InvalidArgumentError, OptimizerError
 from lsmooth.optim.checked import CheckedOptimizer, check_at_least_zero, check_below_one, check_lr
+from lsmooth.optim.generalized_signsgd.compiled import COMPILED_DEVICES
 from lsmooth.optim.generalized_signsgd.functional import generalized_signsgd
 from lsmooth.optim.generalized_signsgd.fused import kernel_takes
 from lsmooth.optim.generalized_signsgd.hyperparameters import Hyperparameters, Tensors
@@ -40,14 +41,14 @@ class GeneralizedSignSGD(CheckedOptimizer):
         foreach: Use the multi-tensor backend. None chooses the fastest backend that is exact for the parameters.
         fused: Use the fused backend: m goes through torch's fused Adam kernel. It needs eps > 0.
         compile: Use torch.compile to update each large tensor in one pass through memory: the fastest backend on the
-            CPU, and only there. The first step waits for a C++ compiler: some 15 s, and less where a process has
-            compiled it before.
+            CPU, where it was measured. It is for CUDA devices, too. The first step waits for a compiler: some 15 s,
+            and less where a process has compiled it before.
         differentiable: Let autograd see the step (the single-tensor backend, then).
 
     Raises:
         InvalidArgumentError: A hyperparameter is out of range, or switches contradict each other.
         OptimizerError: A parameter is complex, a gradient sparse, `fused=True` or `compile=True` cannot be had for a
-            parameter, or no C++ compiler works.
+            parameter, or no compiler works.
 
     Source: Crawshaw, Liu, Orabona, Zhang, Zhuang, "Robustness to Unbounded Smoothness of Generalized SignSGD",
     NeurIPS 2022, Algorithm 1; eps, weight decay and bias correction follow torch.optim.Adam.
@@ -153,9 +154,9 @@ def _check_compile(group: dict[str, Any]) -> None:
         if group[other]:
             raise InvalidArgumentError(f"`compile` does not support `{other}`; leave {other} unset.")
     for p in group["params"]:
-        if p.device.type != "cpu" or not torch.is_floating_point(p):
+        if p.device.type not in COMPILED_DEVICES or not torch.is_floating_point(p):
             raise OptimizerError(
-                "`compile=True` is for floating point parameters on the CPU, and one is "
+                f"`compile=True` is for floating point parameters on {' or '.join(COMPILED_DEVICES)}, and one is "
                 f"{p.dtype} on {p.device.type}; leave compile unset."
             )
 

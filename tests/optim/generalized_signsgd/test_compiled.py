@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import lsmooth.optim.generalized_signsgd.compiled as backend
 from lsmooth.optim import GeneralizedSignSGD
@@ -35,7 +36,7 @@ SETTINGS = {
 }
 # Those worth compiling, of which a call takes several of one size, and what stays with the other backends: small ones,
 # and one with gaps.
-LARGE = backend._WORTH_COMPILING
+LARGE = backend._WORTH_COMPILING["cpu"]
 MANY = backend._A_CALL + 1
 SHAPES = [*MANY * [(LARGE,)], (2, LARGE // 2 + 1), (3, 4), ()]
 
@@ -169,3 +170,46 @@ except OptimizerError as error:
     assert "(InvalidCxxCompiler: No working C++ compiler found" in output
     assert output.endswith("leave compile unset. True True\n")
     assert output.count("\n") == 1
+
+
+def test_parameters_on_a_gpu_are_compiled_for_with_their_factors_beside_them(monkeypatch):
+    """Without a GPU: tensors that have a device but no memory show what would be compiled, and for what."""
+    calls = []
+    monkeypatch.setattr(backend, "_one_pass_compiled", lambda: lambda *columns: calls.append(columns))
+    # Such tensors are of a class of their own.
+    monkeypatch.setattr(backend, "is_plain", lambda tensors: True)
+    large = backend._WORTH_COMPILING["cuda"]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        params = [torch.nn.Parameter(torch.empty(size, device="cuda")) for size in (large, large - 1)]
+        optimizer = GeneralizedSignSGD(params, lr=torch.tensor(0.1), weight_decay=0.1, compile=True)
+        for p in params:
+            p.grad = torch.empty_like(p)
+        optimizer.step()
+    (((p,), (g,), (m,), (v,), factors),) = calls
+    assert p.numel() == large
+    assert {t.device.type for t in (p, g, m, v, factors)} == {"cuda"}
+    assert (factors.dtype, factors.shape) == (torch.float32, (9,))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01), "device"], ids=["number", "host", "device"])
+def test_compiled_cuda_steps_are_plain_cuda_steps_and_wait_for_nothing(lr):
+    lr = torch.tensor(0.01, device="cuda") if lr == "device" else lr
+    shapes = [*MANY * [(backend._WORTH_COMPILING["cuda"],)], (3, 4)]
+    found = []
+    for switches in ({"compile": True}, {"foreach": False, "fused": False}):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
+        optimizer = GeneralizedSignSGD(params, lr=lr, weight_decay=0.1, bias_correction=True, **switches)
+        for step in range(4):
+            for p in params:
+                p.grad = p.detach() + torch.randn_like(p)
+            torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append([p.detach() for p in params])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
