@@ -125,13 +125,15 @@ def _compare_lower_bound(ctx: click.Context, options: Mapping[str, Any]) -> None
 def _plans(options: Mapping[str, Any]) -> dict[str, Plan]:
     """Return the plan of each optimizer, with its defaults in the task."""
     from lsmooth import tasks
-    from lsmooth.errors import InvalidArgumentError
+    from lsmooth.errors import DataError, InvalidArgumentError
     from lsmooth.tasks.plan import make_plan
 
     names = (options["optimizers"] or tasks.get(options["task"]).optimizer).split(",")
     plans, arguments = {}, plan_arguments(options)
     for name in names:
-        plans[name.strip()], _ = make_plan(options["task"], optimizer=name.strip(), **arguments)
+        plans[name.strip()], data = make_plan(options["task"], optimizer=name.strip(), **arguments)
+        if not data.has_test:
+            raise DataError(f"{data.origin} has no test split, on which runs are compared; put it beside the others.")
     if len(plans) < len(names):
         raise InvalidArgumentError(f"--optimizers {options['optimizers']} names an optimizer twice; name each once.")
     return plans

@@ -137,6 +137,11 @@ class Data:
     origin: str
     stand_in: bool
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a "test" split, which comparisons end with."""
+        return True
+
 
 @dataclass(frozen=True)
 class Baseline:

@@ -56,6 +56,11 @@ class Corpus(Data):
     valid: Tensor
     test: Tensor
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there is test text."""
+        return len(self.test) > 0
+
     def unigram_entropy(self) -> Baseline:
         """Return the loss of guessing each word of the training text by its frequency alone, in nats a word."""
         shares = torch.bincount(self.train, minlength=len(self.vocabulary)).double() / len(self.train)

@@ -120,6 +120,18 @@ def test_what_cannot_be_ends_in_a_sentence(compare, tmp_path, arguments, code, s
     assert not list(tmp_path.iterdir())
 
 
+def test_data_without_a_test_split_is_refused_before_any_run(compare, tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.txt").write_text("some words of text , again and again .\n" * 40)
+    done = compare(*TINY, "--data", tmp_path, "--grid", "lr=1,2")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"Error: {tmp_path} has no test split, on which runs are compared; put it beside the others.\n"
+    )
+    (tmp_path / "test.txt").write_text("some words of text , again and again .\n" * 40)
+    assert compare(*TINY, "--data", tmp_path, "--seeds", 1).exit_code == 0
+
+
 def test_existing_files_are_left_alone_without_force(compare, tmp_path):
     (tmp_path / "r.png").write_text("precious")
     done = compare(*TINY, "-o", "r.h5")
