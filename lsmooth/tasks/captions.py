@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Case = Literal["nom", "acc", "dat"]
+# A German text and its English translation.
+Pair = tuple[str, str]
 
 
 class Noun(NamedTuple):
@@ -25,7 +27,7 @@ def _nouns(table: str) -> tuple[Noun, ...]:
     return tuple(Noun(*line.split()) for line in table.strip().splitlines())
 
 
-def _pairs(table: str) -> tuple[tuple[str, str], ...]:
+def _pairs(table: str) -> tuple[Pair, ...]:
     """Read lines of a German word and its English translation, which may have several words."""
     return tuple((line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in table.strip().splitlines())
 
@@ -86,15 +88,14 @@ ACTING = _pairs(
 PREPOSITIONS = _pairs("auf on\nhinter behind\nneben next to\nvor in front of\nunter under")
 
 # Article, and ending of the adjective after it, in the nominative, accusative and dative of each gender.
-_CASES: tuple[Case, ...] = ("nom", "acc", "dat")
 _DEFINITE = {"m": "der-e den-en dem-en", "f": "die-e die-e der-en", "n": "das-e das-e dem-en"}
 _INDEFINITE = {"m": "ein-er einen-en einem-en", "f": "eine-e eine-e einer-en", "n": "ein-es ein-es einem-en"}
 
 
-def phrase(noun: Noun, adjective: tuple[str, str] | None, case: Case, *, definite: bool) -> tuple[str, str]:
+def phrase(noun: Noun, adjective: Pair | None, case: Case, *, definite: bool) -> Pair:
     """Return article, adjective and noun in German, with their endings in this case, and in English."""
     forms = (_DEFINITE if definite else _INDEFINITE)[noun.gender].split()
-    article, ending = forms[_CASES.index(case)].split("-")
+    article, ending = forms[("nom", "acc", "dat").index(case)].split("-")
     if adjective is None:
         german, english = noun.german, noun.english
     else:
@@ -103,14 +104,12 @@ def phrase(noun: Noun, adjective: tuple[str, str] | None, case: Case, *, definit
     return f"{article} {german}", f"{the} {english}"
 
 
-def _draw(
-    rng: random.Random, nouns: Sequence[Noun], adjectives: Sequence[tuple[str, str]], case: Case
-) -> tuple[str, str]:
+def _draw(rng: random.Random, nouns: Sequence[Noun], adjectives: Sequence[Pair], case: Case) -> Pair:
     adjective = rng.choice(adjectives) if rng.random() < 0.6 else None
     return phrase(rng.choice(nouns), adjective, case, definite=rng.random() < 0.3)
 
 
-def _caption(rng: random.Random) -> tuple[str, str]:
+def _caption(rng: random.Random) -> Pair:
     """Draw a caption: subject and verb, for some verbs an object, and for the others always a place."""
     subject = _draw(rng, SUBJECTS, TRAITS, "nom")
     acting = rng.random() < 0.6
@@ -134,7 +133,7 @@ def _sentence(words: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def caption_pairs(count: int, seed: int) -> list[tuple[str, str]]:
+def caption_pairs(count: int, seed: int) -> list[Pair]:
     """Return `count` distinct pairs of a German caption and its English translation, the same for the same seed.
 
     A longer list begins with the shorter one. No German caption comes twice.
