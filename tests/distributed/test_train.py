@@ -81,7 +81,7 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path, forked):
 
     again = forked(tmp_path, 2, *ARGUMENTS, "--trace", "two.h5")
     assert again.returncode != 0
-    assert "two.h5 exists already; choose another --trace, or --force" in again.stderr
+    assert "two.h5 exists already; choose another --trace, or --resume to continue it, or --force" in again.stderr
     for trace, size, sentence in (
         ("two.h5", 1, "two.h5 was begun with 2 processes, not 1; resume it under torchrun with 2 processes."),
         ("one.h5", 2, "one.h5 was begun with 1 process, not 2; resume it without torchrun."),
@@ -134,7 +134,9 @@ def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tm
     assert_same(tmp_path / "run.h5", tmp_path / "whole.h5")
     if ending == "asked":
         done = forked(tmp_path, 2, *resume)
-        assert done.stdout == f"run.h5: all {reached + 8} steps were made already; give --steps or --epochs for more.\n"
+        assert done.stdout == (
+            f"run.h5: all {reached + 8} steps are done; give a larger --steps or --epochs to continue.\n"
+        )
 
 
 SMALL = {
