@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 # A note on more groups than this names only the first ones.
 _MOST_NAMES = 4
 # Options that do not go with --compare.
-_NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence": "--confidence", "seed": "--seed"}
+_NOT_COMPARED = {
+    "methods": "--method",
+    "condition": "--condition",
+    "tau": "--tau",
+    "confidence": "--confidence",
+    "seed": "--seed",
+}
 
 
 @click.command("estimate", epilog="Example: lsmooth estimate run.h5 --by module")
@@ -75,6 +81,13 @@ _NOT_COMPARED = {"methods": "--method", "condition": "--condition", "confidence"
     help="Share of the points below the quantile line; with --compare, below every line.",
 )
 @click.option(
+    "--tau",
+    default=0.9,
+    show_default=True,
+    type=Number(0, 1, min_open=True, max_open=True),
+    help="Weight of the points above the line of method expectile.",
+)
+@click.option(
     "--f-low", type=Number(), help="Lower bound of the loss, for suboptimality.  [default: the lowest measured loss]"
 )
 @click.option(
@@ -123,6 +136,8 @@ def _check(ctx: click.Context, options: Mapping[str, Any]) -> None:
         raise click.UsageError("--f-low goes with --condition suboptimality, or with --compare.")
     if not comparing and given("q") and "quantile" not in options["methods"]:
         raise click.UsageError("--q is the share of points below a quantile line; add --method quantile.")
+    if not comparing and given("tau") and "expectile" not in options["methods"]:
+        raise click.UsageError("--tau is the weight of points above an expectile line; add --method expectile.")
     for name, option in _NOT_COMPARED.items() if comparing else ():
         if given(name):
             raise click.UsageError(f"--compare holds quantile lines of all conditions together; leave out {option}.")
@@ -138,6 +153,7 @@ def _fit(path: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], pd.Data
         if options["comparing"]:
             return settings, compare(trace, options["by"], f_low=options["f_low"], **settings)
         settings |= {
+            "tau": options["tau"],
             "condition": options["condition"],
             "confidence": options["confidence"] or None,
             "seed": options["seed"],

@@ -1,9 +1,10 @@
 """Clouds whose constants are known, as like a training run's as needed: for the coverage of intervals.
 
 Gradient norms fall over time and are correlated; smoothness is (L0 + L1 x) times noise, so that its spread grows with
-its level. `python tests/known_clouds.py [TRIALS] [STEPS]` prints how often the intervals hold the truth.
+its level. `python tests/known_clouds.py trend` prints how trends do, and `intervals` how often intervals hold the truth.
 """
 
+import functools
 import sys
 
 import numpy as np
@@ -22,6 +23,7 @@ SHORTEST = 0.25  # of noise that is heavy-tailed up to a bound
 # Noise as a function of a uniform number, for averages (with mean 1) and with bound 1.
 UNBOUNDED = {
     "lognormal": lambda u: np.exp(0.5 * norm.ppf(u) - 0.125),
+    "like runs": lambda u: np.exp(0.65 * norm.ppf(u) - 0.65**2 / 2),
     "pareto": lambda u: (1 - u) ** (-1 / PARETO) * (PARETO - 1) / PARETO,
 }
 BOUNDED = {
@@ -29,9 +31,11 @@ BOUNDED = {
     "pareto": lambda u: SHORTEST * (1 - u * (1 - SHORTEST**PARETO)) ** (-1 / PARETO),
 }
 # What a kind of cloud is called: shape of its noise, correlation of neighbouring steps.
+_KINDS = {"heteroscedastic": ("lognormal", 0), "heavy-tailed": ("pareto", 0), "correlated": ("lognormal", 0.7)}
 KINDS = {
-    "trend": {"heteroscedastic": ("lognormal", 0), "heavy-tailed": ("pareto", 0), "correlated": ("lognormal", 0.7)},
-    "quantile": {"heteroscedastic": ("lognormal", 0), "heavy-tailed": ("pareto", 0), "correlated": ("lognormal", 0.7)},
+    "trend": {"proportional": ("like runs", 0), "heavy-tailed": ("pareto", 0), "correlated": ("like runs", 0.7)},
+    "least-squares": _KINDS,
+    "quantile": _KINDS,
     "envelope": {
         "heteroscedastic": ("triangular", 0),
         "heavy-tailed": ("pareto", 0),
@@ -46,26 +50,66 @@ def correlated_normals(generator, steps, groups, correlation):
     return lfilter([1], [1, -correlation], fresh, axis=0)[200:]
 
 
-def known_cloud(method, kind, trials, steps, seed=0, q=0.95):
-    """Return a cloud with one group a trial, and the constants that `method` is to find in each."""
+def known_cloud(method, kind, trials, steps, seed=0, q=0.95, constants=(L0, L1), fall=0.7, bend=1.0):
+    """Return a cloud with one group a trial, and the constants that `method` is to find in each.
+
+    Gradient norms fall over the run by a factor of exp(2 fall), but for their noise; smoothness is L0 + L1 x^bend.
+    """
     shape, correlation = KINDS[method][kind]
     generator = np.random.default_rng([seed, steps, list(KINDS[method]).index(kind)])
-    fall = 0.7 * (1 - 2 * np.arange(steps)[:, None] / steps)
-    x = np.exp(fall + 0.5 * correlated_normals(generator, steps, trials, 0.9))
+    falling = fall * (1 - 2 * np.arange(steps)[:, None] / steps)
+    x = np.exp(falling + 0.5 * correlated_normals(generator, steps, trials, 0.9))
     uniform = norm.cdf(correlated_normals(generator, steps, trials, correlation))
     noise = (BOUNDED if method == "envelope" else UNBOUNDED)[shape]
-    factor = noise(q) if method == "quantile" else 1.0
+    factor = {"quantile": lambda: noise(q), "trend": lambda: middle(shape)}.get(method, lambda: 1.0)()
     cloud = Cloud(
         by="module",
         groups=tuple(f"trial {i}" for i in range(trials)),
         steps=np.arange(steps),
-        smoothness=(L0 + L1 * x) * noise(uniform),
+        smoothness=(constants[0] + constants[1] * x**bend) * noise(uniform),
         grad_norm=x,
         status=np.full(steps, int(Status.MEASURED), dtype=np.uint8),
         loss=np.linspace(3, 1, steps),
         lr=np.full(steps, 0.1),
     )
-    return cloud, (factor * L0, factor * L1)
+    return cloud, (factor * constants[0], factor * constants[1])
+
+
+@functools.cache
+def middle(shape):
+    """Return what noise of a shape multiplies the middle by: Huber's location of its logarithm."""
+    noise = np.log(UNBOUNDED[shape]((np.arange(100_000) + 0.5) / 100_000))
+    squared = noise.std() ** 2
+    centre = noise.mean()
+    for _ in range(200):
+        residual = noise - centre
+        squared = np.minimum(residual**2, squared).mean() / 0.5160585509617133
+        centre += np.clip(residual, -np.sqrt(squared), np.sqrt(squared)).mean()
+    return float(np.exp(centre))
+
+
+def trend_quality(kind, trials, steps, *, constants=(0.05, 1.0), fall=1.5, seeds=(0,)):
+    """Return how trends do on clouds as wide as a training run's (gradients fall by a factor of 20 and vary by more).
+
+    Returns the share of points below the line (mean, lowest and highest of the trials), the root mean squared relative
+    error of the line over the run's range, the same of least squares, and how often the intervals hold L0 and L1.
+    """
+    below, errors, held = [], {"trend": [], "least-squares": []}, np.zeros(2)
+    for seed in seeds:
+        cloud, truth = known_cloud("trend", kind, trials, steps, seed, constants=constants, fall=fall)
+        frame = fit.estimate(cloud, method=tuple(errors), confidence=None)
+        # The mean is 1 times the line for least squares.
+        for method, target in (("trend", truth), ("least-squares", constants)):
+            rows = frame[frame.method == method]
+            along = np.geomspace(cloud.grad_norm.min(axis=0), cloud.grad_norm.max(axis=0), 50)
+            line = rows.L0.to_numpy() + rows.L1.to_numpy() * along
+            errors[method].append((line / (target[0] + target[1] * along) - 1) ** 2)
+        trends = fit.estimate(cloud, method="trend")
+        below.extend(trends.coverage)
+        for constant, (name, value) in enumerate(zip(("L0", "L1"), truth, strict=True)):
+            held[constant] += ((trends[f"{name}_low"] <= value) & (value <= trends[f"{name}_high"])).sum()
+    trend, squares = (float(np.sqrt(np.mean(errors[method]))) for method in errors)
+    return (float(np.mean(below)), min(below), max(below)), trend, squares, (held / (trials * len(seeds))).tolist()
 
 
 def coverage(method, kind, trials, steps, confidence=0.9, seeds=(0,)):
@@ -144,10 +188,27 @@ def cloud_with(smoothness, seed=0, n=400, noise=0.05):
     )
 
 
-if __name__ == "__main__":
-    trials, steps = (int(value) for value in (*sys.argv[1:], *("200", "2000")[len(sys.argv) - 1 :]))
+def print_trends(trials=200):
+    """Print how trends do, as a table of docs/estimates.md."""
+    print("| steps | noise | below | error | of least squares | intervals hold L0, L1 |\n|---|---|---|---|---|---|")
+    for steps in (60, 90, 200, 2000):
+        for kind in KINDS["trend"]:
+            (below, least, most), error, squares, held = trend_quality(kind, trials, steps, seeds=SEEDS)
+            print(
+                f"| {steps:,} | {kind} | {below:.0%} ({least:.0%} to {most:.0%}) | {error:.3f} | {squares:.3f} | "
+                f"{held[0]:.1%}, {held[1]:.1%} |".replace("%", " %"),
+                flush=True,
+            )
+
+
+def print_intervals(trials=200, steps=2000):
+    """Print how often intervals hold the truth."""
     print(f"{len(SEEDS)} seeds of {trials} trials of {steps} steps, intervals of 90 %")
     for method, kinds in KINDS.items():
         for kind in kinds:
             held_0, held_1, given = coverage(method, kind, trials, steps, seeds=SEEDS)
-            print(f"{method:<9} {kind:<16} L0 {held_0:.1%}  L1 {held_1:.1%}  given in {given:.0%}", flush=True)
+            print(f"{method:<13} {kind:<16} L0 {held_0:.1%}  L1 {held_1:.1%}  given in {given:.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    {"trend": print_trends, "intervals": print_intervals}[sys.argv[1]](*map(int, sys.argv[2:]))

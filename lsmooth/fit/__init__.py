@@ -14,18 +14,21 @@ if TYPE_CHECKING:
     from lsmooth.fit.envelopes import envelope
     from lsmooth.fit.groups import estimate
     from lsmooth.fit.quantiles import quantile
-    from lsmooth.fit.squares import trend
+    from lsmooth.fit.squares import expectile, least_squares
+    from lsmooth.fit.trends import trend
 
 _HOME = {
     "compare": "lsmooth.fit.comparison",
     "envelope": "lsmooth.fit.envelopes",
     "estimate": "lsmooth.fit.groups",
+    "expectile": "lsmooth.fit.squares",
+    "least_squares": "lsmooth.fit.squares",
     "quantile": "lsmooth.fit.quantiles",
-    "trend": "lsmooth.fit.squares",
+    "trend": "lsmooth.fit.trends",
     "verdict": "lsmooth.fit.comparison",
 }
 
-__all__ = ["compare", "envelope", "estimate", "quantile", "trend", "verdict"]
+__all__ = ["compare", "envelope", "estimate", "expectile", "least_squares", "quantile", "trend", "verdict"]
 
 
 def __getattr__(name: str) -> Any:

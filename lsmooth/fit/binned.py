@@ -7,16 +7,19 @@ so: the largest smoothness at the smallest gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lsmooth.fit.envelopes import envelopes
-from lsmooth.fit.lines import Floats
-from lsmooth.fit.squares import bounded_trends
+from lsmooth.fit.lines import Floats, Lines
 
 if TYPE_CHECKING:
     from lsmooth.trace.density import Density
+
+# More points than this are thinned out in proportion.
+_MOST_POINTS = 100_000
 
 
 def bin_points(density: Density) -> tuple[Floats, Floats, Floats]:
@@ -28,21 +31,20 @@ def bin_points(density: Density) -> tuple[Floats, Floats, Floats]:
     return x, y, density.counts[column, row].astype(np.float64)
 
 
-def binned_trend(density: Density, q: float) -> tuple[float, float]:
-    """Return the least squares line through the bins of a density; q has no say."""
+def binned_line(lines: Callable[[Floats, Floats, float], Lines], density: Density, share: float) -> tuple[float, float]:
+    """Return the line of a method through the bins of a density: each bin stands for its points, or a share of them."""
     x, y, weights = bin_points(density)
+    total = weights.sum()
+    if total > _MOST_POINTS:
+        weights = np.round(weights * (_MOST_POINTS / total))
+    count = weights.astype(np.int64)
     unit_x, unit_y = x.max(), y.max()
-    x, y, weights = x / unit_x, y / unit_y, weights / weights.sum()
-    centre, height = weights @ x, weights @ y
-    offset = x - centre
-    slope = (weights * offset) @ y / ((weights * offset) @ offset)
-    through_origin = np.array([(weights * x) @ y / ((weights * x) @ x)])
-    level, rise = bounded_trends(np.array([slope]), np.array([centre]), np.array([height]), lambda: through_origin)
-    return float(level[0] * unit_y), float(rise[0] * unit_y / unit_x)
+    level, slope = lines(np.repeat(x / unit_x, count)[None], np.repeat(y / unit_y, count)[None], share)
+    return float(level[0] * unit_y), float(slope[0] * unit_y / unit_x)
 
 
-def binned_envelope(density: Density, q: float) -> tuple[float, float]:
-    """Return the lowest line above every corner of a density's bins; q has no say."""
+def binned_envelope(density: Density) -> tuple[float, float]:
+    """Return the lowest line above every corner of a density's bins."""
     x, y, weights = bin_points(density)
     unit_x, unit_y = x.max(), y.max()
     column, row = np.nonzero(density.counts)

@@ -32,15 +32,13 @@ class Condition:
 
     Attributes:
         name: How it is asked for.
-        level: Name of its constant at zero.
-        slope: Name of its constant that multiplies.
-        against: What that constant multiplies.
+        constants: Names of its constant at zero, and of the one that multiplies.
+        against: What the second multiplies.
         extra: Further numbers that it comes with.
     """
 
     name: str
-    level: str
-    slope: str
+    constants: tuple[str, str]
     against: str
     extra: tuple[str, ...] = ()
 
@@ -48,9 +46,9 @@ class Condition:
 CONDITIONS = {
     condition.name: condition
     for condition in (
-        Condition("linear", "L0", "L1", "gradient norm"),
-        Condition("power", "L0", "Lrho", "gradient norm", ("rho",)),
-        Condition("suboptimality", "H0", "H1", "loss", ("f_low",)),
+        Condition("linear", ("L0", "L1"), "gradient norm"),
+        Condition("power", ("L0", "Lrho"), "gradient norm", ("rho",)),
+        Condition("suboptimality", ("H0", "H1"), "loss", ("f_low",)),
     )
 }
 

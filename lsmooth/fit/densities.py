@@ -17,13 +17,12 @@ NO_INTERVAL = "no intervals: densities do not keep the order of steps"
 _NUMBERS = ("L0", "L1", "L0_low", "L0_high", "L1_low", "L1_high", "spearman", "coverage")
 
 
-def estimate_densities(trace: Trace, methods: Sequence[Method], q: float) -> pd.DataFrame:
+def estimate_densities(trace: Trace, methods: Sequence[tuple[Method, float]]) -> pd.DataFrame:
     """Return L0 and L1 over all coordinates of each parameter tensor; columns as for `lsmooth.estimate`.
 
     Args:
         trace: A trace with densities.
-        methods: Which lines.
-        q: Share of the points below the line of "quantile".
+        methods: Which lines, each with the share that it depends on.
 
     Raises:
         TraceError: The trace has no densities, or they are damaged.
@@ -36,11 +35,11 @@ def estimate_densities(trace: Trace, methods: Sequence[Method], q: float) -> pd.
         notes = [refusal or NO_INTERVAL]
         if density.left_out:
             notes.append(f"left out: {density.left_out} did not move, are zero or beyond the bins")
-        for method in methods:
+        for method, share in methods:
             row = dict.fromkeys(_NUMBERS, np.nan)
             if not refusal:
                 x, y, weights = bin_points(density)
-                row["L0"], row["L1"] = method.binned(density, q)
+                row["L0"], row["L1"] = method.binned(density, share)
                 row["coverage"] = float(weights[y <= row["L0"] + row["L1"] * x].sum() / points)
                 row["spearman"] = rank_correlation(density)
             rows.append(

@@ -20,6 +20,7 @@ from lsmooth.fit.lines import Floats, Lines
 from lsmooth.fit.methods import Method, known_methods
 from lsmooth.fit.quantiles import check_quantile
 from lsmooth.fit.ranks import spearman
+from lsmooth.fit.squares import check_tau
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement, Trace
@@ -37,6 +38,7 @@ def estimate(
     displacement: Displacement = "layer",
     endpoint: bool = False,
     q: float = 0.95,
+    tau: float = 0.9,
     confidence: float | None = 0.9,
     seed: int = 0,
     f_low: float | None = None,
@@ -53,6 +55,7 @@ def estimate(
         displacement: As for `Trace.cloud`.
         endpoint: As for `Trace.cloud`.
         q: Share of the points below the line of method "quantile".
+        tau: Weight of points above the line of method "expectile".
         confidence: Share of the intervals that are to hold the true constants; None for no intervals (much faster).
         seed: Of the random numbers that the intervals are made with.
         f_low: For "suboptimality", a lower bound of the loss; by default the lowest loss of a step measured well.
@@ -64,14 +67,14 @@ def estimate(
         entered the fit and how many did not; `reason`: why points, numbers or intervals are missing.
 
     Raises:
-        InvalidArgumentError: There is no such method or condition, q or confidence is not between 0 and 1, the seed is
-            negative, f_low is no lower bound, or as for `Trace.cloud`.
+        InvalidArgumentError: There is no such method or condition, q, tau or confidence is not between 0 and 1, the
+            seed is negative, f_low is no lower bound, or as for `Trace.cloud`.
         TraceError: The trace lacks what is asked for, or is damaged.
     """
-    question = Question(known_methods(method), known_condition(condition), q, confidence, seed, f_low)
+    question = Question(known_methods(method), known_condition(condition), q, tau, confidence, seed, f_low)
     if isinstance(by, str) and by == "density":
         trace = _with_densities(trace, condition, norm, displacement, endpoint)
-        return estimate_densities(trace, question.methods, q)
+        return estimate_densities(trace, [(method, question.share(method)) for method in question.methods])
     return _fitted(chosen_cloud(trace, by, norm, displacement, endpoint), question)
 
 
@@ -80,18 +83,20 @@ class Question:
     """What is asked of every group of a cloud; see `estimate`.
 
     Raises:
-        InvalidArgumentError: q or confidence is not between 0 and 1, seed is negative, or f_low is not asked for.
+        InvalidArgumentError: q, tau or confidence is not between 0 and 1, seed is negative, or f_low is not asked for.
     """
 
     methods: tuple[Method, ...]
     condition: Condition
     q: float
+    tau: float
     confidence: float | None
     seed: int
     f_low: float | None
 
     def __post_init__(self) -> None:
         check_quantile(self.q)
+        check_tau(self.tau)
         if self.f_low is not None and self.condition.name != "suboptimality":
             raise InvalidArgumentError(
                 f"f_low belongs to condition='suboptimality', not to {self.condition.name!r}; leave it out."
@@ -102,6 +107,10 @@ class Question:
             )
         if self.seed < 0:
             raise InvalidArgumentError(f"seed={self.seed!r} is negative; give 0 or a positive integer.")
+
+    def share(self, method: Method) -> float:
+        """Return the argument that a method depends on, NaN where it depends on none."""
+        return {"q": self.q, "tau": self.tau}.get(method.share, float("nan"))
 
 
 def _with_densities(
@@ -130,11 +139,12 @@ def _fitted(cloud: Cloud, question: Question) -> pd.DataFrame:
         for done in [pool.submit(answers.fit, *batch) for batch in batched]:
             done.result()
     methods, points = question.methods, cloud.usable.sum(axis=0)
-    reasons = [
-        "; ".join(part for part in (refusals.get(group, ""), missing, answers.notes.get((group, column), "")) if part)
-        for group, missing in enumerate(left_out(cloud))
-        for column in range(len(methods))
-    ]
+    reasons = []
+    for group, missing in enumerate(left_out(cloud)):
+        zeros = f"{answers.zeros[group]} points have smoothness 0" if answers.zeros[group] else ""
+        for column in range(len(methods)):
+            parts = (refusals.get(group, ""), missing, zeros, answers.notes.get((group, column), ""))
+            reasons.append("; ".join(part for part in parts if part))
     return pd.DataFrame(
         {
             "group": np.repeat(np.array(cloud.groups, dtype=object), len(methods)),
@@ -152,15 +162,17 @@ class _Answers:
 
     Attributes:
         numbers: By column of `estimate`; NaN where there is none.
+        zeros: How many points of each group have a smoothness of 0, (m,).
         notes: Why a group and method have no interval.
     """
 
     def __init__(self, groups: int, question: Question) -> None:
         self.question = question
-        level, slope = question.condition.level, question.condition.slope
-        ends = [f"{constant}{end}" for constant in (level, slope) for end in ("_low", "_high")]
-        columns = [*question.condition.extra, level, slope, *ends, "spearman", "coverage"]
+        constants = question.condition.constants
+        ends = [f"{constant}{end}" for constant in constants for end in ("_low", "_high")]
+        columns = [*question.condition.extra, *constants, *ends, "spearman", "coverage"]
         self.numbers = {column: np.full((groups, len(question.methods)), np.nan) for column in columns}
+        self.zeros = np.zeros(groups, dtype=np.int64)
         self.notes: dict[tuple[int, int], str] = {}
 
     def fit(self, members: NDArray[np.intp], x: Floats, y: Floats) -> None:
@@ -170,53 +182,36 @@ class _Answers:
         x /= unit_x[:, None]
         y /= unit_y[:, None]
         self.numbers["spearman"][members] = spearman(x, y)[:, None]
+        self.zeros[members] = (y == 0).sum(axis=1)
         if self.question.condition.name == "suboptimality":
             self.numbers["f_low"][members] = self.question.f_low
         for column, method in enumerate(self.question.methods):
             at, unit_at = x, unit_x
             if self.question.condition.name == "power":
-                lines = partial(_lines_at, method, self.question.q)
-                rho = best_powers(x, y, lines, method.misfit(self.question.q))
+                share = self.question.share(method)
+                rho = best_powers(x, y, partial(_lines_at, method, share), method.misfit(share))
                 at, unit_at = x ** rho[:, None], unit_x**rho
                 self.numbers["rho"][members, column] = rho
-            self._lay(method, column, members, at, y, unit_y, unit_y / unit_at)
+            self._lay(method, column, members, at, y, np.array([unit_y, unit_y / unit_at]))
 
-    def _lay(
-        self,
-        method: Method,
-        column: int,
-        members: NDArray[np.intp],
-        x: Floats,
-        y: Floats,
-        unit_level: Floats,
-        unit_slope: Floats,
-    ) -> None:
-        """Lay a method's lines over some groups, and write them down with their intervals, in the run's units."""
+    def _lay(self, method: Method, column: int, members: NDArray[np.intp], x: Floats, y: Floats, units: Floats) -> None:
+        """Lay a method's lines over some groups, and write them down with their intervals, in units (2, m)."""
         question = self.question
-        lines = np.array(method.lines(x, y, question.q))
+        share = question.share(method)
+        lines = np.array(method.lines(x, y, share))
         self.numbers["coverage"][members, column] = _coverage(x, y, *lines)
         low, high = np.full(lines.shape, np.nan), np.full(lines.shape, np.nan)
         if question.confidence is not None:
-            for row, member in enumerate(members):
-                interval = method.interval_of(
-                    x[row],
-                    y[row],
-                    lines[:, row],
-                    q=question.q,
-                    confidence=question.confidence,
-                    seed=[question.seed, int(member), column],
-                )
-                low[:, row], high[:, row] = interval.low, interval.high
-                self.notes[int(member), column] = interval.reason
-        constants = (question.condition.level, unit_level), (question.condition.slope, unit_slope)
-        for position, (constant, unit) in enumerate(constants):
-            self.numbers[constant][members, column] = lines[position] * unit
-            self.numbers[f"{constant}_low"][members, column] = low[position] * unit
-            self.numbers[f"{constant}_high"][members, column] = high[position] * unit
+            seeds = [[question.seed, int(member), column] for member in members]
+            low, high, reasons = method.intervals(x, y, lines, share, question.confidence, seeds)
+            self.notes.update({(int(member), column): reason for member, reason in zip(members, reasons, strict=True)})
+        for position, constant in enumerate(question.condition.constants):
+            for end, values in (("", lines), ("_low", low), ("_high", high)):
+                self.numbers[constant + end][members, column] = values[position] * units[position]
 
 
-def _lines_at(method: Method, q: float, x: Floats, y: Floats) -> Lines:
-    return method.fitted(x, y, q)
+def _lines_at(method: Method, share: float, x: Floats, y: Floats) -> Lines:
+    return method.fitted(x, y, share)
 
 
 def _coverage(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:

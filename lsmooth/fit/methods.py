@@ -4,39 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lsmooth.errors import unknown_name
-from lsmooth.fit.binned import binned_envelope, binned_quantile, binned_trend
+from lsmooth.fit.binned import binned_envelope, binned_line, binned_quantile
 from lsmooth.fit.envelopes import envelopes, mean_bound
 from lsmooth.fit.lines import Floats, Lines, Misfit, at_one_norm
 from lsmooth.fit.quantiles import pinball, quantiles
-from lsmooth.fit.squares import squares, trends
-from lsmooth.fit.uncertainty import Interval, envelope_interval, resampled_interval
+from lsmooth.fit.sandwich import trend_intervals
+from lsmooth.fit.squares import asymmetric_squares, expectiles, least_squares_lines, squares
+from lsmooth.fit.trends import log_misfit, middles, trends
+from lsmooth.fit.uncertainty import (
+    Interval,
+    envelope_interval,
+    expectile_interval,
+    quantile_interval,
+    squares_interval,
+)
 
 if TYPE_CHECKING:
     from lsmooth.trace.density import Density
 
 # Clouds drawn for each interval.
 _RESAMPLES = 400
+# Ends of the intervals of L0 and L1 of m lines, (2, m) each, and why a line has none.
+Intervals = tuple[Floats, Floats, list[str]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to lay a line over a cloud.
+    """A way to lay a line over a cloud. Where functions take a share, it is the argument named by `share`.
 
     Attributes:
         name: How it is asked for.
         meaning: Where the line runs.
         formula: What it makes small; r is smoothness less line.
         found: How that is done.
-        fitted: Its lines: x and y, (m, n) each, and the share q give L0 and L1, (m,) each.
-        misfit: What it makes small, at a share q.
-        height: Its level where the line is flat: y of each row in rising order, (m, n), and the share q to (m,).
-        binned: L0 and L1 of a density, at a share q.
-        interval: The interval of one cloud's line: x, y, (L0, L1), the share q, confidence, resamples and generator.
+        fitted: Its lines: x and y, (m, n) each, and the share give L0 and L1, (m,) each.
+        misfit: What it makes small, at a share.
+        height: Its level where the line is flat: y, (m, n), and the share give (m,).
+        binned: L0 and L1 of a density, at a share.
+        intervals: Intervals of m lines: x, y, lines (2, m), the share, confidence, and a seed for each row.
+        share: Name of the argument of `lsmooth.estimate` that it depends on; "" for none.
     """
 
     name: str
@@ -47,25 +59,58 @@ class Method:
     misfit: Callable[[float], Misfit]
     height: Callable[[Floats, float], Floats]
     binned: Callable[[Density, float], tuple[float, float]]
-    interval: Callable[..., Interval]
+    intervals: Callable[[Floats, Floats, Floats, float, float, Sequence[Sequence[int]]], Intervals]
+    share: str = ""
 
-    def lines(self, x: Floats, y: Floats, q: float) -> Lines:
+    def lines(self, x: Floats, y: Floats, share: float) -> Lines:
         """Return the lines of m clouds; flat ones where all points of a row lie at one abscissa."""
         alike = at_one_norm(x)
         if not alike.any():
-            return self.fitted(x, y, q)
+            return self.fitted(x, y, share)
         level, slope = np.zeros(len(x)), np.zeros(len(x))
         if not alike.all():
-            level[~alike], slope[~alike] = self.fitted(x[~alike], y[~alike], q)
-        level[alike] = self.height(np.sort(y[alike], axis=1), q)
+            level[~alike], slope[~alike] = self.fitted(x[~alike], y[~alike], share)
+        level[alike] = self.height(y[alike], share)
         return level, slope
 
-    def interval_of(
-        self, x: Floats, y: Floats, line: Floats, *, q: float, confidence: float, seed: Sequence[int]
-    ) -> Interval:
-        """Return the interval of one cloud's line, from random numbers of a seed."""
+
+def _drawn(
+    interval: Callable[..., Interval],
+    x: Floats,
+    y: Floats,
+    lines: Floats,
+    share: float,
+    confidence: float,
+    seeds: Sequence[Sequence[int]],
+) -> Intervals:
+    """Return the intervals of m lines, each from random numbers of its own seed."""
+    ends = np.empty((2, *lines.shape))
+    reasons = []
+    for row, seed in enumerate(seeds):
         generator = np.random.default_rng(list(seed))
-        return self.interval(x, y, line, q, confidence=confidence, resamples=_RESAMPLES, generator=generator)
+        sampling = {"confidence": confidence, "resamples": _RESAMPLES, "generator": generator}
+        shares = () if np.isnan(share) else (share,)
+        found = interval(x[row], y[row], lines[:, row], *shares, **sampling)
+        ends[:, :, row] = found.low, found.high
+        reasons.append(found.reason)
+    return ends[0], ends[1], reasons
+
+
+def _of_trends(
+    x: Floats, y: Floats, lines: Floats, share: float, confidence: float, seeds: Sequence[Sequence[int]]
+) -> Intervals:
+    return *trend_intervals(x, y, lines, confidence), [""] * len(seeds)
+
+
+def _expectile_heights(y: Floats, tau: float) -> Floats:
+    from scipy.stats import expectile
+
+    return np.array([expectile(row, alpha=tau) for row in y])
+
+
+def _order_statistics(y: Floats, q: float) -> Floats:
+    rank = int(np.ceil(q * y.shape[1])) - 1
+    return np.partition(y, rank, axis=1)[:, rank]
 
 
 METHODS = {
@@ -73,14 +118,14 @@ METHODS = {
     for method in (
         Method(
             "trend",
-            meaning="runs through the middle",
-            formula="mean r²",
-            found="closed form",
-            fitted=lambda x, y, q: trends(x, y),
-            misfit=lambda q: squares,
-            height=lambda ordered, q: ordered.mean(axis=1),
-            binned=binned_trend,
-            interval=lambda x, y, line, q, **sampling: resampled_interval(x, y, line, q=None, **sampling),
+            meaning="runs through the middle, where the noise is even",
+            formula="Huber's loss of log smoothness − log line, with its scale (Huber 1981)",
+            found="damped Newton steps within L0, L1 >= 0",
+            fitted=lambda x, y, share: trends(x, y),
+            misfit=lambda share: log_misfit,
+            height=lambda y, share: middles(y),
+            binned=partial(binned_line, lambda x, y, share: trends(x, y)),
+            intervals=_of_trends,
         ),
         Method(
             "quantile",
@@ -89,20 +134,44 @@ METHODS = {
             found="a vertex of the linear programme, accepted by its optimality conditions",
             fitted=quantiles,
             misfit=pinball,
-            height=lambda ordered, q: ordered[:, int(np.ceil(q * ordered.shape[1])) - 1],
+            height=_order_statistics,
             binned=binned_quantile,
-            interval=lambda x, y, line, q, **sampling: resampled_interval(x, y, line, q=q, **sampling),
+            intervals=partial(_drawn, quantile_interval),
+            share="q",
         ),
         Method(
             "envelope",
             meaning="the lowest line above every step",
             formula="mean line, no r above 0",
             found="the edge of the upper convex hull over the mean gradient norm",
-            fitted=lambda x, y, q: envelopes(x, y),
-            misfit=lambda q: mean_bound,
-            height=lambda ordered, q: ordered[:, -1],
-            binned=binned_envelope,
-            interval=lambda x, y, line, q, **sampling: envelope_interval(x, y, line, **sampling),
+            fitted=lambda x, y, share: envelopes(x, y),
+            misfit=lambda share: mean_bound,
+            height=lambda y, share: y.max(axis=1),
+            binned=lambda density, share: binned_envelope(density),
+            intervals=partial(_drawn, envelope_interval),
+        ),
+        Method(
+            "least-squares",
+            meaning="the mean on the plain scale, on which few large points decide",
+            formula="mean r²",
+            found="closed form",
+            fitted=lambda x, y, share: least_squares_lines(x, y),
+            misfit=lambda share: squares,
+            height=lambda y, share: y.mean(axis=1),
+            binned=partial(binned_line, lambda x, y, share: least_squares_lines(x, y)),
+            intervals=partial(_drawn, squares_interval),
+        ),
+        Method(
+            "expectile",
+            meaning="least squares that weigh steps above the line tau / (1 − tau) times (Newey and Powell 1987)",
+            formula="mean \\|tau − 1(r < 0)\\| r²",
+            found="weighted least squares, until the same steps lie above",
+            fitted=expectiles,
+            misfit=asymmetric_squares,
+            height=_expectile_heights,
+            binned=partial(binned_line, expectiles),
+            intervals=partial(_drawn, expectile_interval),
+            share="tau",
         ),
     )
 }

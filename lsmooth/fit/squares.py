@@ -1,4 +1,4 @@
-"""Least squares lines with both constants non-negative, in closed form, for many clouds at a time."""
+"""Least squares lines with both constants non-negative: plain ones in closed form, and asymmetric ones (expectiles)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lsmooth.fit.lines import Floats, Lines, line_of
+from lsmooth.errors import InvalidArgumentError
+from lsmooth.fit.lines import Floats, Lines, Misfit, line_of
+
+# Weights of an expectile settle within a few turns.
+_MOST_TURNS = 100
 
 
-def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
-    """Return the line that runs through the middle of a cloud: least squares with both constants non-negative.
+def least_squares(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
+    """Return the least squares line of a cloud, both constants non-negative.
 
         (L0, L1) = argmin over L0, L1 >= 0 of sum_i (smoothness_i - L0 - L1 grad_norm_i)^2
+
+    Smoothness has noise in proportion to itself, so that few large points decide; see `trend`.
 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
@@ -24,27 +30,85 @@ def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
 
     Raises:
         InvalidArgumentError: The arrays do not match, hold anything else, or all points lie at one gradient norm.
-
-    Example:
-        >>> [round(constant, 6) for constant in trend([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])]
-        [1.0, 2.0]
     """
-    return line_of(trends, grad_norm, smoothness)
+    return line_of(least_squares_lines, grad_norm, smoothness)
 
 
-def trends(x: Floats, y: Floats) -> Lines:
-    """Return `trend` of each row of two matrices (m, n): L0 and L1, each (m,).
+def expectile(grad_norm: ArrayLike, smoothness: ArrayLike, tau: float = 0.9) -> tuple[float, float]:
+    """Return the asymmetric least squares line of a cloud, both constants non-negative.
+
+        (L0, L1) = argmin over L0, L1 >= 0 of sum_i |tau - 1(r_i < 0)| r_i^2,  r_i = smoothness_i - L0 - L1 grad_norm_i
+
+    (Newey and Powell, "Asymmetric least squares estimation and testing", Econometrica 1987.) Points above the line
+    weigh tau / (1 - tau) times as much as points below: a penalty lambda on squared underestimates, as in the protocol
+    of Riabinin et al. ("Gluon", 2025), is tau = (1 + lambda) / (2 + lambda).
+
+    Args:
+        grad_norm: Gradient norms, finite and non-negative, (n,).
+        smoothness: Local Lipschitz constants, finite and non-negative, (n,).
+        tau: Weight of points above the line, between 0 and 1; 0.5 is `least_squares`.
+
+    Returns:
+        L0 in the unit of smoothness, L1 in that of smoothness over gradient norm.
+
+    Raises:
+        InvalidArgumentError: The arrays do not match, hold anything else, or all points lie at one gradient norm; or
+            tau is not between 0 and 1.
+    """
+    check_tau(tau)
+    return line_of(lambda x, y: expectiles(x, y, tau), grad_norm, smoothness)
+
+
+def check_tau(tau: float) -> None:
+    """Raise InvalidArgumentError unless 0 < tau < 1."""
+    if not 0 < tau < 1:
+        raise InvalidArgumentError(f"tau={tau!r} is no weight; give a number between 0 and 1, such as 0.9.")
+
+
+def least_squares_lines(x: Floats, y: Floats) -> Lines:
+    """Return `least_squares` of each row of two matrices (m, n): L0 and L1, each (m,)."""
+    return weighted_lines(x, y, np.ones_like(x))
+
+
+def expectiles(x: Floats, y: Floats, tau: float) -> Lines:
+    """Return `expectile` of each row of two matrices (m, n): L0 and L1, each (m,).
+
+    The objective is convex, and quadratic as long as the same points lie above: weighted least squares are solved again
+    until they do.
+    """
+    level, slope = least_squares_lines(x, y)
+    active = np.arange(len(x))
+    for _ in range(_MOST_TURNS):
+        above = y > level[active, None] + slope[active, None] * x
+        found = weighted_lines(x, y, np.where(above, tau, 1 - tau))
+        settled = ((y > found[0][:, None] + found[1][:, None] * x) == above).all(axis=1)
+        level[active], slope[active] = found
+        active, x, y = active[~settled], x[~settled], y[~settled]
+        if not len(active):
+            break
+    return level, slope
+
+
+def weighted_lines(x: Floats, y: Floats, weights: Floats) -> Lines:
+    """Return weighted least squares lines with L0, L1 >= 0 of each row of three matrices (m, n).
 
     The unconstrained line passes through the centre of the cloud, so that at most one of its constants is negative;
     where one is, the constrained optimum has it at zero, and the other follows in closed form.
     """
-    centre, height = x.mean(axis=1), y.mean(axis=1)
+    total = weights.sum(axis=1)
+    centre, height = np.einsum("ij,ij->i", weights, x) / total, np.einsum("ij,ij->i", weights, y) / total
     centred = x - centre[:, None]
-    slope = np.einsum("ij,ij->i", centred, y) / np.einsum("ij,ij->i", centred, centred)
-    return bounded_trends(slope, centre, height, lambda: np.einsum("ij,ij->i", x, y) / np.einsum("ij,ij->i", x, x))
+    weighted = weights * centred
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.einsum("ij,ij->i", weighted, y) / np.einsum("ij,ij->i", weighted, centred)
+
+    def through_origin() -> Floats:
+        return np.einsum("ij,ij,ij->i", weights, x, y) / np.einsum("ij,ij,ij->i", weights, x, x)
+
+    return bounded_lines(slope, centre, height, through_origin)
 
 
-def bounded_trends(slope: Floats, centre: Floats, height: Floats, through_origin: Callable[[], Floats]) -> Lines:
+def bounded_lines(slope: Floats, centre: Floats, height: Floats, through_origin: Callable[[], Floats]) -> Lines:
     """Return least squares lines with L0, L1 >= 0, given those without: slope, and centre and height of the cloud."""
     level = height - slope * centre
     flat, steep = slope <= 0, (level < 0) & (slope > 0)
@@ -57,5 +121,15 @@ def bounded_trends(slope: Floats, centre: Floats, height: Floats, through_origin
 
 
 def squares(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return the mean squared residual of each row: what a trend makes small."""
+    """Return the mean squared residual of each row: what a least squares line makes small."""
     return np.mean((y - level[:, None] - slope[:, None] * x) ** 2, axis=1)
+
+
+def asymmetric_squares(tau: float) -> Misfit:
+    """Return the mean asymmetric square of each row's residuals: what an expectile makes small."""
+
+    def misfit(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
+        residual = y - level[:, None] - slope[:, None] * x
+        return np.mean(np.where(residual > 0, tau, 1 - tau) * residual**2, axis=1)
+
+    return misfit

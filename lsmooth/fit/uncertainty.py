@@ -1,23 +1,25 @@
 """How far the constants of a line may be from those of the process that the cloud is a sample of.
 
-Trend and quantile are averages in disguise: blocks of neighbouring steps are drawn again, and the line is fitted to
-each such resample. The envelope hangs on a few extreme points, for which resampling is inconsistent (a resample's
-highest point is the cloud's own with probability 0.63); its interval is simulated from the distribution of the points'
-distances to it.
+Least squares, expectile and quantile lines are averages in disguise: blocks of neighbouring steps are drawn again, and
+the line is fitted to each such resample. (Trends have intervals in closed form: `lsmooth.fit.sandwich`.) The envelope
+hangs on a few extreme points, for which resampling is inconsistent (a resample's highest point is the cloud's own with
+probability 0.63); its interval is simulated from the distribution of the points' distances to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmooth.fit.envelopes import envelopes
-from lsmooth.fit.lines import Floats
+from lsmooth.fit.lines import Floats, Lines
 from lsmooth.fit.quantiles import quantiles
 from lsmooth.fit.resampling import block_lengths
-from lsmooth.fit.squares import bounded_trends
+from lsmooth.fit.squares import bounded_lines, expectiles
 
 # A resample holds at most so many points; from more, its deviations are scaled by the square root of the ratio.
 MOST_RESAMPLED = 5_000
@@ -40,17 +42,51 @@ class Interval:
     reason: str = ""
 
 
-def resampled_interval(
-    x: Floats,
-    y: Floats,
-    line: Floats,
-    *,
-    q: float | None,
-    confidence: float,
-    resamples: int,
-    generator: np.random.Generator,
+def squares_interval(
+    x: Floats, y: Floats, line: Floats, *, confidence: float, resamples: int, generator: np.random.Generator
 ) -> Interval:
-    """Return intervals of a trend (`q=None`) or a quantile line, by circular moving blocks over steps.
+    """Return the interval of a least squares line; see `_resampled_interval`."""
+    drawn = _Drawing(x, y, confidence, resamples, generator)
+    return _resampled_interval(drawn, line, y - line[0] - line[1] * x, _resampled_squares)
+
+
+def expectile_interval(
+    x: Floats, y: Floats, line: Floats, tau: float, *, confidence: float, resamples: int, generator: np.random.Generator
+) -> Interval:
+    """Return the interval of an expectile; see `_resampled_interval`."""
+    drawn = _Drawing(x, y, confidence, resamples, generator)
+    residual = y - line[0] - line[1] * x
+    pull = np.where(residual > 0, tau, 1 - tau) * residual
+    return _resampled_interval(drawn, line, pull, partial(_refitted, lambda x, y: expectiles(x, y, tau)))
+
+
+def quantile_interval(
+    x: Floats, y: Floats, line: Floats, q: float, *, confidence: float, resamples: int, generator: np.random.Generator
+) -> Interval:
+    """Return the interval of a quantile line; see `_resampled_interval`."""
+    drawn = _Drawing(x, y, confidence, resamples, generator)
+    pull = np.where(y - line[0] - line[1] * x > 0, q, q - 1)
+    return _resampled_interval(drawn, line, pull, partial(_refitted, lambda x, y: quantiles(x, y, q)))
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A cloud, x and y in the order of steps, (n,), and how often blocks of it are drawn for which confidence."""
+
+    x: Floats
+    y: Floats
+    confidence: float
+    resamples: int
+    generator: np.random.Generator
+
+
+def _resampled_interval(
+    drawing: _Drawing,
+    line: Floats,
+    pull: Floats,
+    lines_of: Callable[[Floats, Floats, int, NDArray[np.int64]], Floats],
+) -> Interval:
+    """Return intervals of a line that is an average in disguise, by circular moving blocks over steps.
 
     Blocks start at any step, and run on from the last step to the first, so that early and late steps count as often
     as others. Their length is one and a half times the automatic choice of Politis and White (2004) for the line's
@@ -61,33 +97,27 @@ def resampled_interval(
     than with those inside a block.
 
     Args:
-        x: Gradient norms in the order of steps, (n,).
-        y: Smoothness, (n,).
-        line: L0 and L1 fitted to them, (2,).
-        q: Share of the points below the line, for a quantile line.
-        confidence: Share of the intervals that are to hold the truth.
-        resamples: How many times to draw.
-        generator: Source of randomness.
+        drawing: The cloud, and how it is drawn from.
+        line: L0 and L1 fitted to it, (2,).
+        pull: How hard each point pulls at the line, (n,).
+        lines_of: The lines of resamples: x, y, length of blocks and where they start to (resamples, 2).
     """
-    n = len(x)
-    influence = _influence(x, y, line, q)
+    x, y, n = drawing.x, drawing.y, len(drawing.x)
+    influence = _influence(x, pull)
     lengths, variances = block_lengths(influence)
     length = int(np.clip(round(1.5 * lengths.max()), 1, n // 3))
     sums = _circular_sums(influence, length)
     blocks = -(-min(n, MOST_RESAMPLED) // length)
-    starts = generator.integers(0, n, (resamples, blocks))
-    lines = _resampled_trends(x, y, length, starts) if q is None else _resampled_quantiles(x, y, q, length, starts)
-    deviations = (lines - line) * np.sqrt(blocks * length / n)
-    tail = (1 - confidence) / 2
+    starts = drawing.generator.integers(0, n, (drawing.resamples, blocks))
+    deviations = (lines_of(x, y, length, starts) - line) * np.sqrt(blocks * length / n)
+    tail = (1 - drawing.confidence) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
-    wider = _widening(variances, sums, starts, length, confidence)
+    wider = _widening(variances, sums, starts, length, drawing.confidence)
     return Interval(np.maximum(line + wider * np.minimum(low, 0), 0), line + wider * np.maximum(high, 0))
 
 
-def _influence(x: Floats, y: Floats, line: Floats, q: float | None) -> Floats:
+def _influence(x: Floats, pull: Floats) -> Floats:
     """Return how each point moves L0 and L1, but for a common factor, centred, (2, n)."""
-    residual = y - line[0] - line[1] * x
-    pull = residual if q is None else np.where(residual > 0, q, q - 1)
     centred = x - x.mean()
     spread = np.mean(centred**2)
     # A power of 0 puts all points at one abscissa: only the level moves.
@@ -113,8 +143,8 @@ def drawn_sums(values: Floats, starts: NDArray[np.int64]) -> Floats:
     return sums
 
 
-def _resampled_trends(x: Floats, y: Floats, length: int, starts: NDArray[np.int64]) -> Floats:
-    """Return the trend of each resample, (resamples, 2), from sums over its blocks alone."""
+def _resampled_squares(x: Floats, y: Floats, length: int, starts: NDArray[np.int64]) -> Floats:
+    """Return the least squares line of each resample, (resamples, 2), from sums over its blocks alone."""
     middle = x.mean()
     offset = x - middle
     sums = _circular_sums(np.array([offset, y, offset**2, offset * y]), length)
@@ -124,19 +154,21 @@ def _resampled_trends(x: Floats, y: Floats, length: int, starts: NDArray[np.int6
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = np.where(spread > 0, (product - first * height) / spread, 0.0)
     through_origin = (product + middle * height) / (square + 2 * middle * first + middle**2)
-    return np.column_stack(bounded_trends(slope, middle + first, height, lambda: through_origin))
+    return np.column_stack(bounded_lines(slope, middle + first, height, lambda: through_origin))
 
 
-def _resampled_quantiles(x: Floats, y: Floats, q: float, length: int, starts: NDArray[np.int64]) -> Floats:
-    """Return the quantile line of each resample, (resamples, 2)."""
+def _refitted(
+    lines: Callable[[Floats, Floats], Lines], x: Floats, y: Floats, length: int, starts: NDArray[np.int64]
+) -> Floats:
+    """Return the line of each resample, fitted to its points, (resamples, 2)."""
     resamples, blocks = starts.shape
     rows = max(1, _CHUNK // (blocks * length))
-    lines = np.empty((resamples, 2))
+    found = np.empty((resamples, 2))
     for first in range(0, resamples, rows):
         chosen = starts[first : first + rows]
         positions = ((chosen[:, :, None] + np.arange(length)) % len(x)).reshape(len(chosen), -1)
-        lines[first : first + rows] = np.column_stack(quantiles(x[positions], y[positions], q))
-    return lines
+        found[first : first + rows] = np.column_stack(lines(x[positions], y[positions]))
+    return found
 
 
 def _widening(variances: Floats, sums: Floats, starts: NDArray[np.int64], length: int, confidence: float) -> Floats:

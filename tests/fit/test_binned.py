@@ -22,7 +22,8 @@ def test_lines_of_a_density_are_those_of_its_bins_points(shape):
     density = density_of(1e-3 * x, y)
     middles, heights, counts = bin_points(density)
     points = np.repeat(middles, counts.astype(int)), np.repeat(heights, counts.astype(int))
-    assert METHODS["trend"].binned(density, 0.9) == pytest.approx(fit.trend(*points), rel=1e-6, abs=1e-9)
+    for name, line in (("trend", fit.trend), ("least-squares", fit.least_squares), ("expectile", fit.expectile)):
+        assert METHODS[name].binned(density, 0.9) == pytest.approx(line(*points), rel=1e-6, abs=1e-9)
     found = METHODS["quantile"].binned(density, 0.9)
     expected = pinball(*points, 0.9, fit.quantile(*points, 0.9))
     assert pinball(*points, 0.9, found) == pytest.approx(expected, rel=1e-7)

@@ -8,12 +8,13 @@ from scipy.optimize import nnls
 import lsmooth
 from lsmooth import fit
 from lsmooth.fit.conditions import best_powers
-from lsmooth.fit.squares import squares, trends
+from lsmooth.fit.methods import METHODS
+from lsmooth.fit.squares import least_squares_lines, squares
 from lsmooth.trace.layout import Status
 
 
 @pytest.mark.parametrize("rho", [0.3, 1.0, 1.37, 2.0])
-@pytest.mark.parametrize("method", ["trend", "quantile", "envelope"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_the_power_of_exact_points_is_found(rho, method):
     cloud = cloud_with(lambda x, loss: 1.5 + 3 * x**rho, noise=0)
     row = fit.estimate(cloud, condition="power", method=method, confidence=None).iloc[0]
@@ -25,7 +26,7 @@ def test_the_best_power_is_that_of_a_slow_search():
     generator = np.random.default_rng(0)
     x = generator.random((6, 50))
     y = (0.5 + x ** generator.uniform(0, 2, (6, 1))) * np.exp(0.2 * generator.normal(size=(6, 50)))
-    found = best_powers(x, y, trends, squares)
+    found = best_powers(x, y, least_squares_lines, squares)
     for row in range(6):
         tried = []
         for rho in np.arange(0.001, 2.0005, 0.001):
@@ -37,7 +38,7 @@ def test_the_best_power_is_that_of_a_slow_search():
 
 def test_a_falling_cloud_has_power_zero():
     cloud = cloud_with(lambda x, loss: 1 / (1 + x))
-    for method in ("trend", "quantile", "envelope"):
+    for method in METHODS:
         row = fit.estimate(cloud, condition="power", method=method, confidence=None).iloc[0]
         assert (row.rho, row.Lrho) == (0, 0)
 
@@ -49,9 +50,9 @@ def test_suboptimality_is_a_line_against_the_loss():
     good = cloud.usable[:, 0]
     for f_low in (None, 1.0):
         low = cloud.loss[good].min() if f_low is None else f_low
-        for method in ("trend", "quantile", "envelope"):
+        for method in METHODS:
             row = fit.estimate(cloud, condition="suboptimality", f_low=f_low, method=method).iloc[0]
-            expected = getattr(fit, method)(cloud.loss[good] - low, cloud.smoothness[good, 0])
+            expected = getattr(fit, method.replace("-", "_"))(cloud.loss[good] - low, cloud.smoothness[good, 0])
             assert pytest.approx(expected, rel=1e-9) == (row.H0, row.H1)
             assert row.f_low == low
             assert (row.points, row.left_out) == (399, 1)

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 import lsmooth
 from lsmooth import fit
+from lsmooth.fit.methods import METHODS
 
 
 def test_estimates_are_those_of_each_group_alone():
@@ -16,11 +17,13 @@ def test_estimates_are_those_of_each_group_alone():
     cloud.smoothness[:13, 2] = np.nan
     cloud.grad_norm[5, 3] = np.inf
     cloud.grad_norm[:, 4] = np.round(cloud.grad_norm[:, 4], 1)
-    frame = fit.estimate(cloud, method=("trend", "quantile", "envelope"), q=0.9).set_index(["group", "method"])
+    frame = fit.estimate(cloud, method=tuple(METHODS), q=0.9, tau=0.8).set_index(["group", "method"])
     for column, group in enumerate(cloud.groups):
         chosen = cloud.usable[:, column]
         x, y = cloud.grad_norm[chosen, column], cloud.smoothness[chosen, column]
         lines = {"trend": fit.trend(x, y), "quantile": fit.quantile(x, y, 0.9), "envelope": fit.envelope(x, y)}
+        lines |= {"least-squares": fit.least_squares(x, y), "expectile": fit.expectile(x, y, 0.8)}
+        assert set(lines) == set(METHODS)
         for method, (level, slope) in lines.items():
             row = frame.loc[(group, method)]
             assert pytest.approx((level, slope), rel=1e-9, abs=1e-12) == (row.L0, row.L1)

@@ -7,14 +7,23 @@ from known_clouds import SHAPES, cloud_of, pinball
 from lsmooth import fit
 from lsmooth.fit.envelopes import envelopes
 from lsmooth.fit.quantiles import quantiles
-from lsmooth.fit.squares import trends
+from lsmooth.fit.squares import expectiles, least_squares_lines
+from lsmooth.fit.trends import trends
+
+LINES = (fit.trend, fit.quantile, fit.envelope, fit.least_squares, fit.expectile)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_many_clouds_at_once_are_fitted_as_each_alone(shape):
     clouds = [cloud_of(shape, 40, seed) for seed in range(30)]
     x, y = (np.array(values) for values in zip(*clouds, strict=True))
-    for many, one in ((trends, fit.trend), (envelopes, fit.envelope), (lambda x, y: quantiles(x, y, 0.9), None)):
+    for many, one in (
+        (trends, fit.trend),
+        (least_squares_lines, fit.least_squares),
+        (lambda x, y: expectiles(x, y, 0.9), fit.expectile),
+        (envelopes, fit.envelope),
+        (lambda x, y: quantiles(x, y, 0.9), None),
+    ):
         level, slope = many(x, y)
         for row in range(30):
             alone = one(x[row], y[row]) if one else fit.quantile(x[row], y[row], 0.9)
@@ -30,7 +39,7 @@ def test_many_clouds_at_once_are_fitted_as_each_alone(shape):
 @pytest.mark.parametrize("power_y", [-140, 0, 140])
 def test_units_do_not_matter(power_x, power_y):
     x, y = cloud_of("both", 50, 0)
-    for line in (fit.trend, fit.quantile, fit.envelope):
+    for line in LINES:
         level, slope = line(x, y)
         scaled = line(x * 10.0**power_x, y * 10.0**power_y)
         expected = (level * 10.0**power_y, slope * 10.0 ** (power_y - power_x))
@@ -39,7 +48,7 @@ def test_units_do_not_matter(power_x, power_y):
 
 def test_known_lines():
     x = np.array([1.0, 2.0, 3.0, 4.0])
-    for line in (fit.trend, fit.quantile, fit.envelope):
+    for line in LINES:
         np.testing.assert_allclose(line(x, 1 + 2 * x), (1, 2), rtol=1e-12)
         np.testing.assert_allclose(line(x, 2 * x), (0, 2), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(line(x, np.full(4, 3.0)), (3, 0), rtol=1e-12)
@@ -60,6 +69,6 @@ def test_known_lines():
     ],
 )
 def test_arrays_that_are_no_cloud_are_refused(x, y, words):
-    for line in (fit.trend, fit.quantile, fit.envelope):
+    for line in LINES:
         with pytest.raises(ValueError, match=words):
             line(x, y)

@@ -1,0 +1,207 @@
+"""Trends: lines through the middle of a cloud, where its noise is even, for many clouds at a time.
+
+Smoothness spreads over decades, with noise in proportion to itself. On a logarithmic scale that noise is even, and no
+few large points decide where the line runs. Huber's loss is quadratic for small residuals and linear for large ones, so
+that a tail of the noise does not draw the line out of the middle either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lsmooth.fit.lines import Floats, Lines, line_of
+
+# 2 b, the mean of min(z², 1) over normal z: the scale of normal noise is then its standard deviation.
+MEAN_SQUARE = 0.5160586
+# A search ends once a step changes the logarithm of the line by no more than this share of the scale, in the root mean
+# square, or by rounding alone.
+_SHORTEST_STEP = 1e-8
+_ROUNDING = 1e-15
+# Or where even a step so damped does not lower the loss.
+_MOST_DAMPING = 1e8
+_MOST_STEPS = 100
+# Numbers that one pass holds at a time: few enough to stay in the processor's cache.
+_CHUNK = 1 << 15
+
+
+def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
+    """Return the line that runs through the middle of a cloud: Huber's regression on the logarithm of smoothness.
+
+        (L0, L1, s) = argmin over L0, L1 >= 0, s > 0 of sum_i s (h(r_i / s) + b),
+        r_i = log smoothness_i - log(L0 + L1 grad_norm_i)
+
+    with h(u) = u^2/2 for |u| <= 1 and |u| - 1/2 beyond, and b = 0.258, with which s is the standard deviation of normal
+    noise (Huber, "Robust Statistics", 1981, Section 7.7: regression with the scale as a concomitant). A smoothness of 0
+    has no logarithm: it counts as the smallest positive one of the cloud.
+
+    Args:
+        grad_norm: Gradient norms, finite and non-negative, (n,).
+        smoothness: Local Lipschitz constants, finite and non-negative, (n,).
+
+    Returns:
+        L0 in the unit of smoothness, L1 in that of smoothness over gradient norm.
+
+    Raises:
+        InvalidArgumentError: The arrays do not match, hold anything else, or all points lie at one gradient norm.
+
+    Example:
+        >>> [round(constant, 6) for constant in trend([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])]
+        [1.0, 2.0]
+    """
+    return line_of(trends, grad_norm, smoothness)
+
+
+def logarithms(y: Floats) -> Floats:
+    """Return log smoothness of each row; 0 counts as the row's smallest positive one, and a row of zeros as 1."""
+    if (y > 0).all():
+        return np.log(y)
+    least = np.where(y > 0, y, np.inf).min(axis=1)
+    least[np.isinf(least)] = 1.0
+    return np.log(np.where(y > 0, y, least[:, None]))
+
+
+def trends(x: Floats, y: Floats) -> Lines:
+    """Return `trend` of each row of two matrices (m, n): L0 and L1, each (m,)."""
+    lines = np.empty((2, len(x)))
+    rows = max(1, _CHUNK // x.shape[1])
+    for first in range(0, len(x), rows):
+        chosen = slice(first, first + rows)
+        lines[:, chosen] = _searched(x[chosen], logarithms(y[chosen]))
+    lines[:, ~(y > 0).any(axis=1)] = 0.0
+    return lines[0], lines[1]
+
+
+def middles(y: Floats) -> Floats:
+    """Return the level of the flat trend of each row, (m,)."""
+    return trends(np.zeros_like(y), y)[0]
+
+
+def _searched(x: Floats, z: Floats) -> Floats:
+    """Return L0 and L1 of rows of x and log y, (2, m): damped Newton steps, each the best within L0, L1 >= 0."""
+    n = x.shape[1]
+    middle = np.exp(np.median(z, axis=1)) / 2
+    with np.errstate(divide="ignore"):
+        scale = np.exp(np.log(np.where(x > 0, x, x.max(axis=1, keepdims=True))).mean(axis=1))
+    # Where all gradient norms are 0, there is a level alone.
+    lines = np.stack([middle, np.divide(middle, scale, out=np.zeros_like(middle), where=scale > 0)])
+    trial, damping, least = lines.copy(), np.full(len(x), 1e-3), np.full(len(x), np.inf)
+    models, expected = np.zeros((8, len(x))), np.zeros(len(x))
+    active = np.arange(len(x))
+    for _ in range(_MOST_STEPS):
+        loss, model = _model(x, z, trial[:, active], models[-1, active])
+        gain = least[active] - loss
+        better = gain > 0
+        kept = active[better]
+        least[kept], lines[:, kept], models[:, kept] = loss[better], trial[:, kept], model[:, better]
+        damping[active] *= np.where(gain > 0.25 * expected[active], 0.1, 5.0)
+        step, expected[active] = _bounded_step(models[:, active], damping[active], lines[:, active])
+        trial[:, active] = np.maximum(lines[:, active] + step, 0.0)
+        change = np.sqrt((step**2 * models[5:7, active]).max(axis=0) / n)
+        enough = np.maximum(_SHORTEST_STEP * np.sqrt(models[-1, active]), _ROUNDING)
+        going = (change > enough) & (damping[active] < _MOST_DAMPING)
+        if not going.all():
+            active, x, z = active[going], x[going], z[going]
+        if not len(active):
+            break
+    return lines
+
+
+def _model(x: Floats, z: Floats, lines: Floats, variance: Floats) -> tuple[Floats, Floats]:
+    """Return n times the loss of each row's line, and numbers that model it nearby, (8, m).
+
+    The scale is eliminated: with J the derivatives of log(L0 + L1 x), the Hessian is sum J J' - (sum r J)(sum r J)' /
+    sum r^2 over the points within the scale, and sum pull J J' over all, where the whole is positive. The numbers are
+    three of the Hessian, two of the gradient, two of sum J^2, and the squared scale.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        line = lines[1, :, None] * x
+        line += lines[0, :, None]
+        residual = z - np.log(line)
+        variance = scales(residual, variance)
+        scale = np.sqrt(variance)[:, None]
+        pull = np.clip(residual, -scale, scale)
+        inside = pull == residual
+        loss = losses(residual, pull, scale[:, 0])
+        level = 1 / line
+        near = inside * level
+        pull *= level
+        slope, pull_slope = near * x, pull * x
+        common = 1 / np.maximum(_total(residual * inside, residual), 1e-300)
+        along, along_slope = _total(near, residual), _total(slope, residual)
+        squares = np.array([_total(near, near), _total(near, slope), _total(slope, slope)])
+        bend = np.array([_total(pull, level), _total(pull_slope, level), _total(pull_slope, level * x)])
+        hessian = squares - np.array([along**2, along * along_slope, along_slope**2]) * common
+        whole = hessian + bend
+        sound = (whole[0] > 0.1 * hessian[0]) & (whole[0] * whole[2] - whole[1] ** 2 > 0.1 * _determinant(hessian))
+        hessian = np.where(sound, whole, hessian)
+    loss[~np.isfinite(loss)] = np.inf
+    return loss, np.array([*hessian, pull.sum(axis=1), pull_slope.sum(axis=1), squares[0], squares[2], variance])
+
+
+def _determinant(hessian: Floats) -> Floats:
+    return hessian[0] * hessian[2] - hessian[1] ** 2
+
+
+def _bounded_step(models: Floats, damping: Floats, lines: Floats) -> tuple[Floats, Floats]:
+    """Return the step (2, m) to the lowest point of damped models within L0, L1 >= 0, and the expected gain."""
+    first, both, second, *pull, weight, slope_weight, variance = models
+    damped_first, damped_second = first + damping * weight, second + damping * slope_weight
+    with np.errstate(divide="ignore", invalid="ignore"):
+        determinant = damped_first * damped_second - both**2
+        level = (damped_second * pull[0] - both * pull[1]) / determinant
+        slope = (damped_first * pull[1] - both * pull[0]) / determinant
+        alone = ~(determinant > 0)
+        level, slope = np.where(alone, pull[0] / damped_first, level), np.where(alone, 0.0, slope)
+        no_level, no_slope = lines[0] + level < 0, lines[1] + slope < 0
+        slope = np.where(no_level, (pull[1] + both * lines[0]) / damped_second, slope)
+        level = np.where(no_slope & ~no_level, (pull[0] + both * lines[1]) / damped_first, level)
+        level, slope = np.where(no_level, -lines[0], level), np.where(no_slope & ~no_level, -lines[1], slope)
+        step = np.nan_to_num(np.array([level, slope]), nan=0.0, posinf=0.0, neginf=0.0)
+        curved = first * step[0] ** 2 + 2 * both * step[0] * step[1] + second * step[1] ** 2
+        return step, (step[0] * pull[0] + step[1] * pull[1] - curved / 2) / np.sqrt(variance)
+
+
+def _total(a: Floats, b: Floats) -> Floats:
+    return np.einsum("ij,ij->i", a, b)
+
+
+def scales(residual: Floats, start: Floats | None = None) -> Floats:
+    """Return the squared scale s² that is best for each row of residuals, (m,): the mean of min(r², s²) is 2 b s².
+
+    The left side less the right is concave in s²: Newton's steps come down from above, wherever the slope is negative.
+    """
+    squares = residual**2
+    n = squares.shape[1]
+    highest = squares.mean(axis=1) / MEAN_SQUARE
+    variance = highest if start is None else np.where(start > 0, np.minimum(start, highest), highest)
+    for _ in range(_MOST_STEPS):
+        inside = squares <= variance[:, None]
+        left = MEAN_SQUARE * n - (n - np.count_nonzero(inside, axis=1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            better = np.where(left > 0, _total(squares * inside, inside) / left, highest)
+        settled = np.abs(better - variance) <= 1e-12 * variance
+        variance = better
+        if settled.all():
+            break
+    return variance
+
+
+def losses(residual: Floats, pull: Floats, scale: Floats) -> Floats:
+    """Return n times what a trend makes small, (m,): `pull` is the residuals cut off at their scale."""
+    n = residual.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        huber = (_total(pull, residual) - _total(pull, pull) / 2) / scale
+    return np.where(scale > 0, huber + n * MEAN_SQUARE / 2 * scale, np.abs(residual).sum(axis=1))
+
+
+def log_misfit(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
+    """Return what a trend makes small, for each row's line, (m,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual = logarithms(y) - np.log(level[:, None] + slope[:, None] * x)
+    # A line through the origin cannot pass a point at x = 0, and one at 0 passes zeros alone.
+    possible = np.isfinite(residual).all(axis=1)
+    residual[~possible] = 0.0
+    scale = np.sqrt(scales(residual))
+    pull = np.clip(residual, -scale[:, None], scale[:, None])
+    return np.where(possible, losses(residual, pull, scale) / x.shape[1], np.inf)
