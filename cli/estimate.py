@@ -198,7 +198,7 @@ def _comparison(frame: pd.DataFrame) -> list[str]:
 
 def _estimates(frame: pd.DataFrame) -> list[str]:
     """Return a table of the lines that were fitted, and below it the reasons of all that was left out."""
-    from lsmooth.cli.table import Column, numbers, table, wrapped
+    from lsmooth.cli.table import Column, numbers, table, terminal_width, wrapped
 
     level, slope = (name.removesuffix("_low") for name in frame.columns if name.endswith("_low") and name != "f_low")
     rho = ["rho"] if "rho" in frame.columns else []
@@ -210,16 +210,21 @@ def _estimates(frame: pd.DataFrame) -> list[str]:
         *(Column(name, dispensable=True) for name in ("rank corr", "below", "points")),
     ]
     fitted = frame[frame[level].notna()]
-    cells = [
-        fitted["group"].astype(str),
-        fitted["method"].astype(str),
-        *(_with_intervals(fitted, name) for name in (level, slope)),
-        *(numbers(fitted[name]) for name in rho),
-        [f"{value:.2f}" for value in fitted["spearman"]],
-        [f"{value:.0%}" for value in fitted["coverage"]],
-        fitted["points"].astype(str),
-    ]
-    lines = table(columns, list(zip(*cells, strict=True))) if len(fitted) else []
+    lines: list[str] = []
+    # Where the terminal has no room for intervals to three figures, two have to do.
+    for figures in (3, 2) if len(fitted) else ():
+        cells = [
+            fitted["group"].astype(str),
+            fitted["method"].astype(str),
+            *(_with_intervals(fitted, name, figures) for name in (level, slope)),
+            *(numbers(fitted[name]) for name in rho),
+            [f"{value:.2f}" for value in fitted["spearman"]],
+            [f"{value:.0%}" for value in fitted["coverage"]],
+            fitted["points"].astype(str),
+        ]
+        lines = table(columns, list(zip(*cells, strict=True)))
+        if max(map(len, lines)) <= terminal_width():
+            break
     # Each method of a group has its reason; the methods share parts of it.
     said = frame[["group", "reason"]].assign(reason=frame["reason"].str.split("; ")).explode("reason")
     for reason, rows in said[said["reason"] != ""].groupby("reason", sort=False):
@@ -230,12 +235,12 @@ def _estimates(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _with_intervals(frame: pd.DataFrame, name: str) -> list[str]:
-    """Return a constant of each row to three figures, with its interval where there is one."""
+def _with_intervals(frame: pd.DataFrame, name: str, figures: int) -> list[str]:
+    """Return a constant of each row to three figures, with its interval to `figures` where there is one."""
     from lsmooth.cli.table import numbers
 
     values = numbers(frame[name])
     known = frame[f"{name}_low"].notna()
-    ends = zip(*(numbers(frame.loc[known, f"{name}_{end}"]) for end in ("low", "high")), strict=True)
-    intervals = (f" [{low}, {high}]" for low, high in ends)
+    ends = zip(*(frame.loc[known, f"{name}_{end}"] for end in ("low", "high")), strict=True)
+    intervals = (f" [{low:.{figures}g}, {high:.{figures}g}]" for low, high in ends)
     return [value + (next(intervals) if has else "") for value, has in zip(values, known, strict=True)]

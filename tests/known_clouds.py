@@ -1,7 +1,7 @@
 """Clouds whose constants are known, as like a training run's as needed: for the coverage of intervals.
 
 Gradient norms fall over time and are correlated; smoothness is (L0 + L1 x) times noise, so that its spread grows with
-its level. `python tests/known_clouds.py trend` prints how trends do, and `intervals` how often intervals hold the truth.
+its level. `python tests/known_clouds.py trend` prints how trends do, `intervals` how often intervals hold the truth.
 """
 
 import functools

@@ -99,7 +99,8 @@ ROW = ["L0_low", "L0_high", "L1_low", "L1_high", "spearman", "coverage", "points
 
 def test_json_has_the_documented_keys_and_the_frame_s_numbers(run, small_trace):
     done = json.loads(run("--by", "module", "--json", "--seed", "3", "--confidence", "0.8").output)
-    settings = ["trace", "by", "norm", "displacement", "endpoint", "q", "condition", "confidence", "seed", "estimates"]
+    settings = ["trace", "by", "norm", "displacement", "endpoint", "q", "tau", "condition"]
+    settings += ["confidence", "seed", "estimates"]
     assert list(done) == settings
     with lsmooth.Trace(small_trace) as trace:
         frame = lsmooth.estimate(trace, "module", seed=3, confidence=0.8)

@@ -161,8 +161,8 @@ def test_a_scatter_without_a_line_says_why():
 def test_marginals_are_distributions_of_the_usable_points(linear):
     points = frame(200)
     points.loc[:9, "usable"] = False
-    plain = smoothness_scatter(points, ax=empty_axes(), linear=linear)
-    ax = smoothness_scatter(points, ax=empty_axes(), linear=linear, marginals=True)
+    plain = smoothness_scatter(points, ax=empty_axes(), linear=linear, legend=False)
+    ax = smoothness_scatter(points, ax=empty_axes(), linear=linear, marginals=True, legend=False)
     np.testing.assert_allclose([ax.get_xlim(), ax.get_ylim()], [plain.get_xlim(), plain.get_ylim()], rtol=1e-9)
     above, beside = ax.child_axes
     ax.figure.draw_without_rendering()
