@@ -21,6 +21,7 @@ _MOST_NAMES = 4
 _NOT_COMPARED = {
     "methods": "--method",
     "condition": "--condition",
+    "q": "--q",
     "tau": "--tau",
     "confidence": "--confidence",
     "seed": "--seed",
@@ -78,7 +79,7 @@ _NOT_COMPARED = {
     default=0.95,
     show_default=True,
     type=Number(0, 1, min_open=True, max_open=True),
-    help="Share of the points below the quantile line; with --compare, below every line.",
+    help="Share of the points below the quantile line.",
 )
 @click.option(
     "--tau",
@@ -140,7 +141,9 @@ def _check(ctx: click.Context, options: Mapping[str, Any]) -> None:
         raise click.UsageError("--tau is the weight of points above an expectile line; add --method expectile.")
     for name, option in _NOT_COMPARED.items() if comparing else ():
         if given(name):
-            raise click.UsageError(f"--compare holds quantile lines of all conditions together; leave out {option}.")
+            raise click.UsageError(
+                f"--compare holds trends of all conditions against unseen steps; leave out {option}."
+            )
 
 
 def _fit(path: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -148,11 +151,12 @@ def _fit(path: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], pd.Data
     from lsmooth.fit import compare, estimate
     from lsmooth.trace.reader import Trace
 
-    settings = {name: options[name] for name in ("norm", "displacement", "endpoint", "q")}
+    settings = {name: options[name] for name in ("norm", "displacement", "endpoint")}
     with Trace(path) as trace:
         if options["comparing"]:
             return settings, compare(trace, options["by"], f_low=options["f_low"], **settings)
         settings |= {
+            "q": options["q"],
             "tau": options["tau"],
             "condition": options["condition"],
             "confidence": options["confidence"] or None,
@@ -182,7 +186,7 @@ def _comparison(frame: pd.DataFrame) -> list[str]:
     from lsmooth.cli.table import Column, table, wrapped
     from lsmooth.fit import verdict
 
-    known = frame[frame["pinball"].notna()]
+    known = frame[frame["log_error"].notna()]
     lines = []
     if len(known):
         columns = [Column("group", left=True), *(Column(name) for name in known["condition"].unique())]

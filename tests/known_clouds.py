@@ -1,11 +1,14 @@
 """Clouds whose constants are known, as like a training run's as needed: for the coverage of intervals.
 
 Gradient norms fall over time and are correlated; smoothness is (L0 + L1 x) times noise, so that its spread grows with
-its level. `python tests/known_clouds.py trend` prints how trends do, `intervals` how often intervals hold the truth.
+its level. `python tests/known_clouds.py trend` prints how trends do, `intervals` how often intervals hold the
+truth, `verdict` which condition is named how often.
 """
 
 import functools
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.signal import lfilter
@@ -188,6 +191,55 @@ def cloud_with(smoothness, seed=0, n=400, noise=0.05):
     )
 
 
+@dataclass(frozen=True)
+class Law:
+    """How smoothness follows from gradient norms in a run of so many steps, and what is to be said of it how often."""
+
+    smoothness: Callable
+    steps: int
+    fall: float
+    right: tuple
+    share: float
+
+
+LAWS = {
+    "constant": Law(lambda x: 3 + 0 * x, 90, 1.5, ("constant",), 0.95),
+    # Over the run, 0.2 + x spans a factor of ten.
+    "linear": Law(lambda x: 0.2 + x, 90, 1.0, ("linear", "power"), 0.95),
+    "power": Law(lambda x: 0.1 + x**1.5, 500, 1.5, ("power",), 0.8),
+}
+NOISES = {**KINDS["trend"], "heavy-tailed, correlated": ("pareto", 0.7)}
+
+
+def named_conditions(name, noise, trials, seed=0):
+    """Return the share of trials in which each condition is named."""
+    law, (shape, correlation) = LAWS[name], NOISES[noise]
+    generator = np.random.default_rng([seed, law.steps, 5])
+    falling = law.fall * (1 - 2 * np.arange(law.steps)[:, None] / law.steps)
+    x = np.exp(falling + 0.5 * correlated_normals(generator, law.steps, trials, 0.9))
+    uniform = norm.cdf(correlated_normals(generator, law.steps, trials, correlation))
+    cloud = replace(
+        made_cloud(trials, law.steps),
+        grad_norm=x,
+        smoothness=law.smoothness(x) * UNBOUNDED[shape](uniform),
+        loss=np.linspace(3, 1, law.steps) + 0.1 * generator.normal(size=law.steps),
+    )
+    table = fit.compare(cloud)
+    return {condition: float(rows.best.mean()) for condition, rows in table.groupby("condition", sort=False)}
+
+
+def print_verdicts(trials=200):
+    """Print how often each condition is named, as a table of docs/estimates.md."""
+    print(
+        "| true condition | steps | noise | constant | linear | suboptimality | power |\n|---|---|---|---|---|---|---|"
+    )
+    for name, law in LAWS.items():
+        for noise in NOISES:
+            named = named_conditions(name, noise, trials)
+            shares = " | ".join(f"{100 * share:.3g} %" for share in named.values())
+            print(f"| {name} | {law.steps} | {noise} | {shares} |", flush=True)
+
+
 def print_trends(trials=200):
     """Print how trends do, as a table of docs/estimates.md."""
     print("| steps | noise | below | error | of least squares | intervals hold L0, L1 |\n|---|---|---|---|---|---|")
@@ -211,4 +263,6 @@ def print_intervals(trials=200, steps=2000):
 
 
 if __name__ == "__main__":
-    {"trend": print_trends, "intervals": print_intervals}[sys.argv[1]](*map(int, sys.argv[2:]))
+    {"trend": print_trends, "intervals": print_intervals, "verdict": print_verdicts}[sys.argv[1]](
+        *map(int, sys.argv[2:])
+    )

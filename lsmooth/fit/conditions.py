@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from lsmooth.trace.cloud import Cloud
 
 LARGEST_POWER = 2.0
-# Grid of powers that is searched first, and the precision to which the best is then refined.
-_GRID = np.linspace(0, LARGEST_POWER, 21)
-_PRECISION = 1e-3
+# Points of the grids of powers that are searched in turn: the last is finer than 1e-3.
+_GRIDS = (21, 11, 11, 11)
+_SMALLEST_POWER = 1e-3
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def best_powers(x: Floats, y: Floats, lines: Callable[[Floats, Floats], Lines], 
     """Return the rho in [0, 2] of each row at which lines against x^rho fit best, (m,).
 
     For every rho the two constants have an exact optimum, so that one number is left to search (variable projection):
-    on a grid, then by golden section between the grid's neighbours of its best. Where a flat line is best, rho is 0.
+    on a grid, and then on finer ones between the neighbours of the best. Where a flat line is best, rho is 0.
 
     Args:
         x: Gradient norms, at most 1 each, (m, n).
@@ -98,33 +98,16 @@ def best_powers(x: Floats, y: Floats, lines: Callable[[Floats, Floats], Lines], 
         lines: Which line, for many clouds.
         misfit: What is to be small: x, y, L0, L1 to one number a row.
     """
-
-    def at(power: Floats) -> Floats:
-        raised = x ** power[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            level, slope = lines(raised, y)
-        values = misfit(raised, y, level, slope)
-        return np.where(np.isnan(values), np.inf, values)
-
     m = len(x)
+    best, step = np.full(m, LARGEST_POWER / 2), LARGEST_POWER / 2
     # At rho = 0 all points lie at one abscissa: a flat line is what a slope of zero is at any other rho.
-    grid = _GRID[1:]
-    values = np.array([at(np.full(m, power)) for power in grid])
-    best = values.argmin(axis=0)
-    step = grid[1] - grid[0]
-    low = np.maximum(grid[best] - step, _PRECISION)
-    high = np.minimum(grid[best] + step, LARGEST_POWER)
-    ratio = (np.sqrt(5) - 1) / 2
-    inner, outer = high - ratio * (high - low), low + ratio * (high - low)
-    at_inner, at_outer = at(inner), at(outer)
-    while (high - low).max() > _PRECISION:
-        left = at_inner <= at_outer
-        low, high = np.where(left, low, inner), np.where(left, outer, high)
-        fresh = np.where(left, high - ratio * (high - low), low + ratio * (high - low))
-        value = at(fresh)
-        inner, outer = np.where(left, fresh, outer), np.where(left, inner, fresh)
-        at_inner, at_outer = np.where(left, value, at_outer), np.where(left, at_inner, value)
-    candidates = np.array([grid[best], 0.5 * (low + high), np.full(m, LARGEST_POWER)])
-    found = candidates[np.array([at(power) for power in candidates]).argmin(axis=0), np.arange(m)]
-    _, slope = lines(x ** found[:, None], y)
-    return np.where(slope > 0, found, 0.0)
+    for points in _GRIDS:
+        grid = np.clip(best[:, None] + np.linspace(-step, step, points), _SMALLEST_POWER, LARGEST_POWER)
+        raised = (x[:, None, :] ** grid[:, :, None]).reshape(m * points, -1)
+        repeated = np.repeat(y, points, axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = misfit(raised, repeated, *lines(raised, repeated)).reshape(m, points)
+        best = grid[np.arange(m), np.where(np.isnan(values), np.inf, values).argmin(axis=1)]
+        step = 2 * step / (points - 1)
+    _, slope = lines(x ** best[:, None], y)
+    return np.where(slope > 0, best, 0.0)

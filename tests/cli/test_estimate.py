@@ -117,7 +117,7 @@ def test_json_of_the_other_conditions(run):
     assert list(row)[:5] == ["group", "method", "f_low", "H0", "H1"]
     assert row["f_low"] == 0.5
     done = json.loads(run("--compare", "--json").output)
-    row = ["group", "condition", "pinball", "relative", "best", "f_low", "points", "reason"]
+    row = ["group", "condition", "log_error", "relative", "chance", "best", "f_low", "points", "reason"]
     assert list(done["comparison"][0]) == row
     assert list(done["verdicts"]) == ["global"]
 
@@ -159,7 +159,7 @@ def test_csv_and_json_exclude_each_other(run):
     assert run("--csv", "--json").exit_code == 2
 
 
-@pytest.mark.parametrize("option", ["--method trend", "--condition power", "--confidence 0.5", "--seed 1"])
+@pytest.mark.parametrize("option", ["--method trend", "--condition power", "--confidence 0.5", "--seed 1", "--q 0.8", "--tau 0.8"])
 def test_what_a_comparison_has_no_use_for_is_refused(run, option):
     done = run("--compare", *option.split())
     assert done.exit_code == 2
@@ -193,7 +193,8 @@ def test_q_without_a_quantile_line_is_refused(run):
     assert done.exit_code == 2
     assert "add --method quantile" in done.output
     assert run("--q", "0.8", "--method", "quantile").exit_code == 0
-    assert run("--q", "0.8", "--compare").exit_code == 0
+    assert "add --method expectile" in run("--tau", "0.8").output
+    assert run("--tau", "0.8", "--method", "expectile").exit_code == 0
 
 
 def test_what_holds_for_all_methods_of_a_group_is_said_once(run, small_trace):
