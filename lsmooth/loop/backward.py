@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lsmooth.errors import RecorderError
 from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import counted_arrivals
 from lsmooth.replay.closures import Closure, frozen
 from lsmooth.replay.microbatch import Microbatch, detached, loss_of, reachable_leaves
+from lsmooth.replay.outside import made_outside
 from lsmooth.replay.state import Surroundings
 
 
@@ -58,7 +61,7 @@ def run_backward(
     if prepared is None:
         (loss if scaler is None else scaler.scale(loss)).backward()
     else:
-        _collect(prepared, loss, scaler)
+        _collect(prepared, closure, loss, scaler)
     for attempt in attempts:
         attempt.backward_ended()
     # What a graph has returned must outlast the replays, too.
@@ -85,20 +88,27 @@ def _prepared(
     return _Prepared(fresh, surroundings, begun) if surroundings is not None and begun else None
 
 
-def _collect(prepared: _Prepared, loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Run backward from a loss, and collect it for the recorders."""
+def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """Run backward from the loss that a closure has returned, and collect it for the recorders."""
     parameters = list(dict.fromkeys(p for attempt in prepared.attempts for p in attempt.subject.parameters))
     leaves = tuple(reachable_leaves(loss))
+    outside = made_outside(closure, loss)
+    fresh = prepared.fresh if outside is None else functools.partial(_refused, outside)
     scale = factor_of(scaler, loss.device)
     versions = [attempt.versions() for attempt in prepared.attempts]
     with counted_arrivals(parameters) as arrivals:
         (loss if scaler is None else scaler.scale(loss)).backward()
-    microbatch = Microbatch(prepared.fresh, prepared.surroundings.without_unchanged(), scale)
+    microbatch = Microbatch(fresh, prepared.surroundings.without_unchanged(), scale)
     backward = BackwardPass((microbatch,), (loss.detach(),), arrivals, leaves)
     for attempt, before in zip(prepared.attempts, versions, strict=True):
         with attempt.contained():
             attempt.check_unchanged(before)
             attempt.collect(backward)
+
+
+def _refused(sentence: str) -> Closure:
+    """Stand in for a closure that cannot be evaluated again: training goes on until that is asked for."""
+    raise RecorderError(sentence)
 
 
 def factor_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> Tensor | None:

@@ -1,0 +1,79 @@
+"""Variables of a closure whose graph was made before the closure was called, and cannot be made again."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from lsmooth.replay.closures import Closure
+
+# Containers with more items than this are not looked through.
+_FEW = 64
+
+
+def made_outside(closure: Closure, loss: Tensor) -> str | None:
+    """Return the sentence about a variable of a closure that brings a graph of its own into the loss; None for none.
+
+    Args:
+        closure: What has returned the loss.
+        loss: Its graph has not been freed.
+    """
+    suspects = [(name, tensor) for name, tensor in _tensors_read(closure) if tensor.grad_fn is not None]
+    if not suspects:
+        return None
+    inside = _nodes(loss)
+    for name, tensor in suspects:
+        if tensor.grad_fn in inside:
+            return (
+                f"The closure given to recorder.backward reads {name}, whose graph was made outside of it, so that "
+                "the loss cannot be evaluated again; call the model inside of the closure: "
+                "recorder.backward(lambda: loss_fn(model(inputs), targets))."
+            )
+    return None
+
+
+def _tensors_read(closure: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that a closure's variables hold, directly or in small containers, with the variables' names."""
+    for name, value in _variables(closure):
+        items: list[Any] = [value]
+        if isinstance(value, (list, tuple, dict)) and len(value) <= _FEW:
+            items = list(value.values()) if isinstance(value, dict) else list(value)
+        yield from ((name, item) for item in items if isinstance(item, Tensor))
+
+
+def _variables(closure: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(closure, functools.partial):
+        yield from ((str(i + 1), value) for i, value in enumerate(closure.args))
+        yield from closure.keywords.items()
+        yield from _variables(closure.func)
+    elif isinstance(closure, types.MethodType):
+        yield from _variables(closure.__func__)
+        yield from ((f"self.{name}", value) for name, value in getattr(closure.__self__, "__dict__", {}).items())
+    elif isinstance(closure, types.FunctionType):
+        code, names = closure.__code__, closure.__globals__
+        for name, cell in zip(code.co_freevars, closure.__closure__ or (), strict=True):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:
+                continue
+        yield from ((name, names[name]) for name in code.co_names if name in names)
+        defaults = closure.__defaults__ or ()
+        yield from zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
+        yield from (closure.__kwdefaults__ or {}).items()
+
+
+def _nodes(loss: Tensor) -> set[Any]:
+    """Return the nodes of the graph below a tensor."""
+    found = {loss.grad_fn}
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        for parent, _ in node.next_functions:  # type: ignore[union-attr]
+            if parent is not None and parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return found
