@@ -27,11 +27,13 @@ from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.backward import run_backward
 from lsmooth.loop.description import header_of
 from lsmooth.loop.faults import Faults
+from lsmooth.loop.losses import Choice
+from lsmooth.loop.recalls import Context
 from lsmooth.loop.settings import DEFAULT_GAMMAS, Settings
 from lsmooth.loop.step import Step
 from lsmooth.loop.step_closure import closure_given, with_closure_followed
 from lsmooth.loop.subject import Subject
-from lsmooth.loop.watching import Function, Watch
+from lsmooth.loop.watching import Watch
 from lsmooth.measure.handover import Measurement
 from lsmooth.measure.recording import Recording
 from lsmooth.measure.scalars import Scalars
@@ -175,43 +177,45 @@ class Recorder:
 
     def watch(
         self,
-        function: Function,
+        function: Callable[..., Any] | Sequence[nn.Module],
+        criterion: Callable[..., Any] | None = None,
         *,
+        loss: Choice | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        during_replay: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    ) -> Function:
-        """Return a function that does what `function` does, and whose losses are measured: for loops left as they are.
+        during_replay: Context = contextlib.nullcontext,
+    ) -> Callable[..., Any]:
+        """Return a function, or a criterion, that does what it did, and whose losses are measured.
 
-        The loop calls the returned function in place of `function`, and `loss.backward()` as ever. What the loop makes
-        of the loss on the way (dividing it by a number of microbatches, adding several) is part of what is measured;
-        what it adds that does not come from the function is not, and is warned about.
+        The loop calls that, and `loss.backward()` as ever. What it makes of the loss on the way (a mean over
+        microbatches, a sum) is measured; a term that does not come from the function is not, and is warned about.
 
         Args:
-            function: Computes the loss from its arguments; returns it, or something with it as `.loss`, as item "loss"
-                or as first item. Called again at measured steps, with the same arguments.
+            function: Returns the loss, or something with it as `.loss`, item "loss", first item, or only scalar with a
+                gradient. Called again with the same arguments. With `criterion`: the model, or several.
+            criterion: Returns the loss of the model's output, or of views, entries or softmaxes of it. A module is
+                watched where it is.
+            loss: Picks the loss out of what is returned.
             scaler: The gradient scaler, where one is used.
-            during_replay: Makes a context in which `function` is called again, to keep what else it does from being
-                done again; see also `lsmooth.replay.replaying`.
+            during_replay: Makes a context for calling again, without what else is done; see `lsmooth.replay.replaying`.
 
         Example:
-            >>> compute_loss = recorder.watch(compute_loss)  # doctest: +SKIP
-            >>> for batch in loader:
+            >>> criterion = recorder.watch(model, criterion)  # doctest: +SKIP
+            >>> for inputs, targets in loader:
             ...     optimizer.zero_grad()
-            ...     compute_loss(batch).backward()
+            ...     criterion(model(inputs), targets).backward()
             ...     optimizer.step()
         """
-        return self._watch.wrap(function, scaler, during_replay)
+        return self._watch.wrap(function, criterion, scaler, during_replay, loss)
 
-    def watch_forward(self, model: nn.Module | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Recorder:
-        """Measure the loss that the model's own forward returns, so that the training loop needs no change at all.
+    def watch_forward(
+        self, model: nn.Module | None = None, *, loss: Choice | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> Recorder:
+        """Measure the loss that the model's own forward returns, the training loop being left as it is; return self.
 
         Args:
-            model: The module that the loop calls and whose output carries the loss (as `.loss`, as item "loss", as
-                first item, or alone), the recorder's model by default.
+            model: The module that the loop calls and whose output carries the loss, the recorder's by default.
+            loss: Picks the loss out of the output; by default as in `watch`.
             scaler: The gradient scaler, where one is used.
-
-        Returns:
-            The recorder itself.
 
         Example:
             >>> with lsmooth.Recorder(model, optimizer, "run.h5").watch_forward():  # doctest: +SKIP
@@ -220,7 +224,7 @@ class Recorder:
             ...         model(**batch).loss.backward()
             ...         optimizer.step()
         """
-        self._watch.hook_forward(self._subject.called if model is None else model, scaler)
+        self._watch.hook_forward(self._subject.called if model is None else model, scaler, loss=loss)
         return self
 
     @property
@@ -305,8 +309,7 @@ class Recorder:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         with self._faults.contained(self._give_up):
             if closure_given(args, kwargs):
-                watched, faults = self._watch.on, self._faults
-                return with_closure_followed(optimizer, args, kwargs, watched, faults, self._begin_step, self._give_up)
+                return with_closure_followed(optimizer, args, kwargs, self._faults, self._begin_step, self._give_up)
             self._begin_step()
         return None
 

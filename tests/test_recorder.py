@@ -862,14 +862,44 @@ def test_lbfgs_is_refused(tmp_path, model):
         lsmooth.Recorder(model, torch.optim.LBFGS(model.parameters()), tmp_path / "run.h5")
 
 
-def test_step_with_a_closure_is_refused(tmp_path, model):
+def test_a_step_whose_closure_computes_no_gradient_is_refused(tmp_path, model):
     optimizer = sgd(model)
     (x, y), *_ = batches(1)
     with (
         lsmooth.Recorder(model, optimizer, tmp_path / "run.h5"),
-        pytest.raises(RecorderError, match="called with a closure"),
+        pytest.raises(RecorderError, match=r"without recorder.backward; replace loss.backward\(\)"),
     ):
         optimizer.step(lambda: classify(model, x, y))
+
+
+def test_gradients_of_recorder_backward_are_measured_where_the_step_is_given_a_closure(tmp_path):
+    """Trainers hand one to every step; the gradient is computed before it (it then does nothing), or inside of it."""
+
+    def run(how):
+        seed_all()
+        model = mlp(nn.Dropout(0.2))
+        optimizer = sgd(model, momentum=0.9)
+        with lsmooth.Recorder(model, optimizer, tmp_path / f"{how}.h5") as recorder:
+            for x, y in batches(4):
+
+                def compute(x=x, y=y):
+                    optimizer.zero_grad()
+                    return recorder.backward(lambda: classify(model, x, y))
+
+                if how == "inside":
+                    optimizer.step(compute)
+                else:
+                    compute()
+                    optimizer.step(closure=(lambda: None) if how == "before" else None)
+        with lsmooth.Trace(tmp_path / f"{how}.h5") as trace:
+            assert trace.status_counts() == {"measured": 4}
+            return everything(model, optimizer), trace.read("grad_diff")
+
+    state, changes = run("plain")
+    for how in ("before", "inside"):
+        other, found = run(how)
+        assert differences(state, other) == []
+        np.testing.assert_array_equal(found, changes)
 
 
 def test_sparse_gradients_are_refused(tmp_path):

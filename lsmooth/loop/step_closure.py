@@ -21,7 +21,6 @@ def with_closure_followed(
     optimizer: torch.optim.Optimizer,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    watched: bool,
     faults: Faults,
     gradient_is_there: Callable[[], None],
     give_up: Callable[[], None],
@@ -32,19 +31,10 @@ def with_closure_followed(
         optimizer: Whose step it is.
         args: Positional arguments of the step, the optimizer first.
         kwargs: Its keyword arguments.
-        watched: Whether backward passes inside of the closure are collected.
         faults: Decides whether a step that calls its closure twice is an error.
         gradient_is_there: Called after the closure, before the step changes anything.
         give_up: Called when the step calls its closure a second time, before the error or the warning that says so.
-
-    Raises:
-        RecorderError: They are not.
     """
-    if not watched:
-        raise RecorderError(
-            f"{type(optimizer).__name__}.step was called with a closure; a recorder measures optimizers that take "
-            "their gradients from one backward pass: call recorder.backward(closure), then optimizer.step()."
-        )
     calls = 0
 
     def followed(closure: Callable[[], Any]) -> Callable[[], Any]:

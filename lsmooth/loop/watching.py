@@ -8,43 +8,34 @@ backward pass belongs to the step.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import types
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from lsmooth.errors import RecorderError
+from lsmooth.errors import InvalidArgumentError, RecorderError
 from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.backward import factor_of
+from lsmooth.loop.losses import Choice, loss_in
+from lsmooth.loop.recalls import Context, OutputsOfCalls, Recall
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import count_arrivals
-from lsmooth.replay.closures import Closure, frozen
+from lsmooth.replay.closures import Closure
 from lsmooth.replay.microbatch import Microbatch, reachable_leaves, replaying
 from lsmooth.replay.state import AutocastState, Surroundings
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Context = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """What it takes to make a call of a watched function again."""
-
-    fresh: Callable[[], Closure]
-    surroundings: Surroundings
 
 
 @dataclass(frozen=True)
 class _Call:
     """A call of a watched function that has returned a loss."""
 
-    begun: _Begun
+    closure: Callable[[], Closure]
+    surroundings: Surroundings
     loss: Tensor
     leaves: list[Tensor]
 
@@ -77,6 +68,22 @@ class _Hook:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
+class _Proxy:
+    """A callable object, watched: all else of it is as it was."""
+
+    def __init__(self, call: Callable[..., Any], watched: Callable[..., Any]) -> None:
+        self._call = call
+        self._watched = watched
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_call", "_watched"):
+            raise AttributeError(name)
+        return getattr(self._watched, name)
+
+
 class Watch:
     """The functions that a recorder watches.
 
@@ -95,40 +102,102 @@ class Watch:
         self._scaler: torch.amp.GradScaler | None = None
         self._backward: _Backward | None = None
         self._hooks: list[Any] = []
+        # Models whose outputs go into a loss, and the criteria that compute it.
+        self._models: list[nn.Module] = []
+        self._criteria: list[Callable[..., Any]] = []
+        self._outputs = OutputsOfCalls()
         self._closed = False
         self.on = False
         self.deaf = False
 
-    def wrap(self, function: Function, scaler: torch.amp.GradScaler | None, during_replay: Context) -> Function:
-        """Return `function`, watched."""
+    def wrap(
+        self,
+        function: Any,
+        criterion: Any,
+        scaler: torch.amp.GradScaler | None,
+        during_replay: Context,
+        loss: Choice | None,
+    ) -> Any:
+        """Return `function`, watched; or the criterion whose inputs it computes, watched.
+
+        Raises:
+            InvalidArgumentError: One of them is not what it should be.
+        """
+        if criterion is not None:
+            return self._criterion(function, criterion, scaler, during_replay, loss)
+        if not callable(function):
+            raise InvalidArgumentError(
+                f"recorder.watch takes the function that computes the loss, not {type(function).__name__}; or a model "
+                "and a criterion."
+            )
         self.on = True
         self._scaler = scaler
 
-        @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._listens():
                 return function(*args, **kwargs)
             begun = self._begin_call(function, args, kwargs, during_replay)
             returned = function(*args, **kwargs)
-            self._end_call(begun, returned)
+            self._end_call(begun, returned, loss)
             return returned
 
-        return watched  # type: ignore[return-value]
+        # A loss that is an object of a library's has more to it than being called.
+        plain = isinstance(function, (types.FunctionType, types.MethodType, functools.partial, type))
+        is_object = not plain and hasattr(function, "__dict__") and not isinstance(function, nn.Module)
+        return _Proxy(watched, function) if is_object else functools.wraps(function)(watched)
 
-    def hook_forward(self, module: nn.Module, scaler: torch.amp.GradScaler | None) -> None:
+    def _criterion(
+        self,
+        models: Any,
+        criterion: Any,
+        scaler: torch.amp.GradScaler | None,
+        during_replay: Context,
+        loss: Choice | None,
+    ) -> Any:
+        """Return a criterion, watched, whose inputs the models compute; a module is watched where it is."""
+        models = list(models) if isinstance(models, (list, tuple)) else [models]
+        if not callable(criterion) or not models or not all(isinstance(model, nn.Module) for model in models):
+            raise InvalidArgumentError(
+                "recorder.watch(model, criterion) takes the module that the loop calls, or several in a list, and the "
+                "function of its output that returns the loss."
+            )
+        for model in models:
+            self._hook_outputs(model)
+        self._criteria.append(criterion)
+        if isinstance(criterion, nn.Module):
+            self.hook_forward(criterion, scaler, during_replay, loss)
+            return criterion
+        return self.wrap(criterion, None, scaler, during_replay, loss)
+
+    def hook_forward(
+        self,
+        module: nn.Module,
+        scaler: torch.amp.GradScaler | None,
+        during_replay: Context = contextlib.nullcontext,
+        loss: Choice | None = None,
+    ) -> None:
         """Watch every call of `module`."""
         self.on = True
         self._scaler = scaler
-        calls: list[_Begun | None] = []
+        self._hook(module, during_replay, lambda begun, returned: self._end_call(begun, returned, loss))
+
+    def _hook_outputs(self, model: nn.Module) -> None:
+        """Remember, of every call of `model`, which tensors it has returned."""
+        if model not in self._models:
+            self._models.append(model)
+            self._hook(model, contextlib.nullcontext, self._outputs.note)
+
+    def _hook(self, module: nn.Module, during_replay: Context, after_call: Callable[[Any, Any], None]) -> None:
+        calls: list[Recall | None] = []
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.clear()
             if self._listens():
-                calls.append(self._begin_call(module, args, kwargs, contextlib.nullcontext))
+                calls.append(self._begin_call(module, args, kwargs, during_replay))
 
         def after(_: nn.Module, args: tuple[Any, ...], returned: Any) -> None:
             if calls:
-                self._end_call(calls.pop(), returned)
+                after_call(calls.pop(), returned)
 
         # First to see the arguments and last to see the output: a replay goes through the other hooks again.
         self._hooks.append(module.register_forward_pre_hook(_Hook(before), prepend=True, with_kwargs=True))
@@ -141,30 +210,37 @@ class Watch:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._models.clear()
+        self._criteria.clear()
 
     # --- a call ---
 
     def _listens(self) -> bool:
         heard = not self._closed and self._attempts.collects and not self.deaf
-        return heard and torch.is_grad_enabled() and not replaying()
+        # What is called inside of a backward pass, checkpointed activations are computed again for.
+        return heard and torch.is_grad_enabled() and not replaying() and torch._C._current_graph_task_id() == -1
 
     def _begin_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], during_replay: Context
-    ) -> _Begun | None:
+    ) -> Recall | None:
         # A backward that ended in an exception never told us so.
         self._abandon()
         if not self._attempts.backward_begins():
             return None
         subject = self._attempts.subject
+        around = (subject.model, *self._models, *self._criteria)
         with self._attempts.contained():
             surroundings = Surroundings.capture(
-                function, args, kwargs, subject.model, device_type=subject.device.type, context=self._context()
+                function, args, kwargs, *around, device_type=subject.device.type, context=self._context()
             )
-            return _Begun(_again(function, args, kwargs, during_replay), surroundings)
+            return self._outputs.recall(function, args, kwargs, during_replay, surroundings, subject.parameters)
         return None
 
-    def _end_call(self, begun: _Begun | None, returned: Any) -> None:
-        loss = loss_in(returned)
+    def _end_call(self, begun: Recall | None, returned: Any, choose: Choice | None) -> None:
+        loss = None
+        # At steps that are not measured, two losses are none.
+        with self._attempts.contained() if begun is not None else contextlib.suppress(RecorderError):
+            loss = loss_in(returned, choose)
         if loss is None or loss.grad_fn is None:
             if returned is None:
                 # Frameworks let a training step return None to say that this batch is to be passed over.
@@ -172,8 +248,9 @@ class Watch:
             return
         call = None
         if begun is not None:
-            begun = _Begun(begun.fresh, begun.surroundings.without_unchanged())
-            call = _Call(begun, loss.detach().clone(), reachable_leaves(loss))
+            begun.ended()
+            closure, surroundings = begun.thawed(choose), begun.first.surroundings
+            call = _Call(closure, surroundings, loss.detach().clone(), reachable_leaves(loss))
         loss.register_hook(lambda gradient: self._backward_from(call, gradient))
 
     # --- a backward pass ---
@@ -227,8 +304,8 @@ class Watch:
             weight = seed if factor is None else seed / factor.to(seed.device)
             microbatches.append(
                 Microbatch(
-                    call.begun.fresh,
-                    call.begun.surroundings,
+                    call.closure,
+                    call.surroundings,
                     scale=factor,
                     weight=weight,
                     seed=seed,
@@ -244,53 +321,3 @@ class Watch:
             self._backward.end()
             self._backward = None
             self._attempts.forget()
-
-
-def loss_in(returned: Any) -> Tensor | None:
-    """Return the loss in what a watched call returned: itself, its `.loss`, item "loss", or first item; else None."""
-    loss = returned
-    if isinstance(returned, Mapping):
-        loss = returned.get("loss")
-    elif isinstance(getattr(returned, "loss", None), Tensor):
-        loss = returned.loss
-    elif isinstance(returned, Sequence) and returned:
-        loss = returned[0]
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad else None
-
-
-def _again(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    during_replay: Callable[[], AbstractContextManager[Any]],
-) -> Callable[[], Closure]:
-    """Return a factory of closures that make a call again, with the arguments as they are now, and return its loss."""
-    fresh = frozen(function)
-    arguments = _containers_copied((args, dict(kwargs)))
-    inputs = [item for item in pytree.tree_leaves(arguments) if isinstance(item, Tensor)]
-    versions = [item._version for item in inputs]
-
-    def thaw() -> Closure:
-        function = fresh()
-
-        def closure() -> Tensor:
-            if [item._version for item in inputs] != versions:
-                raise RecorderError(
-                    "An input of the loss was overwritten in place before optimizer.step(), so that the loss cannot be "
-                    "evaluated again; give each batch tensors of its own."
-                )
-            args, kwargs = _containers_copied(arguments)
-            with during_replay():
-                loss = loss_in(function(*args, **kwargs))
-            if loss is None:
-                raise RecorderError("The watched function returned a loss the first time, and none when called again.")
-            return loss
-
-        return closure
-
-    return thaw
-
-
-def _containers_copied(value: Any) -> Any:
-    """Return a value whose dicts, lists and tuples are new, with the same things in them: callees take items out."""
-    return pytree.tree_map(lambda leaf: copy.copy(leaf) if isinstance(leaf, MutableMapping) else leaf, value)

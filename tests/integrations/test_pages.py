@@ -61,13 +61,15 @@ def test_integrations(tmp_path, monkeypatch):
         vocab_size=7, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0
     )
     tokens = torch.arange(8) % 7
-    model, classifier = mlp(), Classifier()
+    model, network, classifier = mlp(), mlp(), Classifier()
     names = run(
         "integrations.md",
         {
             "torch": torch,
             "model": model,
             "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+            "network": network,
+            "optimizer_of_network": torch.optim.SGD(network.parameters(), lr=0.1),
             "classifier": classifier,
             "optimizer_of_classifier": torch.optim.SGD(classifier.parameters(), lr=0.1),
             "loader": batches(12),
@@ -89,7 +91,7 @@ def test_integrations(tmp_path, monkeypatch):
         },
     )  # fmt: skip
     names["recorder"].close()
-    for name in ("closure", "forward", "function", "trainer", "lightning"):
+    for name in ("closure", "criterion", "forward", "function", "trainer", "lightning"):
         with lsmooth.Trace(tmp_path / f"{name}.h5") as trace:
             assert set(trace.status_counts()) == {"measured"}, name
     for log in (names["for_wandb"], names["for_mlflow"]):
@@ -148,7 +150,15 @@ def test_quoted_messages_are_those_of_the_code(page):
     code = re.sub(r'"\s*\n\s*f?"', "", text)
     found = list(quoted(page))
     assert len(found) >= 4
-    names = ("SGD", "PowerSGDState", "powerSGD_hook", "spectral/grad_norm", "parameters", "FSDPStrategy")
+    names = (
+        "SGD",
+        "PowerSGDState",
+        "powerSGD_hook",
+        "spectral/grad_norm",
+        "parameters",
+        "FSDPStrategy",
+        "CrossEntropyLoss",
+    )
     layout = "(Shard(dim=0), Shard(dim=1))"
     for sentence in found:
         pattern = re.escape(sentence).replace(re.escape(layout), "{placements}")

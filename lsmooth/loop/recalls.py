@@ -1,0 +1,265 @@
+"""Calls of watched functions, made again: with the arguments of then, and fresh outputs of the calls before them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lsmooth.errors import RecorderError
+from lsmooth.loop.losses import Choice, loss_in
+from lsmooth.replay.closures import Closure, frozen
+from lsmooth.replay.microbatch import reachable_leaves
+from lsmooth.replay.redone import CannotBeRedone, Output, Recipe, calls_of, made_of, make, rebuilt, tensors_in
+from lsmooth.replay.state import Surroundings
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Stands in a call's arguments for a tensor that is made anew."""
+
+    recipe: Recipe
+
+
+class Recall:
+    """A call of a watched function, and all that it takes to make it again.
+
+    Args:
+        function: What was called.
+        arguments: Its positional and keyword arguments, in containers of their own; `_Made` for what is made anew.
+        during_replay: Makes a context in which it is called again.
+        surroundings: What it found around it.
+        remakes: Whether there are any `_Made` among them.
+        before: The calls whose outputs these are made of.
+        refusal: Why it cannot be made again, in one sentence; None where it can.
+
+    Attributes:
+        surroundings: What it found around it.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: Any,
+        during_replay: Context,
+        surroundings: Surroundings,
+        *,
+        remakes: bool,
+        before: Iterable[Recall],
+        refusal: str | None,
+    ) -> None:
+        self.surroundings = surroundings
+        self._fresh = frozen(function)
+        self._arguments = arguments
+        self._during_replay = during_replay
+        self._number = next(self._numbers)
+        self._remakes = remakes
+        self._before = list(before)
+        self._refusal = refusal
+        self._began_at = _versions(surroundings)
+        self._ended_at: dict[Tensor, int] = {}
+        self._inputs = [item for item in pytree.tree_leaves(arguments) if isinstance(item, Tensor)]
+        self._versions = [item._version for item in self._inputs]
+
+    def ended(self) -> None:
+        """Take note that the call has returned."""
+        self._ended_at = _versions(self.surroundings)
+        self.surroundings = self.surroundings.without_unchanged()
+
+    @property
+    def first(self) -> Recall:
+        """The first of the calls that have to be made again, whose surroundings are theirs all."""
+        return self._chain()[0]
+
+    def thawed(self, choose: Choice | None) -> Callable[[], Closure]:
+        """Return a factory of closures that make the call again, those before it too, and return its loss."""
+
+        def thaw() -> Closure:
+            chain = self._chain()
+            changes = [_changed(before, call) for before, call in itertools.pairwise(chain)]
+            functions = [call._fresh() for call in chain]
+
+            def closure() -> Tensor:
+                outputs: dict[Recall, Any] = {}
+                if len(chain) == 1:
+                    return _loss_of_replay(self._again(functions[0], outputs), choose)
+                for call, function, change in zip(chain, functions, [None, *changes], strict=True):
+                    if change is not None:
+                        change.restore()
+                    with call.surroundings.autocast.restored():
+                        outputs[call] = call._again(function, outputs)
+                return _loss_of_replay(outputs[self], choose)
+
+            return closure
+
+        return thaw
+
+    def _chain(self) -> list[Recall]:
+        """Return the call and all before it, in the order in which they were made."""
+        found = {self: None}
+        for call in self._before:
+            found.update(dict.fromkeys(call._chain()))
+        return sorted(found, key=lambda call: call._number)
+
+    def _again(self, function: Callable[..., Any], outputs: Mapping[Recall, Any]) -> Any:
+        """Make the call again, now that those before it have been made."""
+        if self._refusal is not None:
+            raise RecorderError(self._refusal)
+        if [item._version for item in self._inputs] != self._versions:
+            raise RecorderError(
+                "An input of the loss was overwritten in place before optimizer.step(), so that the loss cannot be "
+                "evaluated again; give each batch tensors of its own."
+            )
+        args, kwargs = _containers_copied(self._arguments)
+        if self._remakes:
+            made: dict[Recipe, Tensor] = {}
+            returned = {call: tensors_in(output) for call, output in outputs.items()}
+
+            def fresh(value: _Made) -> Tensor:
+                # The casts of autocast stand in the graph themselves.
+                with torch.autocast(self.surroundings.autocast.devices[-1][0], enabled=False):
+                    return make(value.recipe, returned.__getitem__, made)
+
+            args, kwargs = rebuilt((args, kwargs), _Made, fresh)
+        with self._during_replay():
+            return function(*args, **kwargs)
+
+
+def _versions(surroundings: Surroundings) -> dict[Tensor, int]:
+    return {buffer: buffer._version for _, _, buffer, _ in surroundings.modules.buffers}
+
+
+def _changed(before: Recall, call: Recall) -> Surroundings:
+    """Return what a call found around it, and of the buffers those alone that were written to since the one before.
+
+    Autograd watches the others: the graph of the call before may have saved them.
+    """
+    modules = call.surroundings.modules
+    then, now = before._ended_at, call._began_at
+    buffers = tuple(entry for entry in modules.buffers if then.get(entry[2], now[entry[2]]) != now[entry[2]])
+    return replace(call.surroundings, modules=replace(modules, buffers=buffers))
+
+
+class OutputsOfCalls:
+    """Knows the tensors that watched models have returned, by their place in autograd's graph.
+
+    The graph itself carries the notes, so that they are gone when it is.
+    """
+
+    def __init__(self) -> None:
+        self._key = object()
+
+    def note(self, call: Recall | None, returned: Any) -> None:
+        """Take note of what a call has returned, None for a call that is not to be made again."""
+        if call is not None:
+            call.ended()
+        for position, tensor in enumerate(tensors_in(returned)):
+            if tensor.grad_fn is not None:
+                metadata: Any = tensor.grad_fn.metadata
+                notes = metadata.setdefault(self._key, {})
+                # The first to return it has computed it.
+                notes.setdefault(tensor.output_nr, Output(call, position))
+
+    def _source(self, node: Any, position: int) -> Output | None:
+        return node.metadata.get(self._key, {}).get(position)  # type: ignore[no-any-return]
+
+    def recall(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        during_replay: Context,
+        surroundings: Surroundings,
+        parameters: Sequence[Tensor],
+    ) -> Recall | None:
+        """Return a call as it is about to be made; None where one that it depends on is not to be made again.
+
+        Args:
+            function: What is called.
+            args: With these positional arguments.
+            kwargs: With these keyword arguments.
+            during_replay: Makes a context in which it is called again.
+            surroundings: What it finds around it.
+            parameters: What replays move.
+        """
+        recipes: list[Recipe] = []
+        refusals: list[str] = []
+
+        def kept(tensor: Tensor) -> Any:
+            if tensor.grad_fn is None:
+                return tensor
+            try:
+                recipe = made_of(tensor, self._source)
+            except CannotBeRedone as error:
+                moved = set(parameters)
+                if not any(leaf in moved for leaf in reachable_leaves(tensor)):
+                    # Another network's output stays what it is.
+                    return tensor.detach().requires_grad_()
+                refusals.append(_from_outside(function, args, kwargs, tensor, str(error)))
+                return None
+            recipes.append(recipe)
+            return _Made(recipe)
+
+        arguments = rebuilt(_containers_copied((args, dict(kwargs))), Tensor, kept)
+        before = dict.fromkeys(call for recipe in recipes for call in calls_of(recipe))
+        if None in before:
+            return None
+        return Recall(
+            function,
+            arguments,
+            during_replay,
+            surroundings,
+            remakes=bool(recipes),
+            before=before,
+            refusal=refusals[0] if refusals else None,
+        )
+
+
+def _from_outside(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor, operation: str
+) -> str:
+    """Return the sentence for an input whose graph cannot be made again."""
+    called = getattr(function, "__name__", type(function).__name__)
+    return (
+        f"The input {_name_of(function, args, kwargs, tensor)} of {called} has a graph that comes from outside of what "
+        f"is watched ({operation}), so that the loss cannot be evaluated again; watch the model that computes it too, "
+        "recorder.watch(model, criterion), and let one of the two do that operation."
+    )
+
+
+def _name_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> str:
+    """Return the name of the parameter that a tensor is given for."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        bound: Mapping[str, Any] = inspect.signature(called).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {**{str(i + 1): value for i, value in enumerate(args)}, **kwargs}
+    return next((name for name, value in bound.items() if any(t is tensor for t in tensors_in(value))), "1")
+
+
+def _loss_of_replay(returned: Any, choose: Choice | None) -> Tensor:
+    if returned is None:
+        # A training step that passes over batches whose loss is not finite: there is no gradient at this point.
+        return torch.tensor(math.nan, requires_grad=True)
+    loss = loss_in(returned, choose)
+    if loss is None:
+        raise RecorderError("The watched function returned a loss the first time, and none when called again.")
+    return loss
+
+
+def _containers_copied(value: Any) -> Any:
+    """Return a value whose dicts, lists and tuples are new, with the same things in them: callees take items out."""
+    return pytree.tree_map(lambda leaf: copy.copy(leaf) if isinstance(leaf, MutableMapping) else leaf, value)

@@ -1,0 +1,68 @@
+"""Where the loss is in what a call returned."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from lsmooth.errors import RecorderError
+from lsmooth.loop.losses import loss_in
+
+LOSS = torch.tensor(2.0, requires_grad=True)
+OTHER = torch.tensor(3.0, requires_grad=True)
+LOGITS = torch.ones(4, 2, requires_grad=True)
+NUMBER = torch.tensor(5.0)
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    objective: torch.Tensor
+
+
+@dataclass
+class Named:
+    aux: torch.Tensor
+    loss: torch.Tensor
+
+
+Both = namedtuple("Both", ["logits", "objective"])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        LOSS,
+        (LOSS, OTHER),
+        (LOGITS, LOSS),
+        [NUMBER, LOGITS, LOSS],
+        {"loss": LOSS, "aux": OTHER},
+        {"logits": LOGITS, "objective": LOSS, "accuracy": NUMBER},
+        {"loss": None, "nll": LOSS},
+        Output(LOGITS, LOSS),
+        Named(OTHER, LOSS),
+        Both(LOGITS, LOSS),
+        (LOGITS, {"losses": [LOSS]}, "text", 7),
+        (LOGITS, LOSS, LOSS),
+        (torch.ones(1, 1, requires_grad=True)[None], LOSS),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_loss_is_found(returned):
+    if isinstance(returned, tuple) and returned[0].shape == (1, 1, 1):
+        returned = (LOGITS, *returned[1:])
+    assert loss_in(returned) is LOSS
+
+
+@pytest.mark.parametrize("returned", [None, NUMBER, LOGITS, (LOGITS, NUMBER), {"logits": LOGITS}, "loss", 3.0])
+def test_there_is_none(returned):
+    assert loss_in(returned) is None
+
+
+@pytest.mark.parametrize("returned", [(LOGITS, LOSS, OTHER), {"box": LOSS, "mask": OTHER}, Output(OTHER, LOSS)])
+def test_of_several_one_is_chosen(returned):
+    with pytest.raises(RecorderError, match=r"Which of the 2 scalars .* say it with loss=lambda returned"):
+        loss_in(returned)
+    assert loss_in(returned, lambda _: LOSS) is LOSS
+    assert loss_in(returned, lambda _: NUMBER) is None
