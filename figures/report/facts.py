@@ -21,13 +21,15 @@ _MOST_FITTED = 20_000
 # Below this factor over the middle 90 % of gradient norms, smoothness is said to hardly grow.
 _MUCH = 1.5
 
-_MEANINGS = {
+MEANINGS = {
     Status.MEASURED: "every number of the step is what its name says",
     Status.NO_DISPLACEMENT: "the step did not move the parameters",
     Status.BELOW_RESOLUTION: "the step is so short that rounding hides what it changes",
     Status.NON_FINITE: "a loss, gradient or estimate is NaN or infinite",
     Status.MOVED: "parameters changed between backward and step",
     Status.OTHER_GRADIENT: "the step used gradients that the recorder did not see",
+    Status.NOT_REPEATED: "the loss could not be evaluated again as it was",
+    Status.PARTIAL: "the optimizer also stepped parameters that the trace does not have",
 }
 
 
@@ -71,7 +73,7 @@ def facts_of(trace: Trace, name: str) -> RunFacts:
         measured=_measured(trace),
         flags=[
             (flag_name, meaning, counts[flag_name])
-            for flag, meaning in _MEANINGS.items()
+            for flag, meaning in MEANINGS.items()
             if (flag_name := str(flag.name).lower()) in counts
         ],
         constants=_estimates(trace, "module"),

@@ -160,6 +160,12 @@ def test_a_run_without_much_to_tell_has_a_page(tmp_path, hostile):
     assert "</html>" in page
 
 
+def test_every_flag_has_its_meaning():
+    from lsmooth.figures.report.facts import MEANINGS
+
+    assert list(MEANINGS) == list(Status)
+
+
 def test_an_empty_run_has_a_page(tmp_path):
     page = page_of(write_small_trace(tmp_path / "run.h5", steps=1, every=lambda step: False))
     assert "No step has been measured yet." in page
