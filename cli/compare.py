@@ -224,7 +224,8 @@ def _notes(standing: Standing) -> Iterator[str]:
 def _interval(mean: float, half: float) -> str:
     if mean != mean:
         return "-"
-    return f"{mean:.4g}" if half != half else f"{mean:.4g} ± {half:.2g}"
+    # To two figures, and without an exponent where it has at most six digits.
+    return f"{mean:.4g}" if half != half else f"{mean:.4g} ± {float(f'{half:.2g}'):g}"
 
 
 def _draw(comparison: Comparison, path: Path) -> None:

@@ -57,7 +57,8 @@ class Pace:
         if self._start is None or done >= 1 or done <= self._start[1]:
             return ""
         start, before = self._start
-        return f"{duration((time.monotonic() - start) * (1 - done) / (done - before))} left"
+        seconds = (time.monotonic() - start) * (1 - done) / (done - before)
+        return f"{duration(max(1, round(seconds)))} left"
 
 
 class Progress:

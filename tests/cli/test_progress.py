@@ -66,7 +66,7 @@ def test_fast_steps_give_a_line_every_tenth(clock, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [int(text.split()[1]) for text in lines] == list(range(25, 251, 25))
     assert lines[-1] == "step 250 of 250: loss 7.750, lr 0.5, smoothness 12.2"
-    assert lines[0].endswith(", 2.25 s left")
+    assert lines[0].endswith(", 2 s left")
 
 
 def test_the_loss_is_read_for_a_line_only(clock, capsys):
