@@ -85,7 +85,10 @@ class _Commands(click.Group):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             message = f"There is not enough memory for these sizes ({reason}); choose smaller ones."
-        click.echo(f"Error: {message}", err=True)
+        from lsmooth.trace.attributes import printable
+
+        # A file may be named by anyone, and a terminal obeys control characters.
+        click.echo(f"Error: {printable(message)}", err=True)
         sys.exit(1)
 
 

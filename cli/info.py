@@ -22,6 +22,7 @@ def command(trace: str, as_json: bool) -> None:
     """
     import json
 
+    from lsmooth.trace.attributes import printable
     from lsmooth.trace.reader import Trace
 
     with Trace(trace) as opened:
@@ -29,7 +30,8 @@ def command(trace: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_finite(facts), indent=2))
         return
-    click.echo(f"{trace}: lsmooth trace {facts['format_version']}, {facts['state']}, {_bytes(facts['bytes'])}")
+    state = f"{facts['state']}, {_bytes(facts['bytes'])}"
+    click.echo(f"{printable(trace)}: lsmooth trace {facts['format_version']}, {state}")
     for line in listed(_lines(facts)):
         click.echo(line)
 
@@ -97,6 +99,8 @@ def _finite(value: Any) -> Any:
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    from lsmooth.trace.attributes import printable
+
     groups = facts["optimizer_groups"] or []
     rates = ", ".join(f"{group['lr']:g}" for group in groups if isinstance(group.get("lr"), (int, float)))
     gammas = ", ".join(f"{gamma:.3g}" for gamma in facts["gammas"])
@@ -142,7 +146,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((label, f"median {spread['median']:.4g}, from {spread['min']:.4g} to {spread['max']:.4g}"))
     for name, value in (facts["user_metadata"] or {}).items():
         told = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-        lines.append((name, told))
+        # The trace keeps the newlines of these texts, which could forge lines here.
+        lines.append((printable(name), printable(told)))
     return lines
 
 

@@ -159,7 +159,9 @@ def test_csv_and_json_exclude_each_other(run):
     assert run("--csv", "--json").exit_code == 2
 
 
-@pytest.mark.parametrize("option", ["--method trend", "--condition power", "--confidence 0.5", "--seed 1", "--q 0.8", "--tau 0.8"])
+@pytest.mark.parametrize(
+    "option", ["--method trend", "--condition power", "--confidence 0.5", "--seed 1", "--q 0.8", "--tau 0.8"]
+)
 def test_what_a_comparison_has_no_use_for_is_refused(run, option):
     done = run("--compare", *option.split())
     assert done.exit_code == 2

@@ -45,6 +45,18 @@ def test_info_shows_settings_in_words_and_in_one_column(tmp_path):
     assert lines[1].startswith("  model           Made: ")
 
 
+def test_the_users_own_texts_forge_no_lines(tmp_path):
+    path = tmp_path / "run\x1b[31m.h5"
+    made = header()
+    told = {"note": "x\n  steps      all well", "state\n": {"a": "\x1b[2J\ttab"}}
+    writer = TraceWriter(path, header(attributes=made.attributes | {"user_metadata": told}))
+    writer.append(rows(made, 0, 3))
+    writer.close()
+    output = CliRunner().invoke(main, ["info", str(path)]).output
+    assert not [char for char in output if not char.isprintable() and char != "\n"]
+    assert [line.split()[0] for line in output.splitlines()].count("steps") == 1
+
+
 @pytest.mark.parametrize("state", ["being written", "cut off", "complete"])
 def test_info_says_what_was_flagged_and_how_the_run_stands(tmp_path, state):
     made = header(norms=("linf",), densities=True)

@@ -70,6 +70,15 @@ def test_unknown_command_names_the_close_one(run):
     assert "did you mean info?" in done.output
 
 
+@pytest.mark.parametrize("command", ["info", "estimate", "tail", "advise"])
+def test_a_file_name_turns_no_terminal_upside_down(run, command):
+    """A colleague may send a file of any name."""
+    done = run(command, "run\x1b[2J\x07.h5")
+    assert done.exit_code == 1
+    assert "run\\x1b[2J\\x07.h5" in done.stderr
+    assert "\x1b" not in done.output
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "foreign", "folder"])
 def test_a_file_that_is_no_trace_ends_in_one_sentence(run, tmp_path, kind):
     path = tmp_path / "run.h5"

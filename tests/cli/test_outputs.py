@@ -50,7 +50,7 @@ TINY = ["transformer-encoder", "--steps=2", "--set=embedding=8", "--set=heads=1"
     ("arguments", "written"),
     [
         (["train", *TINY, "--trace=run.h5"], "run.h5"),
-        (["train", *TINY, "--trace=run.h5"], "run.checkpoint.pt"),
+        (["train", *TINY, "--trace=run.h5"], "run.h5.checkpoint.pt"),
         (["demo", "--steps=2"], "demo.h5"),
         (["demo", "--steps=2"], "figure3.png"),
         (["compare", *TINY, "-o", "r.h5"], "r.h5"),
