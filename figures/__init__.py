@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lsmooth.figures.curves import loss_frame, training_curves
     from lsmooth.figures.density import coordinate_density
     from lsmooth.figures.descent_bound import lower_bound
+    from lsmooth.figures.edge import edge_ratio
     from lsmooth.figures.heatmap import layer_heatmap
     from lsmooth.figures.house import style
     from lsmooth.figures.panels import smoothness_panels
@@ -28,6 +29,7 @@ _HOME = {
     "constants_panels": "constants",
     "coordinate_density": "density",
     "coordinate_grid": "coordinates",
+    "edge_ratio": "edge",
     "layer_constants": "constants",
     "layer_heatmap": "heatmap",
     "loss_frame": "curves",
@@ -44,6 +46,7 @@ __all__ = [
     "constants_panels",
     "coordinate_density",
     "coordinate_grid",
+    "edge_ratio",
     "layer_constants",
     "layer_heatmap",
     "loss_frame",

@@ -242,6 +242,12 @@ def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> Non
             ax.set_xlabel("iteration" if ax is axes[-1] else "")
 
 
+def _edge(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
+    from lsmooth.figures.edge import edge_ratio
+
+    edge_ratio(traces[0], by=options.by or "global", ax=figure.add_subplot())
+
+
 def _curves(traces: Sequence[Trace], figure: Figure, options: Options) -> None:
     from lsmooth.figures.curves import loss_frame, training_curves
 
@@ -270,6 +276,7 @@ KINDS = {
     "layers": Kind(_layers, _layers_size, by="module"),
     "heatmap": Kind(_heatmap, _heatmap_size, by="module"),
     "stability": Kind(_stability, _stability_size, several=True),
+    "edge": Kind(_edge, _column(2.6), by="global", linear=False, norm=False),
     "curves": Kind(_curves, _column(2.6), several=True, by="run", linear=False, norm=False),
     "segments": Kind(_segments, _column(4.2), linear=False, norm=False),
 }

@@ -42,6 +42,7 @@ PICTURES = {
     "layer_constants": ("layers", False),
     "layer_heatmap": ("heatmap", False),
     "stability": ("stability", False),
+    "edge_ratio": ("edge", False),
     "segment_profile": ("segments", False),
 }
 
