@@ -39,7 +39,7 @@ class TraceWriter:
     Raises:
         InvalidArgumentError: `mode` is none of these.
         TraceError: The file exists (mode "x"), is being written by another process, is damaged or belongs to another
-            run (mode "a"), is a folder, or its folder is missing.
+            run (mode "a"), is no regular file, or its folder is missing.
 
     Attributes:
         path: Where the trace goes, as it was given.
@@ -85,6 +85,9 @@ class TraceWriter:
         exists = self._place.exists()
         if exists and self._mode == "x":
             raise already_exists(self.path)
+        if exists and not (self._place.is_file() or self._place.is_dir()):
+            # Root may replace the file of a device, which damages the system.
+            raise TraceError(f"{self.path} is not a regular file, and is never replaced; choose another path.")
         # Whoever holds the lock on the file at this path is its writer; a new file is locked before it gets the name.
         if exists and self._mode == "a":
             self._claim_earlier()

@@ -148,3 +148,18 @@ def test_mistakes_stay_errors_where_nothing_can_be_written(tmp_path):
     with read_only(folder), pytest.raises(TraceError, match="is being written by another recorder"):
         TraceWriter(path, made, "a")
     writer.close()
+
+
+@pytest.mark.parametrize("mode", ["w", "a"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_nothing_but_a_regular_file_is_replaced(tmp_path, mode, kind):
+    """Root may replace the file of a device, such as /dev/sda: a trace never does."""
+    path = tmp_path / "run.h5"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    with pytest.raises(TraceError, match=r"run.h5 is not a regular file, and is never replaced; choose another path"):
+        TraceWriter(path, header(), mode=mode)
+    assert [item.name for item in tmp_path.iterdir()] == ["run.h5"]
+    assert not path.is_file()
