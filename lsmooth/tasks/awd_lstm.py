@@ -3,7 +3,7 @@
 Model and regularisation are those of Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language Models" (2018):
 three LSTM layers whose hidden-to-hidden weights are dropped, dropout masks that stay the same along a sequence, dropout
 of whole words, tied embedding and output weights, penalties on activations and on their changes (AR, TAR), and
-sequences of varying length.
+sequences of varying length. Late in the run weights are averaged (NT-ASGD).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lsmooth.tasks.averaging import LateAverage
 from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task
 from lsmooth.tasks.text import Corpus, find_corpus
 
@@ -61,6 +62,8 @@ class AWDLSTMSettings(Settings):
         weight_drop: Share of hidden-to-hidden weights dropped in a batch.
         alpha: Of the activation penalty (AR), alpha times the mean square of the last layer's dropped output.
         beta: Of the slowness penalty (TAR), beta times the mean square of the last layer's change from word to word.
+        nonmono: Average weights, and evaluate the mean, from the first report on whose validation loss is above the
+            best of those more than so many reports before; None for no averaging.
     """
 
     batch_size: int = 40
@@ -76,6 +79,7 @@ class AWDLSTMSettings(Settings):
     weight_drop: float = 0.5
     alpha: float = 2.0
     beta: float = 1.0
+    nonmono: int | None = 5
 
 
 # --- model ---
@@ -247,6 +251,7 @@ class AWDLSTMProblem(Problem):
         self.text = corpus.streams("train", settings.batch_size, device)
         model = AWDLSTM(len(corpus.vocabulary), settings).to(device)
         self.network = model
+        self._average = None if settings.nonmono is None else LateAverage(model, self._twin, settings.nonmono)
         super().__init__(settings, model, seed=seed, steps_per_epoch=len(self._lengths(0, seed)))
 
     def compile(self) -> None:
@@ -291,14 +296,45 @@ class AWDLSTMProblem(Problem):
         """Return the cross-entropy alone, without AR and TAR."""
         return carried[1]
 
+    def _twin(self) -> AWDLSTM:
+        """Return a model of the same form without values, which takes none of the run's random numbers."""
+        with torch.device("meta"):
+            model = AWDLSTM(len(self.corpus.vocabulary), self.settings)
+        return model.to_empty(device=self.device)
+
+    def after_step(self) -> None:
+        """Average the weights, late in the run (see `LateAverage`)."""
+        if self._average is not None:
+            self._average.after_step()
+
+    def after_report(self, split: Split, metrics: Mapping[str, float]) -> None:
+        """Watch the validation loss, which averaging waits for."""
+        if self._average is not None and not self._average.started:
+            self._average.check((metrics if split == "valid" else self.evaluate("valid"))["loss"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of averaging."""
+        return {} if self._average is None else {"averaging": self._average.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken; a checkpoint of an older lsmooth has averaged nothing."""
+        if self._average is not None and "averaging" in state:
+            self._average.load_state_dict(state["averaging"])
+
     def metrics(self, split: Split) -> dict[str, Tensor | float]:
-        """Return loss in nats a word and perplexity, the state carried through the text."""
+        """Return loss in nats a word and perplexity, the state carried through the text.
+
+        They are those of the mean weights, once there are any.
+        """
+        network = self.network
+        if self._average is not None and self._average.mean is not None:
+            network = self._average.mean
         text = self.corpus.streams(split, min(self.settings.batch_size, 10), self.device)
-        state = self.network.start(len(text))
+        state = network.start(len(text))
         total, count = torch.zeros((), device=self.device), 0
         for start in range(0, text.shape[1] - 1, self.settings.bptt):
             following = text[:, start + 1 : start + 1 + self.settings.bptt]
-            logits, state, _, _ = self.network(text[:, start : start + following.shape[1]], state)
+            logits, state, _, _ = network(text[:, start : start + following.shape[1]], state)
             total += functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum")
             count += following.numel()
         loss = total / count
@@ -325,7 +361,7 @@ class AWDLSTMTask(Task[AWDLSTMSettings, Corpus]):
         """Return the paper's settings, or a model a fifth as wide, on shorter sequences, for 200 steps."""
         if preset == "paper":
             return AWDLSTMSettings()
-        return AWDLSTMSettings(batch_size=20, epochs=20, steps=200, embedding=100, hidden=200, bptt=35)
+        return AWDLSTMSettings(batch_size=20, epochs=20, steps=200, embedding=100, hidden=200, bptt=35, nonmono=None)
 
     def optimizer_defaults(self, optimizer: str, preset: Preset) -> dict[str, Any]:
         """Return the hyperparameters of the authors' published commands."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lsmooth import optim, tasks
 from lsmooth.errors import LsmoothError
+from lsmooth.tasks.averaging import AveragingState
 from lsmooth.tasks.plan import Plan, hint_like
 from lsmooth.tasks.structure import StructureError, check_hint, check_like
 from lsmooth.tasks.task import Data
@@ -66,12 +67,20 @@ class _OptimizerState(TypedDict):
     param_groups: Sequence[Mapping[str, Any]]
 
 
-class _RunState(_RankState):
+class _ProblemState(TypedDict, total=False):
+    averaging: AveragingState
+
+
+class _OldestRunState(_RankState):
     model: Mapping[str, Tensor]
     optimizer: _OptimizerState
     reports: Sequence[Report]
     position: _Position
     seconds: float
+
+
+class _RunState(_OldestRunState, total=False):
+    problem: _ProblemState
 
 
 class _RecorderCount(TypedDict):
@@ -261,6 +270,7 @@ def _check_counts(content: Mapping[str, Any]) -> None:
     run, recorder = content["run"], content["recorder"]
     counts = {**run["position"], "rows": recorder["rows"], "seconds": run["seconds"]}
     counts["the recorder's seconds"] = recorder.get("seconds", 0.0)
+    counts["the number of averaged steps"] = run.get("problem", {}).get("averaging", {}).get("steps", 0)
     for name, value in counts.items():
         if not 0 <= value < math.inf:
             raise StructureError(f"{name} is not a number from 0 on")
@@ -293,6 +303,10 @@ def check_fits(checkpoint: Checkpoint, plan: Plan, data: Data) -> None:
     alike = first_step(plan, data)
     for name in ("model", "sums"):
         check_like(state[name], alike[name], name)
+    # Checkpoints of an older lsmooth lack it; the mean's weights are those of another model of the same form.
+    if "averaging" in state.get("problem", {}):
+        weights = state["problem"]["averaging"]["weights"]
+        check_like(weights, alike["model"] if weights else {}, "averaging")
     begun = state["position"]["step"] > 0
     check_like(state["optimizer"]["state"], alike["optimizer"]["state"] if begun else {}, "optimizer")
     for number, mine in enumerate(checkpoint.ranks or [state]):

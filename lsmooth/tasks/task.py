@@ -251,6 +251,19 @@ class Problem(ABC):
         """
         return loss
 
+    def after_step(self) -> None:  # noqa: B027  most problems do nothing
+        """Do what is to be done after each optimizer step, such as averaging weights; nothing by default."""
+
+    def after_report(self, split: Split, metrics: Mapping[str, float]) -> None:  # noqa: B027
+        """Do what is to be done after each report, whose metrics on a split are given; nothing by default."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs beyond model, optimizer and position; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from where `state_dict` was taken."""
+
     def evaluate(self, split: Split) -> dict[str, float]:
         """Return the metrics on a split as numbers; the model is in training mode afterwards, as before."""
         training = self.model.training

@@ -154,6 +154,7 @@ class TrainingRun:
             "model": self.problem.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **self.state_of_rank(),
+            "problem": self.problem.state_dict(),
             "reports": [asdict(report) for report in self.reports],
             "position": {"step": self.step, "epoch": self._epoch, "batches_done": self._batches_done},
             "seconds": self._seconds,
@@ -170,6 +171,7 @@ class TrainingRun:
         # Hyperparameters are the plan's: of a checkpoint, they would be believed unchecked.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.problem.load_state_dict(state.get("problem", {}))
         device = self._sums.device
         self._sums = state["sums"].to(device)
         self._carried = _to_device(state["carried"], device)
@@ -207,6 +209,7 @@ class TrainingRun:
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
             self._sums[1] += norm > self._max_norm
         self.optimizer.step()
+        self.problem.after_step()
         self.step += 1
         self._batches_done += 1
 
@@ -241,6 +244,7 @@ class TrainingRun:
                 seconds=self._seconds,
             )
         )
+        self.problem.after_report(split, self.reports[-1].metrics)
 
 
 def _backward(closure: Callable[[], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:

@@ -1,5 +1,6 @@
 """AWD-LSTM and Penn Treebank: Figure 5 and Table 1's right half."""
 
+import copy
 import os
 import platform
 import subprocess
@@ -306,8 +307,52 @@ def test_metrics_against_the_whole_text_at_once(task, data):
     assert found["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-5)
 
 
+def short_run(data, nonmono):
+    """A run of 12 steps, with a report after each, at a learning rate that makes validation losses rise and fall."""
+    changes = {**TINY, "steps": 12, "report_every": 1, "nonmono": nonmono, "lr": 20.0}
+    plan, _ = make_plan("awd-lstm", optimizer="sgd", preset="paper", changes=changes)
+    return plan.start(data)
+
+
+def reached(run):
+    """Train to the end, and return the weights after each step."""
+    return [nn.utils.parameters_to_vector(run.model.parameters()).detach() for _ in run.steps()]
+
+
+def test_late_reports_are_those_of_the_mean_weights_and_training_is_none_the_wiser(task, data):
+    # A run's random numbers begin where it is built.
+    averaged = short_run(data, 1)
+    weights = reached(averaged)
+    plain = short_run(data, None)
+    as_without = reached(plain)
+    assert all(torch.equal(a, b) for a, b in zip(weights, as_without, strict=True))
+    losses, trained = ([report.metrics["loss"] for report in run.reports] for run in (averaged, plain))
+    start = next(t for t in range(2, 12) if trained[t] > min(trained[: t - 1]))
+    assert start < 9
+    assert losses[: start + 1] == trained[: start + 1]
+    twin = task.build(AWDLSTMSettings(**TINY), data, seed=0)
+    for last in range(start + 1, 12):
+        mean = torch.stack(weights[start + 1 : last + 1]).double().mean(0).float()
+        nn.utils.vector_to_parameters(mean, twin.model.parameters())
+        assert losses[last] == pytest.approx(twin.evaluate("valid")["loss"], rel=1e-5)
+
+
+def test_a_resumed_run_averages_on(data):
+    whole = short_run(data, 1)
+    reached(whole)
+    first = short_run(data, 1)
+    next(step for step in first.steps() if step == 10)
+    state = copy.deepcopy(first.state_dict())
+    second = short_run(data, 1)
+    second.load_state_dict(state)
+    reached(second)
+    assert whole.problem.state_dict()["averaging"]["steps"] > 2
+    assert [report.metrics for report in second.reports] == [report.metrics for report in whole.reports]
+
+
 def test_papers_settings(task):
     settings = task.settings("paper")
+    assert settings.nonmono == 5
     assert (settings.batch_size, settings.epochs, settings.bptt, settings.steps) == (40, 750, 70, None)
     assert (settings.embedding, settings.hidden, settings.layers) == (400, 1150, 3)
     assert (settings.dropout, settings.dropout_hidden, settings.dropout_input) == (0.4, 0.25, 0.4)

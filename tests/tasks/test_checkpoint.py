@@ -218,6 +218,7 @@ _MAY_BE_MISSING = {
     *(("plan", name) for name in ("seed", "device", "amp", "compile", "hold_out")),
     *(("ranks",), ("recording", "densities"), ("recorder", "densities"), ("recorder", "seconds")),
     ("run", "reports", 1),
+    *(("run", "problem"), ("run", "problem", "averaging")),
 }
 _MAY_BE_NONE = {("plan", "settings", name) for name in ("steps", "report_every", "max_norm")}
 
@@ -225,7 +226,9 @@ _MAY_BE_NONE = {("plan", "settings", name) for name in ("steps", "report_every",
 def _could_be_right(place, value, kind, wrong):
     """Whether an edit leaves a checkpoint that a run could have written."""
     if kind == "remove":
-        return place in _MAY_BE_MISSING or (place[0] == "plan" and len(place) == 3)
+        # Each validation loss stands for itself.
+        in_losses = place[:4] == ("run", "problem", "averaging", "losses") and len(place) == 5
+        return place in _MAY_BE_MISSING or (place[0] == "plan" and len(place) == 3) or in_losses
     if isinstance(value, torch.Tensor):
         return False
     return (
@@ -265,6 +268,13 @@ def test_no_edited_structure_is_resumed(copied):
             refusal(copied)
         except BaseException as error:
             raise AssertionError(f"{kind} {wrong!r} at {place}") from error
+
+
+def test_less_than_no_averaged_steps_are_refused(copied):
+    path = checkpoint_path(copied)
+    place = ("run", "problem", "averaging", "steps")
+    write(path, _replaced(content_of(path), place, _put(-1)))
+    assert "the number of averaged steps is not a number from 0 on" in refusal(copied)
 
 
 @pytest.mark.parametrize(
