@@ -34,8 +34,9 @@ _COLUMNS = [
 def command(trace: str, lines: int, follow: bool, interval: float) -> None:
     """Follow TRACE while it is being written: print loss, learning rate, gradient norm, smoothness and 2/lr.
 
-    Gradient descent is stable where the smoothness stays below 2/lr. The blocks at the right show the last sixteen
-    values of smoothness on a logarithmic scale. A step that was not measured well has its reason there instead.
+    Gradient descent cannot be stable where the smoothness is above 2/lr; below, it may or may not be. The blocks at
+    the right show the last sixteen values of smoothness on a logarithmic scale. A step that was not measured well has
+    its reason there instead.
     """
     import time
 

@@ -1,4 +1,4 @@
-"""Smoothness over time, against the largest that gradient descent at this learning rate can bear."""
+"""Smoothness over time, against 2/lr, above which gradient descent at this learning rate cannot be stable."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def stability(
 ) -> Axes:
     """Draw local smoothness over iterations together with 2/lr, and say what share of steps is above it.
 
-    Gradient descent on a quadratic is stable where the smoothness stays below 2/lr. The line through the points is
-    their running median over about a twentieth of the run. For methods that scale the gradient, such as Adam or sign
-    methods, 2/lr is no limit, and the line is a mark for the eye.
+    Gradient descent on a quadratic cannot be stable above 2/lr; below, it may not be either, since smoothness along a
+    step is a lower bound of the largest curvature. For Adam and sign methods, 2/lr is a mark for the eye. The line
+    through the points is their running median over about a twentieth of the run.
 
     Args:
         data: A trace, its path, a `Cloud`, or a DataFrame of points with a column lr. Of a trace with several

@@ -94,21 +94,39 @@ def _stable_step(trace: Trace) -> Advice:
     above = lr[known] > limits
     spread = np.percentile(limits, [0, 50, 100])
     caution += _shorter_steps(trace, known, lr[known], limits)
+    values = {
+        "median": float(spread[1]),
+        "least": float(spread[0]),
+        "largest": float(spread[2]),
+        "share_above": float(above.mean()),
+        "steps": len(above),
+    }
+    momentum = _momentum(trace)
+    if momentum:
+        values["small_batch_median"] = float(np.median(2 * (1 - momentum) / cloud.smoothness[known, 0]))
+        caution += (
+            f" With small batches, the momentum of {momentum:g} may allow no more than 2 (1 - momentum) / L, "
+            f"{values['small_batch_median']:.3g} in the median."
+        )
     return Advice(
         "stable step",
-        f"The largest stable step had a median of {spread[1]:.3g} (from {spread[0]:.3g} to {spread[2]:.3g}); lr was "
-        f"above it at {_share(above)} of {len(above)} steps.{caution}",
-        f"lr < {formula}, L the smoothness along the step",
-        "gradient descent on a quadratic; Cohen et al. 2021, Gradient Descent on Neural Networks Typically Occurs at "
-        "the Edge of Stability",
-        {
-            "median": float(spread[1]),
-            "least": float(spread[0]),
-            "largest": float(spread[2]),
-            "share_above": float(above.mean()),
-            "steps": len(above),
-        },
+        f"No step above {spread[1]:.3g} can be stable, in the median (from {spread[0]:.3g} to {spread[2]:.3g}); lr was "
+        f"above that at {_share(above)} of {len(above)} steps. The limit may be far lower: the smoothness along one "
+        f"step is a lower bound of the largest curvature.{caution}",
+        f"lr <= {formula} is necessary, L the smoothness along the step",
+        "gradient descent and the heavy ball on a quadratic (Polyak 1964); Cohen et al. 2021, Gradient Descent on "
+        "Neural Networks Typically Occurs at the Edge of Stability, for full batches; Andreyev and Beneventano "
+        "2024, Edge of Stochastic Stability, for small ones",
+        values,
     )
+
+
+def _momentum(trace: Trace) -> float:
+    """Return the momentum of a run by SGD whose groups share it, without Nesterov's; 0 for any other run."""
+    groups = trace.metadata.get("optimizer_groups") or [{}]
+    momenta = {float(group.get("momentum") or 0.0) for group in groups}
+    plain = trace.metadata.get("optimizer") == "SGD" and not any(group.get("nesterov") for group in groups)
+    return momenta.pop() if plain and len(momenta) == 1 else 0.0
 
 
 def _shorter_steps(trace: Trace, known: NDArray[np.bool_], lr: Floats, limits: Floats) -> str:
@@ -131,14 +149,14 @@ def _shorter_steps(trace: Trace, known: NDArray[np.bool_], lr: Floats, limits: F
 
 
 def _stability(trace: Trace) -> tuple[float, str, str]:
-    """Return the largest stable lr times L, how that reads, and what has to be said about the run's optimizer."""
+    """Return an upper bound of the stable lr times L, how it reads, and what has to be said about the optimizer."""
     optimizer = str(trace.metadata.get("optimizer", ""))
     groups = trace.metadata.get("optimizer_groups") or [{}]
     momentum = float(groups[0].get("momentum") or 0.0)
     kept = 1 - float(groups[0].get("dampening") or 0.0)
     if optimizer != "SGD":
         name = optimizer or "an optimizer that the trace does not name"
-        return 2.0, "2/L", f" That is the limit of gradient descent; for {name} it is a mark, not a limit."
+        return 2.0, "2/L", f" That is said of gradient descent; for {name} it is a mark, not a limit."
     if any(group.get("momentum") != groups[0].get("momentum") for group in groups):
         return 2.0, "2/L", " That is without momentum, which differs between this run's parameter groups."
     if momentum == 0:
@@ -191,8 +209,9 @@ def _descent_step(trace: Trace) -> Advice:
     middle = float(np.median(steps))
     return Advice(
         "descent step",
-        f"A gradient step of 1/(L0 + L1 |g|) surely lowers the batch's loss where the constants hold: {middle:.3g} in "
-        f"the median, from {steps.min():.3g} to {steps.max():.3g}.",
+        f"A gradient step of 1/(L0 + L1 |g|) lowers the batch's loss where the constants hold in every direction, "
+        f"not only along the steps that were measured: {middle:.3g} in the median, from {steps.min():.3g} to "
+        f"{steps.max():.3g}.",
         f"1/(L0 + L1 |g|) of the envelope, L0 = {L0:.3g}, L1 = {L1:.3g}",
         "minimizes the bound of Lemma 1, Crawshaw et al. 2022, in its global form",
         {"L0": L0, "L1": L1, "median": middle, "least": float(steps.min()), "largest": float(steps.max())},

@@ -82,6 +82,90 @@ def test_the_stable_step_is_where_sgd_on_a_parabola_turns(tmp_path, arguments):
         assert (abs(x.item()) < 1) == shrinks
 
 
+def test_no_step_is_called_stable(small_trace, tmp_path):
+    with lsmooth.Trace(small_trace) as trace:
+        text = said(trace)[0]["stable step"].text
+    assert text.startswith("No step above ")
+    assert "The limit may be far lower" in text
+    assert "largest stable" not in text
+    momentum = said(traced(tmp_path / "run.h5", curvatures=(3.0, 3.0), lr=0.01, momentum=0.9))[0]["stable step"]
+    assert momentum.values["median"] == pytest.approx(2 * 1.9 / 3)
+    assert momentum.values["small_batch_median"] == pytest.approx(2 * 0.1 / 3)
+    assert f"2 (1 - momentum) / L, {2 * 0.1 / 3:.3g} in the median" in momentum.text
+    assert "Polyak" in momentum.source
+    assert "Andreyev" in momentum.source
+
+
+def test_what_is_said_of_a_network_is_an_upper_bound_of_its_limit(tmp_path):
+    """Gradient descent on a network in full batches: the limit by the Hessian is never above what is said."""
+    model, loss = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    sharpest = []
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for _ in range(12):
+            start = flat(model)
+            optimizer.zero_grad()
+            recorder.backward(loss)
+            optimizer.step()
+            sharpest.append(largest_on_segment(model, loss, start, flat(model)))
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        smoothness = trace.cloud().smoothness[:, 0]
+        values = said(trace)[0]["stable step"].values
+    assert (smoothness <= np.array(sharpest) * (1 + 1e-6)).all()
+    assert values["median"] >= 2 / np.median(sharpest)
+    # And by far: the steps do not go where the curvature is largest.
+    assert values["median"] > 2 * 2 / np.median(sharpest)
+
+
+def test_the_estimate_of_short_steps_is_that_of_the_hessian(tmp_path):
+    """‖Delta‖/‖d‖ goes to ‖H d‖/‖d‖ as steps shrink, with an error in proportion to the step."""
+    errors = []
+    for lr in (1e-1, 1e-2, 1e-3):
+        model, loss = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        with lsmooth.Recorder(model, optimizer, tmp_path / f"{lr}.h5") as recorder:
+            start = flat(model)
+            optimizer.zero_grad()
+            recorder.backward(loss)
+            optimizer.step()
+        direction = flat(model) - start
+        with lsmooth.Trace(tmp_path / f"{lr}.h5") as trace:
+            found = trace.cloud().smoothness[0, 0]
+        expected = (hessian(model, loss, start) @ direction).norm() / direction.norm()
+        errors.append(abs(found / expected.item() - 1))
+    assert errors[2] < 1e-3
+    assert errors[2] < errors[1] / 5 < errors[0] / 25
+
+
+def network():
+    """Return a small network in float64 and its loss on one batch."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(40, 5).double(), torch.randn(40, 3).double()
+    model = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+    return model, lambda: 0.5 * (model(inputs) - targets).square().sum(1).mean()
+
+
+def flat(model):
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def hessian(model, loss, at):
+    """Return the Hessian at a vector of parameters, column by column, and put the parameters back."""
+    here = flat(model)
+    torch.nn.utils.vector_to_parameters(at, model.parameters())
+    parameters = list(model.parameters())
+    gradient = torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss(), parameters, create_graph=True)])
+    rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in gradient]
+    torch.nn.utils.vector_to_parameters(here, model.parameters())
+    return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+
+
+def largest_on_segment(model, loss, start, end):
+    """Return the largest size of a Hessian eigenvalue at 13 points of a segment."""
+    points = [start + gamma * (end - start) for gamma in np.linspace(0, 1, 13)]
+    return max(torch.linalg.eigvalsh(hessian(model, loss, point)).abs().max().item() for point in points)
+
+
 def test_clipped_steps_are_held_against_the_limit_as_long_as_they_are(tmp_path):
     clipped = traced(tmp_path / "clipped.h5", lr=0.6, clip=1.0)
     text = said(clipped)[0]["stable step"].text

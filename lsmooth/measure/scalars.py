@@ -18,8 +18,9 @@ NAMES = ("lsmooth/smoothness", "lsmooth/grad_norm", "lsmooth/2_over_lr")
 class Scalars:
     """Passes three scalars of each well measured step on: the global smoothness, the gradient norm, and 2 / lr.
 
-    Gradient descent on a quadratic is stable while its smoothness is below 2 / lr (the largest learning rate counts,
-    where parameter groups have several). Measurements come in from the thread that writes the trace, in blocks, and
+    Gradient descent on a quadratic cannot be stable where its smoothness is above 2 / lr (the largest learning rate
+    counts, where parameter groups have several). A smoothness below proves nothing: it is a lower bound of the largest
+    curvature. Measurements come in from the thread that writes the trace, in blocks, and
     are passed on by the training thread: whoever takes them need not expect another thread.
 
     Args:
