@@ -29,8 +29,11 @@ _RANK = 4
 _FILTERS = frozenset({h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
 # Deflate never makes data smaller than this many times.
 _MOST_DEFLATED = 1032
-# A chunk or table of this size is harmless whatever the file's own size.
+# A chunk of this size is harmless whatever the file's own size.
 _HARMLESS_BYTES = 1 << 20
+# Tables are read whole when a file is opened: bytes that are harmless, and more of them in proportion to the file.
+_HARMLESS_TABLE = 1 << 26
+_MOST_TABLE = 8
 _CLASSES = frozenset({h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING})
 _INTEGER = np.dtype("<i8")
 _FLOAT = np.dtype("<f8")
@@ -49,8 +52,9 @@ def inspect(file: h5py.File, path: Path, version: str) -> dict[str, h5py.Dataset
         KeyError, OSError, RuntimeError, ValueError: HDF5 finds it damaged.
     """
     try:
-        datasets = _datasets(file, os.stat(path).st_size)
-        _check_tables(datasets, _sizes(datasets), version)
+        size = os.stat(path).st_size
+        datasets = _datasets(file, size)
+        _check_tables(datasets, _sizes(datasets), version, _HARMLESS_TABLE + _MOST_TABLE * size)
         _check_fields(datasets, _sizes(datasets), version)
         return datasets
     except _UnlikeATraceError as error:
@@ -174,8 +178,8 @@ def _sizes(datasets: dict[str, h5py.Dataset]) -> dict[str, int]:
     return found
 
 
-def _check_tables(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], version: str) -> None:
-    """Refuse tables that are not along `step`, where their kinds or shapes are not a trace's."""
+def _check_tables(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], version: str, most: int) -> None:
+    """Refuse tables that are not along `step`, where their kinds, shapes or bytes (`most`) are not a trace's."""
     tables = {
         "gamma": (_FLOAT, ("gamma",)),
         "group": (_INTEGER, ("group",)),
@@ -185,6 +189,9 @@ def _check_tables(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], vers
     if "coordinate/coordinate" in datasets:
         names.append("coordinate/coordinate")
         tables |= {"coordinate/parameter": (_INTEGER, ("coordinate",)), "coordinate/index": (_INTEGER, ("coordinate",))}
+    for path in (*tables, *names):
+        _require(path in datasets, f"it has no {path}")
+        _require(datasets[path].nbytes <= most, f"{path} is larger than in any trace")
     for path, (kind, dims) in tables.items():
         _check_kind(datasets, path, kind, tuple(sizes[name] for name in dims))
     for path in names:

@@ -98,6 +98,12 @@ def made_of_others(file):
     file.create_virtual_dataset("loss", made)
 
 
+def swollen(file):
+    """A hundred kilobytes that become a hundred megabytes."""
+    texts = hostile.replaced(file, "parameter", shape=(10, 10**7), dtype="S1", chunks=(1, 10**7), compression="gzip")
+    texts[...] = b""
+
+
 def larger(name, rows):
     return lambda file: file[name].resize(rows, axis=0)
 
@@ -123,6 +129,7 @@ def larger(name, rows):
         (instead("gamma", data=[0.5, 0.6, 0.7]), "loss_along has not the dimensions step, gamma"),
         (instead("parameter_size", data=np.arange(4, dtype="i4")), "parameter_size has numbers of another kind"),
         (instead("parameter", data=np.arange(4)), "parameter holds no names"),
+        (swollen, "parameter is larger than in any trace"),
         (lambda file: file.__delitem__("recent/closed"), "it has no recent/closed"),
         (lambda file: file.__delitem__("coordinate/grad"), "it has no coordinate/grad"),
     ],
