@@ -17,7 +17,9 @@ import numpy as np
 
 from lsmooth.errors import TraceError
 from lsmooth.trace import layout
+from lsmooth.trace.chunk_index import claimed_chunks
 from lsmooth.trace.density import BINS_PER_DECADE, COPIES, GRAD_DECADES, SMOOTHNESS_DECADES
+from lsmooth.trace.disk import read_at
 from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, RECENT_GROUP, chunk_shape, fields_of
 from lsmooth.trace.recent import closed_items, dtype_of
 
@@ -26,6 +28,8 @@ _MOST_OBJECTS = 1000
 _DEEPEST = 3
 _MOST_ATTRIBUTES = 1000
 _RANK = 4
+# Bytes that a chunk takes at least, with its entry in the index.
+_LEAST_CHUNK = 16
 _FILTERS = frozenset({h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
 # Deflate never makes data smaller than this many times.
 _MOST_DEFLATED = 1032
@@ -56,6 +60,7 @@ def inspect(file: h5py.File, path: Path, version: str) -> dict[str, h5py.Dataset
         datasets = _datasets(file, size)
         _check_tables(datasets, _sizes(datasets), version, _HARMLESS_TABLE + _MOST_TABLE * size)
         _check_fields(datasets, _sizes(datasets), version)
+        _check_indexes(datasets, path, size)
         return datasets
     except _UnlikeATraceError as error:
         raise TraceError(
@@ -78,14 +83,12 @@ def _require(fine: bool, what: str) -> None:
 def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
     """Return all datasets by path; nothing that leads elsewhere is opened."""
     found: dict[str, h5py.Dataset] = {}
-    stored = 0
     _check_attributes(file.id, "the file")
     for path, item in _objects(file.id):
         _check_attributes(item, path)
         if isinstance(item, h5py.h5d.DatasetID):
-            stored += _check_storage(item, path, size)
+            _check_storage(item, path, size)
             found[path] = h5py.Dataset(item)
-    _require(stored <= size, "its datasets take more room than it has")
     return found
 
 
@@ -125,8 +128,8 @@ def _check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, path: str) ->
     _require(h5py.h5a.get_num_attrs(item) <= _MOST_ATTRIBUTES, f"{_short(path)} has too many attributes")
 
 
-def _check_storage(item: h5py.h5d.DatasetID, path: str, size: int) -> int:
-    """Refuse storage outside the file, foreign filters, and sizes that the file cannot hold; return stored bytes."""
+def _check_storage(item: h5py.h5d.DatasetID, path: str, size: int) -> None:
+    """Refuse storage outside the file, foreign filters, and sizes that the file cannot hold."""
     name = _short(path)
     plan = item.get_create_plist()
     kind = plan.get_layout()
@@ -140,23 +143,15 @@ def _check_storage(item: h5py.h5d.DatasetID, path: str, size: int) -> int:
     if numbers.get_class() == h5py.h5t.STRING:
         _require(not numbers.is_variable_str(), f"{name} has texts of variable length")
     _require(item.rank <= _RANK, f"{name} has too many dimensions")
-    width = numbers.get_size()
-    most = _MOST_DEFLATED * size + _HARMLESS_BYTES
+    held = math.prod(item.shape) * numbers.get_size()
     if kind == h5py.h5d.CHUNKED:
-        _require(math.prod(plan.get_chunk()) * width <= most, f"a chunk of {name} is larger than the file could hold")
-        stored: int = item.get_storage_size()
-    else:
-        stored = item.get_storage_size()
-        if not stored:
-            # A dimension without values of its own. Nobody reads it.
-            return 0
-        _require(math.prod(item.shape) * width <= size, f"{name} is larger than the file")
-    _require(stored <= size, f"{name} takes more room than the file has")
-    _require(
-        math.prod(item.shape) * width <= _MOST_DEFLATED * stored + _HARMLESS_BYTES,
-        f"{name} claims more values than the file could hold",
-    )
-    return stored
+        most = _MOST_DEFLATED * size + _HARMLESS_BYTES
+        chunk = math.prod(plan.get_chunk()) * numbers.get_size()
+        _require(chunk <= most, f"a chunk of {name} is larger than the file could hold")
+        _require(held <= most, f"{name} claims more values than the file could hold")
+    elif item.get_storage_size():
+        # Without storage it is a dimension that has no values, and nobody reads it.
+        _require(held <= size, f"{name} is larger than the file")
 
 
 def _short(path: str) -> str:
@@ -239,6 +234,21 @@ def _check_fields(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], vers
             dataset.chunks == chunk_shape(field, sizes) and dataset.maxshape == (None, *lengths),
             f"{field.name} is not cut into chunks as in a trace",
         )
+
+
+def _check_indexes(datasets: dict[str, h5py.Dataset], path: Path, size: int) -> None:
+    """Refuse indexes that claim more chunks than the file could hold: HDF5 walks through all that are claimed."""
+    claimed = 0
+    with open(path, "rb", buffering=0) as raw:
+        start = read_at(raw.fileno(), 20, 0)
+        _require(start[8:9] == b"\x03" and not any(start[12:20]), "its beginning is of another kind")
+        for field in layout.FIELDS:
+            if field.name in datasets:
+                try:
+                    claimed += claimed_chunks(raw.fileno(), h5py.h5o.get_info(datasets[field.name].id).addr)
+                except ValueError as error:
+                    raise _UnlikeATraceError(f"{field.name}: {error}") from None
+    _require(claimed <= size // _LEAST_CHUNK + CHUNK_STEPS, "it claims more chunks than it could hold")
 
 
 def _measured(datasets: dict[str, h5py.Dataset]) -> frozenset[str]:

@@ -160,7 +160,8 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
     try:
         datasets = inspect(file, path, version)
         # Of a file that was copied while it grew, the end may only be said to lie further on.
-        whole = missing is None or all_chunks_within(datasets.values(), missing[0])
+        fields = {field.name: datasets[field.name] for field in layout.FIELDS if field.name in datasets}
+        whole = missing is None or all_chunks_within(fields.values(), missing[0])
     except (TraceError, OSError, RuntimeError, KeyError, ValueError) as error:
         if missing is None:
             raise
@@ -168,7 +169,6 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
     if missing is not None and not whole:
         raise _cut_short(path, *missing)
     check_header_sum(file)
-    fields = frozenset(field.name for field in layout.FIELDS if field.name in datasets)
     return Contents(
         format_version=version,
         metadata=read_metadata(file),
@@ -176,7 +176,7 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
         parameter_sizes=file["parameter_size"][:],
         gammas=file["gamma"][:],
         coordinate_names=read_names(file["coordinate/coordinate"]) if "coordinate/grad" in fields else [],
-        fields=fields,
+        fields=frozenset(fields),
     )
 
 

@@ -135,7 +135,7 @@ def _is_ours(head: bytes) -> bool:
         len(head) == _SIZE
         and head[:8] == _SIGNATURE
         and head[_VERSION_AT] == 3
-        and _lookup3(head[:_CHECKSUM_AT]).to_bytes(4, "little") == head[_CHECKSUM_AT:]
+        and lookup3(head[:_CHECKSUM_AT]).to_bytes(4, "little") == head[_CHECKSUM_AT:]
     )
 
 
@@ -145,14 +145,14 @@ def _mended(head: bytes, end: int) -> bytes | None:
         return None
     body = head[:_FLAGS_AT] + b"\0" + head[_FLAGS_AT + 1 : _END.start] + end.to_bytes(8, "little")
     body += head[_END.stop : _CHECKSUM_AT]
-    return body + _lookup3(body).to_bytes(4, "little")
+    return body + lookup3(body).to_bytes(4, "little")
 
 
 def _rotated(value: int, bits: int) -> int:
     return (value << bits | value >> (32 - bits)) & _MASK
 
 
-def _lookup3(data: bytes) -> int:
+def lookup3(data: bytes) -> int:
     """Return the checksum that HDF5 puts behind its metadata: Bob Jenkins' lookup3 (2006), little-endian, seed 0."""
     a = b = c = (0xDEADBEEF + len(data)) & _MASK
     while len(data) > 12:

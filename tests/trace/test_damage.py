@@ -210,7 +210,7 @@ def test_newer_major_version_names_who_reads_it(tmp_path, version):
 
 def test_newer_minor_version_with_more_datasets_is_read(tmp_path, monkeypatch):
     path = tmp_path / "run.h5"
-    more = (layout.Field("curvature", ("step", "parameter"), "real", "1", "not known yet"), *layout.FIELDS)
+    more = (layout.Field("not_known_yet", ("step", "parameter"), "real", "1", "not known yet"), *layout.FIELDS)
     made = header(format_version="1.7")
     with monkeypatch.context() as later:
         later.setattr(layout, "FIELDS", more)

@@ -157,7 +157,7 @@ def test_attributes_of_other_kinds_are_refused(folder, sound, name, value, reaso
 def test_what_a_later_format_adds_may_be_there(folder, sound):
     def edit(file, generator, place):
         file.create_dataset(
-            "curvature", shape=(70, 4), maxshape=(None, 4), chunks=(32, 4), dtype="f4", data=np.ones((70, 4))
+            "not_known_yet", shape=(70, 4), maxshape=(None, 4), chunks=(32, 4), dtype="f4", data=np.ones((70, 4))
         )
         file.create_dataset("later/note", data=np.arange(5))
         file.attrs["later"] = 1.5
