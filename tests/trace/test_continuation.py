@@ -9,6 +9,11 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
 
+OF_THE_ENDPOINT = sorted(
+    {field.name for field in header().fields()} - {f.name for f in header(endpoint=False).fields()}
+)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run.h5"
@@ -74,7 +79,7 @@ def test_continuing_refuses_a_checkpoint_of_another_run_or_too_late(path):
         ({"parameter_sizes": (10, 11, 12, 99)}, "head.weight has 13 elements there and 99 here"),
         ({"gammas": (0.25, 0.75)}, "its gammas are 0.25, 0.5, this run's are 0.25, 0.75"),
         ({"gammas": (0.5,)}, "its gammas are 0.25, 0.5, this run's are 0.5"),
-        ({"endpoint": False}, "only one of the two has coordinate/grad_next, loss_next"),
+        ({"endpoint": False}, f"only one of the two has {', '.join(OF_THE_ENDPOINT)}"),
         ({"coordinates": 2}, "it follows other coordinates"),
         ({"coordinates": 0}, "only one of the two has coordinate/displacement"),
         ({"groups": 1}, "its optimizer has another number of parameter groups"),
