@@ -8,7 +8,6 @@ from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
-
 OF_THE_ENDPOINT = sorted(
     {field.name for field in header().fields()} - {f.name for f in header(endpoint=False).fields()}
 )
