@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,14 +40,41 @@ from lsmooth.measure.recording import Recording
 from lsmooth.measure.scalars import Scalars
 from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.closures import Closure
+from lsmooth.trace.background import wait_for_closed_writers
 from lsmooth.trace.writer import Mode
 
 # Compiling `optimizer.step` is not to trace hooks. As in torch's own optimizers, this imports the compiler when a hook
 # is first called; `torch.compiler.disable` would import it here.
 _untraced = getattr(torch, "_disable_dynamo", lambda function: function)
 
-# Who measures which model in this process: one call of `backward` serves every recorder on the model.
-_ATTACHED_IN_PROCESS: weakref.WeakKeyDictionary[nn.Module, list[Recorder]] = weakref.WeakKeyDictionary()
+# Recorders at work in this process. None is kept alive, and no model: a notebook's cell may be run again.
+_OPEN_IN_PROCESS: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_numbers = itertools.count()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what a script ends without closing."""
+    for recorder in list(_OPEN_IN_PROCESS):
+        recorder.close()
+
+
+def _attached_to(model: nn.Module) -> list[Recorder]:
+    """Return the recorders on a model, oldest first: one call of `backward` serves them all."""
+    recorders = [recorder for recorder in list(_OPEN_IN_PROCESS) if recorder._subject.model is model]
+    return sorted(recorders, key=lambda recorder: recorder._number)
+
+
+def _taken_over(path: str | os.PathLike[str], mode: Mode) -> str:
+    """Return a path that no recorder of this process writes to any more, if what is there is to be replaced."""
+    path = os.fspath(path)
+    if mode == "w":
+        place = os.path.realpath(path)
+        for recorder in list(_OPEN_IN_PROCESS):
+            if recorder._place == place:
+                recorder.close()
+        wait_for_closed_writers(place)
+    return path
 
 
 class Recorder:
@@ -119,7 +147,8 @@ class Recorder:
         mode: Mode = "x",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self._path = os.fspath(path)
+        self._path = _taken_over(path, mode)
+        self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
         self._settings = settings = Settings.checked(
             subject.device, every, gammas, endpoint, coordinates, seed, probe, norms, densities, cuda_graphs
@@ -144,13 +173,11 @@ class Recorder:
         self._watch = Watch(self._attempts, ranks.context)
         self._step: Step | None = None
         self._open = True
-        _ATTACHED_IN_PROCESS.setdefault(subject.model, []).append(self)
         self._hooks = [
             subject.optimizer.register_step_pre_hook(self._before_step),
             subject.optimizer.register_step_post_hook(self._after_step),
         ]
-        # A script may end without closing its recorder.
-        atexit.register(self.close)
+        _OPEN_IN_PROCESS.add(self)
 
     # --- what the training loop calls ---
 
@@ -170,7 +197,7 @@ class Recorder:
         Raises:
             RecorderError: The closure returns no scalar loss, or the step cannot be measured.
         """
-        recorders = _ATTACHED_IN_PROCESS.get(self._subject.model, [])
+        recorders = _attached_to(self._subject.model)
         with _unwatched(recorders):
             attempts = [recorder._attempts for recorder in recorders]
             return run_backward(closure, scaler, attempts, self._ranks.context())
@@ -273,20 +300,24 @@ class Recorder:
 
     def close(self) -> None:
         """Detach from the loop and finish the trace; the loop can go on without the recorder."""
-        if not self._open:
+        self._close()
+
+    def __del__(self) -> None:
+        # Garbage is collected in the middle of anything, so that nothing is waited for.
+        self._close(wait=False)
+
+    def _close(self, *, wait: bool = True) -> None:
+        if not getattr(self, "_open", False):
             return
         self._open = False
         self._watch.close()
-        atexit.unregister(self.close)
+        _OPEN_IN_PROCESS.discard(self)
         for hook in self._hooks:
             hook.remove()
-        recorders = _ATTACHED_IN_PROCESS.get(self._subject.model, [])
-        if self in recorders:
-            recorders.remove(self)
         self._step = None
         self._attempts.close()
         self._instrument.close()
-        self._recording.close(self.step)
+        self._recording.close(self.step, wait=wait)
 
     def __enter__(self) -> Recorder:
         return self

@@ -34,7 +34,8 @@ class SmoothnessCallback(Callback):
     steps: `self.log` does nothing then, and metrics of torchmetrics are put back. What else it does (writing to a
     logger directly, appending to lists) it can leave out while `lsmooth.replay.replaying()`.
 
-    A run that is resumed from a checkpoint goes on in the trace it left.
+    A run that is resumed from a checkpoint goes on in the trace it left. A run that starts over (another `fit()`, a
+    smaller batch after running out of memory) replaces what this callback has written.
 
     Args:
         path: Where the trace goes.
@@ -69,7 +70,8 @@ class SmoothnessCallback(Callback):
         if not pl_module.automatic_optimization:
             raise RecorderError(
                 f"{type(pl_module).__name__} optimizes by hand (automatic_optimization=False), where the callback "
-                "cannot tell which losses belong to a step; use lsmooth.Recorder in its training_step."
+                "cannot tell which losses belong to a step; make an lsmooth.Recorder in on_train_start, and use "
+                "recorder.backward(closure) in place of self.manual_backward(loss)."
             )
         # Subclasses of these (as DeepSpeed's is) own gradients and steps.
         if type(strategy) not in (DDPStrategy, SingleDeviceStrategy):
@@ -77,10 +79,18 @@ class SmoothnessCallback(Callback):
                 f"{type(strategy).__name__} is not measured; use the strategy 'ddp', or lsmooth.Recorder in a loop of "
                 "your own over fully_shard."
             )
+        if len(trainer.optimizers) != 1:
+            raise RecorderError(
+                f"The Trainer has {len(trainer.optimizers)} optimizers, and the callback measures one; make an "
+                "lsmooth.Recorder in on_train_start for each that is to be measured."
+            )
         (optimizer,) = trainer.optimizers
         checkpoint, self._checkpoint = self._checkpoint, None
         resumed = trainer.global_step > 0
         mode: Mode = "a" if resumed and self._mode == "x" else self._mode
+        if not resumed and self.recorder is not None:
+            # The last attempt's file is this callback's own.
+            mode = "w"
         self.recorder = Recorder(strategy.model or pl_module, optimizer, self._path, mode=mode, **self._arguments)
         if resumed:
             self.recorder.load_state_dict(checkpoint or {"step": trainer.global_step})

@@ -31,7 +31,8 @@ class SmoothnessCallback(TrainerCallback):
     is the loss's own, before `max_grad_norm` clips it. `compute_loss` is called again at measured steps; one of your
     own that does more than compute a loss can ask `lsmooth.replay.replaying()`.
 
-    A run that is resumed from a checkpoint goes on in the trace it left.
+    A run that is resumed from a checkpoint goes on in the trace it left. A run that starts over (another `train()`, a
+    smaller batch after running out of memory) replaces what this callback has written.
 
     Args:
         path: Where the trace goes.
@@ -72,6 +73,9 @@ class SmoothnessCallback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         resumed = state.global_step > 0
         mode: Mode = "a" if resumed and self._mode == "x" else self._mode
+        if not resumed and self.recorder is not None:
+            # The last attempt's file is this callback's own.
+            mode = "w"
         self.recorder = Recorder(trainer.model_wrapped, optimizer, self._path, mode=mode, **self._arguments)
         if resumed:
             self.recorder.load_state_dict({"step": state.global_step})

@@ -110,10 +110,10 @@ class Recording:
         self._writer.wait()
         self.handover.tell()
 
-    def close(self, next_step: int) -> None:
-        """Finish the trace."""
+    def close(self, next_step: int, *, wait: bool = True) -> None:
+        """Finish the trace; without `wait`, soon after."""
         self.handover.flush()
-        self._writer.close(next_step)
+        self._writer.close(next_step, wait=wait)
         self.handover.tell()
 
     def state(self) -> dict[str, Any]:

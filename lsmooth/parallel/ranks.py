@@ -236,5 +236,5 @@ class SilentWriter:
     def wait(self) -> None:
         """Return at once."""
 
-    def close(self, next_step: int | None = None) -> None:
+    def close(self, next_step: int | None = None, *, wait: bool = True) -> None:
         """Return at once."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ class BackgroundWriter:
 
     Attributes:
         failure: Why nothing more is written, None while blocks are written.
+        closing: Whether it has been told to close the file.
     """
 
     def __init__(self, writer: TraceWriter) -> None:
@@ -33,14 +36,22 @@ class BackgroundWriter:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._problems: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting = 0
-        self._waiting_lock = threading.Lock()
+        # A recorder may be collected as garbage, and closed, wherever Python runs.
+        self._waiting_lock = threading.RLock()
         self._dropped: list[int] = []
         self._next_step: int | None = None
+        self.closing = False
         self.failure = writer.refusal
         if self.failure is not None:
             self._problems.put(f"Nothing of this run is recorded, and training goes on: {self.failure}")
         self._thread = threading.Thread(target=self._run, name="lsmooth-writer", daemon=True)
         self._thread.start()
+        _AT_WORK.add(self)
+
+    @property
+    def place(self) -> str:
+        """The path of the file, with links resolved."""
+        return os.path.realpath(self._writer.path)
 
     def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
         """Hand over a block, or drop it where too much waits already.
@@ -79,12 +90,19 @@ class BackgroundWriter:
         while self._thread.is_alive() and not done.wait(1.0):
             pass
 
-    def close(self, next_step: int | None = None) -> None:
-        """Write what is left and close the file; see `TraceWriter.close`."""
+    def close(self, next_step: int | None = None, *, wait: bool = True) -> None:
+        """Write what is left and close the file; see `TraceWriter.close`. Without `wait`, soon after."""
         self._next_step = next_step
+        self.closing = True
         self._queue.put((None, 0))
+        if not wait:
+            return
         self._thread.join()
         self._tell_dropped()
+
+    def join(self) -> None:
+        """Return when the thread has ended."""
+        self._thread.join()
 
     def _tell_dropped(self) -> None:
         dropped, self._dropped = self._dropped, []
@@ -124,3 +142,14 @@ class BackgroundWriter:
                 "readable."
             )
             self.failure = f"{failure}."
+
+
+_AT_WORK: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
+
+
+def wait_for_closed_writers(path: str) -> None:
+    """Return when writers of this process that were told to close the file at a path, and not waited for, have."""
+    place = os.path.realpath(path)
+    for writer in list(_AT_WORK):
+        if writer.place == place and writer.closing:
+            writer.join()

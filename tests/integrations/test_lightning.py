@@ -1,5 +1,6 @@
 """Lightning's Trainer: nothing changes, nothing is logged twice, and the numbers are those of a loop by hand."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -218,3 +219,79 @@ def test_optimization_by_hand_is_refused(tmp_path):
     with pytest.raises(lsmooth.LsmoothError, match="optimizes by hand"):
         trainer_for(tmp_path, [SmoothnessCallback(tmp_path / "run.h5")]).fit(ByHand(), loader())
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_another_fit_takes_over_the_trace_of_the_last(tmp_path):
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3 and self.fails:
+                raise FloatingPointError("mine")
+            return super().training_step(batch, batch_idx)
+
+    callback = SmoothnessCallback(tmp_path / "run.h5", every=1)
+    for fails in (True, False):
+        module = Fails()
+        module.fails = fails
+        trainer = trainer_for(tmp_path, [callback], max_epochs=1)
+        with pytest.raises(FloatingPointError) if fails else contextlib.nullcontext():
+            trainer.fit(module, loader())
+        with lsmooth.Trace(tmp_path / "run.h5") as trace:
+            assert len(trace) == (3 if fails else 12)
+
+
+def test_a_step_that_returns_none_for_a_loss_that_is_not_finite(tmp_path):
+    """At a point of the segment the replay finds none either: the step is flagged, and training goes on."""
+
+    class Passes(Module):
+        def training_step(self, batch, batch_idx):
+            loss = 1e3 * self.net(batch[0]).square().mean()
+            return loss if torch.isfinite(loss) else None
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e25)
+
+        def on_train_epoch_end(self):
+            pass
+
+    trainer = trainer_for(tmp_path, [SmoothnessCallback(tmp_path / "run.h5", every=1)], max_epochs=1)
+    trainer.fit(Passes(dropout=0.0), loader())
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts().get("measured", 0) == 0
+        assert trace.status_counts()["non_finite"] >= 1
+
+
+@pytest.mark.parametrize("how", ["backward", "watch"])
+def test_a_recorder_inside_of_a_module_that_optimizes_by_hand(how, tmp_path):
+    class ByHand(Module):
+        def __init__(self):
+            super().__init__(dropout=0.0)
+            self.automatic_optimization = False
+            self.held = []
+
+        def on_train_start(self):
+            recorder = lsmooth.Recorder(self, self.optimizers().optimizer, tmp_path / f"{how}.h5")
+            compute = self.loss if how == "backward" else recorder.watch(self.loss)
+            self.held += [recorder, compute]
+
+        def loss(self, batch):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def training_step(self, batch, batch_idx):
+            recorder, compute = self.held
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            if how == "backward":
+                recorder.backward(lambda: compute(batch))
+            else:
+                self.manual_backward(compute(batch))
+            optimizer.step()
+
+        def on_train_end(self):
+            self.held[0].close()
+
+        def on_train_epoch_end(self):
+            pass
+
+    trainer_for(tmp_path, max_epochs=1).fit(ByHand(), loader())
+    with lsmooth.Trace(tmp_path / f"{how}.h5") as trace:
+        assert trace.status_counts() == {"measured": 12}

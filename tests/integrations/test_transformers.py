@@ -212,3 +212,27 @@ def test_an_existing_trace_is_refused_before_a_step_is_taken(tmp_path):
         trainer.train()
     assert (tmp_path / "run.h5").read_text() == "mine"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_another_attempt_takes_over_the_trace_of_the_last(tmp_path):
+    """`auto_find_batch_size` starts over when memory is out; a notebook calls `train` again."""
+
+    class TooLarge(transformers.GPT2LMHeadModel):
+        def forward(self, input_ids=None, labels=None, **inputs):
+            if self.training and len(input_ids) > 2 and started:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+            started.append(len(input_ids))
+            return super().forward(input_ids=input_ids, labels=labels, **inputs)
+
+    started = []
+    model = TooLarge(gpt2().config)
+    callback = SmoothnessCallback(tmp_path / "run.h5", every=1)
+    trainer = trainer_for(tmp_path / "out", model, [callback], auto_find_batch_size=True, max_steps=4)
+    for _ in range(2):
+        trainer.train()
+        with lsmooth.Trace(tmp_path / "run.h5") as trace:
+            assert trace.steps.tolist() == [0, 1, 2, 3]
+            assert trace.status_counts() == {"measured": 4}
+    # Another callback's file is not its own.
+    with pytest.raises(lsmooth.LsmoothError, match="exists already"):
+        trainer_for(tmp_path / "out", gpt2(), [SmoothnessCallback(tmp_path / "run.h5")]).train()

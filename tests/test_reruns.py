@@ -1,0 +1,104 @@
+"""Notebooks and sweeps: a second attempt takes over, and what is gone holds neither a file nor a model."""
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from loops import batches, classify, mlp, sgd
+
+import lsmooth
+from lsmooth.errors import TraceError
+
+
+def attempt(path, mode="w", *, watch=False, fail=True, steps=3):
+    """One run of a cell: returns a weak reference to its model, everything else being out of reach."""
+    model = mlp()
+    optimizer = sgd(model)
+    recorder = lsmooth.Recorder(model, optimizer, path, mode=mode)
+    if watch:
+        criterion = recorder.watch(model, torch.nn.CrossEntropyLoss())
+    for x, y in batches(steps):
+        optimizer.zero_grad()
+        if watch:
+            criterion(model(x), y).backward()
+        else:
+            recorder.backward(lambda x=x, y=y: classify(model, x, y))
+        optimizer.step()
+    return weakref.ref(model), recorder if not fail else None
+
+
+def writers():
+    return [thread for thread in threading.enumerate() if thread.name == "lsmooth-writer"]
+
+
+def wait_until(condition):
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_recorder_out_of_reach_finishes_its_trace_and_keeps_no_model(watch, tmp_path):
+    before = len(writers())
+    models = [attempt(tmp_path / f"{i}.h5", watch=watch)[0] for i in range(3)]
+    # The last rows are on their way to the writer's thread.
+    assert wait_until(lambda: gc.collect() >= 0 and [model() for model in models] == [None] * 3)
+    assert wait_until(lambda: len(writers()) == before)
+    for i in range(3):
+        with lsmooth.Trace(tmp_path / f"{i}.h5") as trace:
+            assert trace.status_counts() == {"measured": 3}
+
+
+def test_an_open_recorder_gives_way_to_another_that_replaces_its_file(tmp_path):
+    model, first = attempt(tmp_path / "run.h5", fail=False)
+    kept = model()
+    _, second = attempt(tmp_path / "run.h5", fail=False, steps=5)
+    assert "closed" in repr(first)
+    assert "next step 5" in repr(second)
+    second.close()
+    # The first loop can go on, without being measured.
+    x, y = batches(1)[0]
+    first.backward(lambda: classify(kept, x, y))
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert len(trace) == 5
+
+
+def test_by_way_of_a_link_too(tmp_path):
+    _, first = attempt(tmp_path / "run.h5", fail=False)
+    (tmp_path / "link.h5").symlink_to(tmp_path / "run.h5")
+    _, second = attempt(tmp_path / "link.h5", fail=False)
+    assert "closed" in repr(first)
+    second.close()
+
+
+@pytest.mark.parametrize("mode", ["x", "a"])
+def test_other_modes_take_nothing_away(mode, tmp_path):
+    _, first = attempt(tmp_path / "run.h5", fail=False)
+    with pytest.raises(TraceError):
+        attempt(tmp_path / "run.h5", mode)
+    assert "next step 3" in repr(first)
+    first.close()
+
+
+def test_a_sweep_whose_trials_raise(tmp_path):
+    def trial(number):
+        attempt(tmp_path / "sweep.h5", steps=number + 1)
+        raise FloatingPointError(f"trial {number}")
+
+    errors = []
+    for number in range(4):
+        try:
+            trial(number)
+        except FloatingPointError as error:
+            # With the error, its frames are kept, and all that they hold.
+            errors.append(error)
+    with lsmooth.Trace(tmp_path / "sweep.h5") as trace:
+        assert trace.status_counts() in ({"measured": 4}, {})
+    errors.clear()
+    gc.collect()
+    assert wait_until(lambda: len(lsmooth.Trace(tmp_path / "sweep.h5")) == 4)
