@@ -30,6 +30,10 @@ class RecorderError(LsmoothError):
     """A training loop does something that the recorder cannot follow."""
 
 
+class InputChangedError(RecorderError):
+    """What a loss was computed from has changed since, so that it cannot be evaluated again as it was."""
+
+
 class DataError(LsmoothError):
     """A data set is not where it was looked for, or is not what its name says."""
 

@@ -185,7 +185,8 @@ class Recorder:
         """Run `closure`, then backward from the loss it returns, in place of `loss.backward()`.
 
         Several calls before one `optimizer.step()` accumulate gradients. The closure is evaluated again at measured
-        steps, so what it does besides computing the loss (appending to lists, drawing a batch) happens again too.
+        steps, and what it changes then (variables, attributes, small containers, tensors) is put back; what else it
+        does (drawing from an iterator, writing to a file) happens again, unless `lsmooth.replay.replaying()` stops it.
 
         Args:
             closure: Runs the forward pass and returns the loss, or a tuple whose first item is the loss.

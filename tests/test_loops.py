@@ -15,7 +15,7 @@ from torch import nn
 import lsmooth
 from lsmooth.instrument import Instrument
 from lsmooth.measure.handover import Handover
-from lsmooth.replay.closures import reached
+from lsmooth.replay.reach import reached
 from lsmooth.trace.layout import Status
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -212,10 +212,12 @@ def test_looking_for_networks_follows_no_proxy_and_reads_no_data():
     recursive = {"itself": None, "networks": (model,)}
     recursive["itself"] = recursive
     model.teachers = [hidden]
-    assert reached(model) == ([model, hidden], [])
+    assert reached(model).models == [model, hidden]
     del model.teachers
     loader = SimpleNamespace(sampler=SimpleNamespace(generator=random.Random(1)))
-    assert reached(lambda: (dead, data, recursive, loader)) == ([model], [])
+    found = reached(lambda: (dead, data, recursive, loader))
+    assert found.models == [model]
+    assert found.generators == []
 
 
 class Noisy(nn.Module):

@@ -397,26 +397,27 @@ def test_an_exception_in_a_replay_leaves_everything_as_after_the_step(kind, at, 
         optimizer = sgd(model, momentum=0.9)
         watch = Recorded(tmp_path / f"{at}.h5") if record else Bare()
         watch.attach(model, optimizer)
-        calls = [0]
+        # Replays put back what a closure has counted in a list or an object, but not in a class.
+        calls = type("Calls", (), {"made": 0})
         for x, y in batches(3):
 
             def closure(x=x, y=y):
-                calls[0] += 1
+                calls.made += 1
                 # Evaluations of the first step: the step's own, one at x_t, five between, one at x_{t+1}.
-                if record and calls[0] == at:
+                if record and calls.made == at:
                     torch.rand(1), np.random.rand(), random.random()
                     raise kind
                 return classify(model, x, y)
 
             optimizer.zero_grad()
-            if record and at == 1 and calls[0] == 0:
+            if record and at == 1 and calls.made == 0:
                 # The step's own forward pass fails, as it would without a recorder.
                 with pytest.raises(kind):
                     watch.backward(closure)
                 watch.end()
                 return None
             watch.backward(closure)
-            fails = record and 2 <= at <= 8 and calls[0] == 1
+            fails = record and 2 <= at <= 8 and calls.made == 1
             # Where not even x_t can be evaluated again, nothing can be measured, which the first step says.
             if fails and (kind is KeyboardInterrupt or at == 2):
                 with pytest.raises(kind):
@@ -633,11 +634,12 @@ def test_parameters_changed_between_backward_and_step_are_flagged(tmp_path, mode
 @pytest.mark.parametrize("edit", ["in place", "past the version counter"])
 def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on(edit, tmp_path, model, device):
     optimizer = sgd(model)
-    evaluations = []
+    # Replays put back what a closure has appended to a list, but not what a class has counted.
+    evaluations = type("Evaluations", (), {"made": 0})
 
     def step(recorder, x, y):
         def closure():
-            evaluations.append(1)
+            evaluations.made += 1
             return classify(model, x, y)
 
         optimizer.zero_grad()
@@ -651,9 +653,9 @@ def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on
     counts, expected = [], []
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", gammas=(0.5,), endpoint=False) as recorder:
         for x, y in batches(3):
-            evaluations.clear()
+            evaluations.made = 0
             expected.append(step(recorder, x, y))
-            counts.append(len(evaluations))
+            counts.append(evaluations.made)
             recorder.flush()
     trace = lsmooth.Trace(tmp_path / "run.h5")
     first = 0

@@ -15,7 +15,7 @@ from lsmooth.errors import RecorderError
 from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import counted_arrivals
-from lsmooth.replay.closures import Closure, frozen
+from lsmooth.replay.closures import Closure
 from lsmooth.replay.microbatch import Microbatch, detached, loss_of, reachable_leaves
 from lsmooth.replay.outside import made_outside
 from lsmooth.replay.state import Surroundings
@@ -25,7 +25,7 @@ from lsmooth.replay.state import Surroundings
 class _Prepared:
     """What it takes to evaluate a closure again, and who collects its backward pass."""
 
-    fresh: Callable[[], Closure]
+    closure: Closure
     surroundings: Surroundings
     attempts: list[Attempts]
 
@@ -75,7 +75,6 @@ def _prepared(
     """Begin a measured step for recorders; return None where it is none for any of them."""
     begun: list[Attempts] = []
     surroundings: Surroundings | None = None
-    fresh = frozen(closure)
     for attempt in attempts:
         with attempt.contained():
             if surroundings is None:
@@ -85,20 +84,22 @@ def _prepared(
                 )
             attempt.begin()
             begun.append(attempt)
-    return _Prepared(fresh, surroundings, begun) if surroundings is not None and begun else None
+    return _Prepared(closure, surroundings, begun) if surroundings is not None and begun else None
 
 
 def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
     """Run backward from the loss that a closure has returned, and collect it for the recorders."""
     parameters = list(dict.fromkeys(p for attempt in prepared.attempts for p in attempt.subject.parameters))
+    # Before backward, so that copies that are not needed are gone when gradients come.
+    surroundings = prepared.surroundings.without_unchanged()
     leaves = tuple(reachable_leaves(loss))
     outside = made_outside(closure, loss)
-    fresh = prepared.fresh if outside is None else functools.partial(_refused, outside)
+    again = prepared.closure if outside is None else functools.partial(_refused, outside)
     scale = factor_of(scaler, loss.device)
     versions = [attempt.versions() for attempt in prepared.attempts]
     with counted_arrivals(parameters) as arrivals:
         (loss if scaler is None else scaler.scale(loss)).backward()
-    microbatch = Microbatch(fresh, prepared.surroundings.without_unchanged(), scale)
+    microbatch = Microbatch(again, surroundings, scale)
     backward = BackwardPass((microbatch,), (loss.detach(),), arrivals, leaves)
     for attempt, before in zip(prepared.attempts, versions, strict=True):
         with attempt.contained():
@@ -106,7 +107,7 @@ def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.
             attempt.collect(backward)
 
 
-def _refused(sentence: str) -> Closure:
+def _refused(sentence: str) -> Tensor:
     """Stand in for a closure that cannot be evaluated again: training goes on until that is asked for."""
     raise RecorderError(sentence)
 

@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
 from lsmooth.loop.losses import Choice, loss_in
-from lsmooth.replay.closures import Closure, frozen
+from lsmooth.replay.closures import Closure
 from lsmooth.replay.microbatch import reachable_leaves
+from lsmooth.replay.objects import ObjectState
 from lsmooth.replay.redone import CannotBeRedone, Output, Recipe, calls_of, made_of, make, rebuilt, tensors_in
 from lsmooth.replay.state import Surroundings
 
@@ -62,7 +63,7 @@ class Recall:
         refusal: str | None,
     ) -> None:
         self.surroundings = surroundings
-        self._fresh = frozen(function)
+        self._function = function
         self._arguments = arguments
         self._during_replay = during_replay
         self._number = next(self._numbers)
@@ -71,8 +72,6 @@ class Recall:
         self._refusal = refusal
         self._began_at = _versions(surroundings)
         self._ended_at: dict[Tensor, int] = {}
-        self._inputs = [item for item in pytree.tree_leaves(arguments) if isinstance(item, Tensor)]
-        self._versions = [item._version for item in self._inputs]
 
     def ended(self) -> None:
         """Take note that the call has returned."""
@@ -84,28 +83,23 @@ class Recall:
         """The first of the calls that have to be made again, whose surroundings are theirs all."""
         return self._chain()[0]
 
-    def thawed(self, choose: Choice | None) -> Callable[[], Closure]:
-        """Return a factory of closures that make the call again, those before it too, and return its loss."""
+    def closure(self, choose: Choice | None) -> Closure:
+        """Return a closure that makes the call again, those before it too, and returns its loss."""
+        chain = self._chain()
+        changes = [None, *(_changed(before, call) for before, call in itertools.pairwise(chain))]
 
-        def thaw() -> Closure:
-            chain = self._chain()
-            changes = [_changed(before, call) for before, call in itertools.pairwise(chain)]
-            functions = [call._fresh() for call in chain]
+        def closure() -> Tensor:
+            outputs: dict[Recall, Any] = {}
+            if len(chain) == 1:
+                return _loss_of_replay(self._again(outputs), choose)
+            for call, change in zip(chain, changes, strict=True):
+                if change is not None:
+                    change.restore()
+                with call.surroundings.contexts.restored():
+                    outputs[call] = call._again(outputs)
+            return _loss_of_replay(outputs[self], choose)
 
-            def closure() -> Tensor:
-                outputs: dict[Recall, Any] = {}
-                if len(chain) == 1:
-                    return _loss_of_replay(self._again(functions[0], outputs), choose)
-                for call, function, change in zip(chain, functions, [None, *changes], strict=True):
-                    if change is not None:
-                        change.restore()
-                    with call.surroundings.autocast.restored():
-                        outputs[call] = call._again(function, outputs)
-                return _loss_of_replay(outputs[self], choose)
-
-            return closure
-
-        return thaw
+        return closure
 
     def _chain(self) -> list[Recall]:
         """Return the call and all before it, in the order in which they were made."""
@@ -114,15 +108,10 @@ class Recall:
             found.update(dict.fromkeys(call._chain()))
         return sorted(found, key=lambda call: call._number)
 
-    def _again(self, function: Callable[..., Any], outputs: Mapping[Recall, Any]) -> Any:
+    def _again(self, outputs: Mapping[Recall, Any]) -> Any:
         """Make the call again, now that those before it have been made."""
         if self._refusal is not None:
             raise RecorderError(self._refusal)
-        if [item._version for item in self._inputs] != self._versions:
-            raise RecorderError(
-                "An input of the loss was overwritten in place before optimizer.step(), so that the loss cannot be "
-                "evaluated again; give each batch tensors of its own."
-            )
         args, kwargs = _containers_copied(self._arguments)
         if self._remakes:
             made: dict[Recipe, Tensor] = {}
@@ -130,16 +119,16 @@ class Recall:
 
             def fresh(value: _Made) -> Tensor:
                 # The casts of autocast stand in the graph themselves.
-                with torch.autocast(self.surroundings.autocast.devices[-1][0], enabled=False):
+                with torch.autocast(self.surroundings.contexts.autocast.devices[-1][0], enabled=False):
                     return make(value.recipe, returned.__getitem__, made)
 
             args, kwargs = rebuilt((args, kwargs), _Made, fresh)
         with self._during_replay():
-            return function(*args, **kwargs)
+            return self._function(*args, **kwargs)
 
 
 def _versions(surroundings: Surroundings) -> dict[Tensor, int]:
-    return {buffer: buffer._version for _, _, buffer, _ in surroundings.modules.buffers}
+    return {buffer: buffer._version for buffer, _, _ in surroundings.modules.contents}
 
 
 def _changed(before: Recall, call: Recall) -> Surroundings:
@@ -149,8 +138,9 @@ def _changed(before: Recall, call: Recall) -> Surroundings:
     """
     modules = call.surroundings.modules
     then, now = before._ended_at, call._began_at
-    buffers = tuple(entry for entry in modules.buffers if then.get(entry[2], now[entry[2]]) != now[entry[2]])
-    return replace(call.surroundings, modules=replace(modules, buffers=buffers))
+    contents = tuple(entry for entry in modules.contents if then.get(entry[0], now[entry[0]]) != now[entry[0]])
+    # What objects hold since the call before, that call has put there, in the replay, too.
+    return replace(call.surroundings, modules=replace(modules, contents=contents), objects=ObjectState(()))
 
 
 class OutputsOfCalls:

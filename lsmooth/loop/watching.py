@@ -26,15 +26,16 @@ from lsmooth.loop.recalls import Context, OutputsOfCalls, Recall
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import count_arrivals
 from lsmooth.replay.closures import Closure
+from lsmooth.replay.contexts import ContextState
 from lsmooth.replay.microbatch import Microbatch, reachable_leaves, replaying
-from lsmooth.replay.state import AutocastState, Surroundings
+from lsmooth.replay.state import Surroundings
 
 
 @dataclass(frozen=True)
 class _Call:
     """A call of a watched function that has returned a loss."""
 
-    closure: Callable[[], Closure]
+    closure: Closure
     surroundings: Surroundings
     loss: Tensor
     leaves: list[Tensor]
@@ -44,7 +45,7 @@ class _Call:
 class _Backward:
     """A backward pass in progress: the watched losses that it started from, and what it has delivered so far."""
 
-    calls: list[tuple[_Call, Tensor, AutocastState]] = field(default_factory=list)
+    calls: list[tuple[_Call, Tensor, ContextState]] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     arrivals: dict[Tensor, int] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
@@ -249,7 +250,7 @@ class Watch:
         call = None
         if begun is not None:
             begun.ended()
-            closure, surroundings = begun.thawed(choose), begun.first.surroundings
+            closure, surroundings = begun.closure(choose), begun.first.surroundings
             call = _Call(closure, surroundings, loss.detach().clone(), reachable_leaves(loss))
         loss.register_hook(lambda gradient: self._backward_from(call, gradient))
 
@@ -275,8 +276,8 @@ class Watch:
                 # not serve the next one, which goes unmeasured.
                 attempts.pass_over()
         if call is not None and attempts.begun:
-            autocast = AutocastState.capture(attempts.subject.device.type)
-            backward.calls.append((call, gradient.detach().clone(), autocast))
+            contexts = ContextState.capture(attempts.subject.device.type)
+            backward.calls.append((call, gradient.detach().clone(), contexts))
 
     def _wait_for_others(self, backward: _Backward) -> None:
         # What DistributedDataParallel does at the end of a backward pass was asked for after this, and comes first.
@@ -289,7 +290,8 @@ class Watch:
         if self._backward is not backward:
             return
         self._backward = None
-        if backward.calls and attempts.begun:
+        # `torch.autograd.grad` passes by here, too, and accumulates nothing.
+        if backward.calls and backward.arrivals and attempts.begun:
             with attempts.contained():
                 attempts.check_unchanged(backward.versions)
                 attempts.collect(self._collected(backward))
@@ -300,7 +302,7 @@ class Watch:
         factor = factor_of(self._scaler, self._attempts.subject.device)
         microbatches: list[Microbatch] = []
         losses: list[Tensor] = []
-        for call, seed, autocast in backward.calls:
+        for call, seed, contexts in backward.calls:
             weight = seed if factor is None else seed / factor.to(seed.device)
             microbatches.append(
                 Microbatch(
@@ -309,7 +311,7 @@ class Watch:
                     scale=factor,
                     weight=weight,
                     seed=seed,
-                    backward_autocast=autocast,
+                    backward_contexts=contexts,
                 )
             )
             losses.append(call.loss * weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from lsmooth.measure.norms import TensorNorms
 from lsmooth.parallel.shards import local
 from lsmooth.replay.arrivals import counted_arrivals
-from lsmooth.replay.closures import Closure, reached
+from lsmooth.replay.closures import Closure
 from lsmooth.replay.evaluation import Evaluation
-from lsmooth.replay.interrupts import DeferredInterrupt
+from lsmooth.replay.interrupts import DeferredSignals
 from lsmooth.replay.microbatch import Microbatch
-from lsmooth.replay.state import AutocastState, ModuleState, RandomState, Surroundings
+from lsmooth.replay.state import Surroundings
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Probes:
         losses: list[Tensor] = []
         microbatches: list[Microbatch] = []
         noise: Tensor | None = None
-        with self._evaluation.at_start(surroundings) as interrupt:
+        with self._evaluation.at_start(surroundings) as interrupts:
             for seen, probe in enumerate(self._closures):
-                microbatch = Microbatch(_constant(probe), surroundings, None)
-                losses.append(self._add(microbatch, total, seen, arrivals, interrupt))
+                microbatch = Microbatch(probe, surroundings, None)
+                losses.append(self._add(microbatch, total, seen, arrivals, interrupts))
                 if seen:
                     part = self._spread(total, seen)
                     noise = part if noise is None else torch.hypot(noise, part)
@@ -94,12 +94,8 @@ class Probes:
         return ProbedStart(tuple(microbatches), tuple(losses), total, noise, arrivals)
 
     def _surroundings(self) -> Surroundings:
-        models, generators = reached(*self._closures, *self._starts)
-        return Surroundings(
-            RandomState.seeded(self._seed, *generators),
-            ModuleState.capture(*models),
-            AutocastState.capture(self._parameters[0].device.type),
-        )
+        device_type = self._parameters[0].device.type
+        return Surroundings.capture(*self._closures, *self._starts, device_type=device_type, seed=self._seed)
 
     @torch.no_grad()
     def _add(
@@ -108,12 +104,11 @@ class Probes:
         total: list[Tensor | None],
         seen: int,
         arrivals: dict[Tensor, int],
-        interrupt: DeferredInterrupt,
+        interrupts: DeferredSignals,
     ) -> Tensor:
         """Add a probe's gradient to the sum of those `seen`, and its distance from their mean to the norms."""
         with counted_arrivals(self._parameters) as counts:
-            with interrupt.allowed():
-                loss = self._evaluation.on_row_device(microbatch.evaluate())
+            loss = self._evaluation.on_row_device(microbatch.evaluate(interrupts.allowed))
             for position, parameter in enumerate(self._parameters):
                 if parameter.grad is None:
                     continue
@@ -136,7 +131,3 @@ class Probes:
             if gradient is not None:
                 self._norms.add([position], [gradient / seen], [None])
         return self._norms.result()["l2"] * math.sqrt(seen / (seen + 1))
-
-
-def _constant(closure: Closure) -> Callable[[], Closure]:
-    return lambda: closure

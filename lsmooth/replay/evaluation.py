@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lsmooth.replay.arrivals import Arrivals
 from lsmooth.replay.graphs import Played, Player
-from lsmooth.replay.interrupts import DeferredInterrupt
+from lsmooth.replay.interrupts import DeferredSignals
 from lsmooth.replay.microbatch import Microbatch
 from lsmooth.replay.segment import Segment
-from lsmooth.replay.state import ModuleState, RandomState, Surroundings
+from lsmooth.replay.state import Surroundings, put_back
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Companion, Step
@@ -64,30 +64,33 @@ class Evaluation:
     def set_aside(self, step: Step) -> Iterator[Replay]:
         """Run a block that evaluates the loss at points of the step's segment; put all of it back at the end.
 
-        Parameters, gradients, buffers, flags and random state are afterwards what they were, whatever happens. Ctrl-C
-        strikes inside an evaluation, or when everything is back.
+        Parameters, gradients, buffers, flags, random state, what objects hold and contexts are afterwards what they
+        were, whatever happens. Ctrl-C strikes inside an evaluation, or when everything is back, as other signals do.
         """
         # Where nothing is borrowed there is room for a replay's gradients: those may be taken as they arrive.
         early = self._takes_early and not step.gradient.borrowed
         microbatches: Sequence[Microbatch | Played] = step.microbatches
         with (
-            DeferredInterrupt() as interrupt,
+            DeferredSignals() as interrupts,
             self._put_back(
                 [microbatch.surroundings for microbatch in step.microbatches],
-                [leaf for leaf, _ in step.leaves],
+                [leaf for leaf, _ in step.leaves] + [t for m in step.microbatches for t in m.surroundings.leaves],
                 step.companions,
                 step.segment,
                 copies=step.gradient.in_graphs,
             ),
             Arrivals(self._parameters, step.arrivals if early else None, self._bucket_bytes) as arrivals,
         ):
-            yield Replay(self, step, microbatches, arrivals, interrupt)
+            yield Replay(self, step, microbatches, arrivals, interrupts)
 
     @contextlib.contextmanager
-    def at_start(self, surroundings: Surroundings) -> Iterator[DeferredInterrupt]:
+    def at_start(self, surroundings: Surroundings) -> Iterator[DeferredSignals]:
         """Run a block that evaluates losses at the present parameters; put all but these back at the end."""
-        with DeferredInterrupt() as interrupt, self._put_back([surroundings], [], (), None, copies=False):
-            yield interrupt
+        with (
+            DeferredSignals() as interrupts,
+            self._put_back([surroundings], surroundings.leaves, (), None, copies=False),
+        ):
+            yield interrupts
 
     def on_row_device(self, loss: Tensor) -> Tensor:
         """Return a loss as rows hold it: a scalar in memory of its own, on the device of the first parameter."""
@@ -126,24 +129,20 @@ class Evaluation:
             segment: What the parameters are moved along; None where they stay.
             copies: Whether gradients need copies, since evaluations overwrite their memory.
         """
-        random_state = RandomState.capture(*{g: None for state in states for g, _ in state.random.others})
-        models = list(dict.fromkeys(model for state in states for model in state.modules.models))
-        modules = ModuleState.capture(*models)
-        gradients = _Gradients.capture(self._holders(models, leaves), copies, self._shares_gradient_memory)
         displaced = [(c, c.parameter.detach().clone()) for c in companions if c.parameter._version != c.version]
-        try:
-            gradients.take_away()
-            for companion, _ in displaced:
-                companion.parameter.detach().copy_(companion.value)
-            yield
-        finally:
-            if segment is not None:
-                segment.put_back()
-            for companion, now in displaced:
-                companion.parameter.detach().copy_(now)
-            gradients.restore()
-            modules.restore()
-            random_state.restore()
+        with put_back(states) as models:
+            gradients = _Gradients.capture(self._holders(models, leaves), copies, self._shares_gradient_memory)
+            try:
+                gradients.take_away()
+                for companion, _ in displaced:
+                    companion.parameter.detach().copy_(companion.value)
+                yield
+            finally:
+                if segment is not None:
+                    segment.put_back()
+                for companion, now in displaced:
+                    companion.parameter.detach().copy_(now)
+                gradients.restore()
 
     def _holders(self, models: Sequence[nn.Module], leaves: Sequence[Tensor]) -> list[Tensor]:
         return list(dict.fromkeys([*self._parameters, *(p for m in models for p in m.parameters()), *leaves]))
@@ -158,14 +157,14 @@ class Replay:
         step: Step,
         microbatches: Sequence[Microbatch | Played],
         arrivals: Arrivals,
-        interrupt: DeferredInterrupt,
+        interrupts: DeferredSignals,
     ) -> None:
         self._evaluation = evaluation
         self._step = step
         self._microbatches = microbatches
         self._captured = False
         self._arrivals = arrivals
-        self._interrupt = interrupt
+        self._interrupts = interrupts
 
     def at(self, gamma: float, consume: Consumer) -> Tensor:
         """Evaluate the step's loss at x_t + gamma d, hand its gradients on, and return it, a scalar.
@@ -183,11 +182,11 @@ class Replay:
             torch._foreach_div_(list(gradients), step.divisor)
             consume(where, gradients)
 
-        losses: list[Tensor] = []
         with self._arrivals.taken_by(consume if step.divisor == 1 else averaged):
-            for microbatch in self._microbatches:
-                with self._interrupt.allowed():
-                    losses.append(self._evaluation.on_row_device(microbatch.evaluate()))
+            losses = [
+                self._evaluation.on_row_device(microbatch.evaluate(self._interrupts.allowed))
+                for microbatch in self._microbatches
+            ]
         return joined(losses, step.divisor)
 
     def gradients_at_start(self) -> dict[int, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from lsmooth.errors import RecorderError
-from lsmooth.replay.microbatch import Microbatch
+from lsmooth.replay.microbatch import Context, Microbatch
 
 
 def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
@@ -124,10 +125,11 @@ class Played:
         self._loss = loss
         self._gradients = gradients
 
-    def evaluate(self) -> Tensor:
+    def evaluate(self, users: Context = contextlib.nullcontext) -> Tensor:
         """Do what `Microbatch.evaluate` does; loss and gradients last until the next call."""
         self._microbatch.surroundings.restore()
-        self.graph.replay()
+        with users():
+            self.graph.replay()
         for parameter, gradient in self._gradients:
             if parameter.grad is None:
                 parameter.grad = gradient

@@ -1,58 +1,91 @@
-"""Ctrl-C, let through only where it can do no harm."""
+"""Signals, let through only where they can do no harm."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+_Handler = Callable[[int, FrameType | None], Any]
 
-class DeferredInterrupt:
-    """Keeps Ctrl-C from striking while parameters are being moved or put back.
 
-    An interrupt during an evaluation (the user's own code) strikes at once, and the measurement is unwound; at any
-    other moment it waits until everything is back in its place.
+class DeferredSignals:
+    """Keeps signals from being handled in Python while parameters are away from where training left them.
+
+    A handler may save a checkpoint (before preemption), or raise. It waits until everything is back in its place.
+    Ctrl-C as Python handles it, which ends what is going on, strikes at once during an evaluation (the user's own
+    code), and the measurement is unwound.
     """
 
     def __init__(self) -> None:
+        self._deferring = False
         self._allowed = False
-        self._pending: FrameType | bool | None = False
-        self._previous: Any = None
-        self._installed = False
+        self._pending: list[tuple[int, FrameType | None]] = []
+        self._previous: dict[int, _Handler] = {}
 
-    def __enter__(self) -> DeferredInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            previous = signal.getsignal(signal.SIGINT)
-            if callable(previous):
-                self._previous = previous
-                signal.signal(signal.SIGINT, self._handle)
-                self._installed = True
+    def __enter__(self) -> DeferredSignals:
+        # Only the main thread handles signals.
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._previous = {number: handler for number, handler in handlers.items() if callable(handler)}
+        self._deferring = True
+        try:
+            for number in self._previous:
+                signal.signal(number, self._handle)
+        except BaseException:
+            # One that had not been taken over yet has raised.
+            self._deferring = False
+            self._put_back()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
-            if self._pending is not False:
-                self._previous(signal.SIGINT, self._pending)
+        # From here on a handler of ours does what the one before it did, should an exception leave it in place.
+        self._deferring = False
+        with contextlib.ExitStack() as stack:
+            for number, frame in reversed(self._pending):
+                stack.callback(self._previous[number], number, frame)
+            stack.callback(self._put_back)
+
+    def _put_back(self) -> None:
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._allowed:
+        ends = self._previous[number] is signal.default_int_handler
+        if not self._deferring:
+            self._previous[number](number, frame)
+        elif ends and self._allowed:
             self._allowed = False
-            self._previous(number, frame)
-        else:
-            self._pending = frame
+            self._previous[number](number, frame)
+        elif number not in [pending for pending, _ in self._pending]:
+            self._pending.append((number, frame))
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let interrupts through in a block."""
+        """Let Ctrl-C through in a block, one that has been waiting, too."""
         self._allowed = True
         try:
-            if self._pending is not False:
-                pending, self._pending, self._allowed = self._pending, False, False
-                self._previous(signal.SIGINT, pending)
+            for number, frame in self._pending:
+                if self._previous[number] is signal.default_int_handler:
+                    self._pending = [(other, where) for other, where in self._pending if other != number]
+                    self._handle(number, frame)
             yield
         finally:
             self._allowed = False
+
+
+# Those that come from outside; not SIGPROF, by which profilers take samples.
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in (
+        *("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM"),
+        *("SIGCONT", "SIGTSTP", "SIGCHLD", "SIGXCPU", "SIGWINCH", "SIGBREAK"),
+    )
+    if hasattr(signal, name)
+)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
 from lsmooth.replay.closures import Closure
-from lsmooth.replay.state import AutocastState, Surroundings
+from lsmooth.replay.contexts import ContextState
+from lsmooth.replay.state import Surroundings
+
+Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
 # How many evaluations are being made again at this moment. One number for the process: backward passes on a GPU call
 # hooks on threads of their own.
@@ -43,36 +46,43 @@ class Microbatch:
     """One closure, and all that is needed to evaluate it again as it was evaluated the first time.
 
     Attributes:
-        closure: Returns a fresh copy of the closure, its variables bound to what they were bound to.
+        closure: Returns the loss.
         surroundings: What it found around it the first time.
         scale: What the loss was multiplied by before backward, a scalar tensor; None without a scaler.
         weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
         seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
-        backward_autocast: Autocast contexts around that backward.
+        backward_contexts: Contexts around that backward.
     """
 
-    closure: Callable[[], Closure]
+    closure: Closure
     surroundings: Surroundings
     scale: Tensor | None
     weight: Tensor | None = None
     seed: Tensor | None = None
-    backward_autocast: AutocastState | None = None
+    backward_contexts: ContextState | None = None
 
-    def evaluate(self) -> Tensor:
-        """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss."""
+    def evaluate(self, users: Context = contextlib.nullcontext) -> Tensor:
+        """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss.
+
+        Args:
+            users: Makes a context for the user's code alone: Ctrl-C strikes there, and nowhere else.
+
+        Raises:
+            InputChangedError: What the loss was computed from has changed since.
+        """
         self.surroundings.restore()
-        return self.run()
+        return self.run(users)
 
-    def run(self) -> Tensor:
+    def run(self, users: Context = contextlib.nullcontext) -> Tensor:
         """Do what `evaluate` does, once the surroundings are restored."""
         around = self.surroundings
-        with torch.enable_grad(), _replay(), around.context():
-            with around.autocast.restored():
-                loss = loss_of(self.closure()())
+        with _replay(), around.context():
+            with around.contexts.restored(), users():
+                loss = loss_of(around.contexts.call(self.closure))
                 if self.seed is None:
                     (loss if self.scale is None else loss * self.scale).backward()
             if self.seed is not None:
-                with (self.backward_autocast or around.autocast).restored():
+                with (self.backward_contexts or around.contexts).restored(), users():
                     loss.backward(self.seed.reshape(loss.shape))
         return loss.detach() if self.weight is None else loss.detach() * self.weight
 
@@ -115,20 +125,31 @@ def detached(returned: Any, copy: bool = False) -> Any:
     return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
 
 
+# So many nodes of a graph are looked at. PyTorch frees those that Python has seen by recursion, one within the other:
+# a graph of some 20,000 in a row would be the end of the process.
+_MOST_NODES = 4096
+
+
+def nodes_of(root: Tensor) -> dict[Any, None]:
+    """Return nodes of the graph that a tensor was computed by, the nearest ones first; of some thousands, no more."""
+    found = {} if root.grad_fn is None else {root.grad_fn: None}
+    waiting = deque(found)
+    while waiting:
+        for parent, _ in waiting.popleft().next_functions:
+            if len(found) == _MOST_NODES:
+                return found
+            if parent is not None and parent not in found:
+                found[parent] = None
+                waiting.append(parent)
+    return found
+
+
 def reachable_leaves(root: Tensor) -> list[Tensor]:
-    """Return the leaf tensors that a backward pass from `root` would accumulate gradients into."""
-    leaves: list[Tensor] = []
+    """Return leaf tensors that a backward pass from `root` accumulates gradients into, the nearest ones first.
+
+    Of a graph with thousands of nodes, those far from the root are left out.
+    """
     if root.grad_fn is None:
-        return [root] if root.requires_grad else leaves
-    seen = {root.grad_fn}
-    stack = [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves.append(variable)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return leaves
+        return [root] if root.requires_grad else []
+    variables = (getattr(node, "variable", None) for node in nodes_of(root))
+    return [variable for variable in variables if isinstance(variable, Tensor)]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lsmooth.replay.closures import Closure
+from lsmooth.replay.microbatch import nodes_of
 
 # Containers with more items than this are not looked through.
 _FEW = 64
@@ -25,7 +26,7 @@ def made_outside(closure: Closure, loss: Tensor) -> str | None:
     suspects = [(name, tensor) for name, tensor in _tensors_read(closure) if tensor.grad_fn is not None]
     if not suspects:
         return None
-    inside = _nodes(loss)
+    inside = nodes_of(loss)
     for name, tensor in suspects:
         if tensor.grad_fn in inside:
             return (
@@ -64,16 +65,3 @@ def _variables(closure: Any) -> Iterator[tuple[str, Any]]:
         defaults = closure.__defaults__ or ()
         yield from zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
         yield from (closure.__kwdefaults__ or {}).items()
-
-
-def _nodes(loss: Tensor) -> set[Any]:
-    """Return the nodes of the graph below a tensor."""
-    found = {loss.grad_fn}
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        for parent, _ in node.next_functions:  # type: ignore[union-attr]
-            if parent is not None and parent not in found:
-                found.add(parent)
-                waiting.append(parent)
-    return found

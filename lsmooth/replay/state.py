@@ -1,22 +1,21 @@
-"""What an evaluation reads besides parameters: random state, buffers, flags, autocast; captured, and put back."""
+"""What an evaluation reads besides parameters, from random state to contexts: captured, and put back."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lsmooth.replay.closures import Generator, reached
-
-# Buffers that a forward changed are copied; of the others, only small ones, in case a change went past the version
-# counter (writes through `.data` do).
-_SMALL_BUFFER_BYTES = 1 << 16
+from lsmooth.replay.contents import SMALL_BYTES, TensorState, contents_put_back, overwrite
+from lsmooth.replay.contexts import ContextState
+from lsmooth.replay.objects import ObjectState, joined
+from lsmooth.replay.reach import Generator, reached
 
 
 @dataclass(frozen=True)
@@ -84,51 +83,60 @@ def _set_state(generator: Generator, state: Any) -> None:
         generator.set_state(state)
 
 
+# What a buffer contained, with the buffer and its version counter then.
+BufferContent = tuple[Tensor, Tensor | None, int]
+
+
 @dataclass(frozen=True)
 class ModuleState:
     """Buffers, training flags and frozen parameters of models: what an evaluation reads besides parameter values."""
 
     models: tuple[nn.Module, ...]
-    buffers: tuple[tuple[nn.Module, str, Tensor, Tensor | None], ...]
+    buffers: tuple[tuple[nn.Module, dict[str, Tensor | None]], ...]
+    contents: tuple[BufferContent, ...]
     training: tuple[tuple[nn.Module, bool], ...]
     requires_grad: tuple[tuple[Tensor, bool], ...]
-    versions: tuple[int, ...] = field(repr=False, default=())
 
     @classmethod
     def capture(cls, *models: nn.Module) -> ModuleState:
         """Return a copy of the present state."""
-        buffers: list[tuple[nn.Module, str, Tensor, Tensor | None]] = []
-        training: list[tuple[nn.Module, bool]] = []
-        for module in dict.fromkeys(module for model in models for module in model.modules()):
-            training.append((module, module.training))
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    buffers.append((module, name, buffer, buffer.detach().clone()))
+        modules = list(dict.fromkeys(module for model in models for module in model.modules()))
+        buffers = tuple((module, dict(module._buffers)) for module in modules)
+        held = dict.fromkeys(buffer for _, named in buffers for buffer in named.values() if buffer is not None)
+        contents = tuple(
+            # Inference tensors cannot change, and keep no count of their versions.
+            (buffer, buffer.detach().clone(), buffer._version)
+            for buffer in held
+            if not buffer.is_inference()
+        )
+        training = tuple((module, module.training) for module in modules)
         parameters = dict.fromkeys(parameter for model in models for parameter in model.parameters())
         requires_grad = tuple((parameter, parameter.requires_grad) for parameter in parameters)
-        versions = tuple(entry[2]._version for entry in buffers)
-        return cls(models, tuple(buffers), tuple(training), requires_grad, versions)
+        return cls(models, buffers, contents, training, requires_grad)
 
     def without_unchanged(self) -> ModuleState:
         """Return the same state without the copies of large buffers that nothing has written to since."""
         kept = tuple(
-            (module, name, buffer, None)
+            (buffer, None, version)
             if copy is not None
             and buffer._version == version
-            and buffer.numel() * buffer.element_size() > _SMALL_BUFFER_BYTES
-            else (module, name, buffer, copy)
-            for (module, name, buffer, copy), version in zip(self.buffers, self.versions, strict=True)
+            and buffer.shape == copy.shape
+            and buffer.numel() * buffer.element_size() > SMALL_BYTES
+            else (buffer, copy, version)
+            for buffer, copy, version in self.contents
         )
-        return ModuleState(self.models, kept, self.training, self.requires_grad)
+        return replace(self, contents=kept)
 
     def restore(self) -> None:
         """Put the buffers (the same tensors, with the same contents) and the flags back."""
-        with torch.no_grad():
-            for module, name, buffer, copy in self.buffers:
-                if module._buffers.get(name) is not buffer:
-                    module._buffers[name] = buffer
-                if copy is not None:
-                    buffer.copy_(copy)
+        for module, named in self.buffers:
+            now = module._buffers
+            if len(now) != len(named) or any(now.get(name, module) is not buffer for name, buffer in named.items()):
+                now.clear()
+                now.update(named)
+        for buffer, copy, _ in self.contents:
+            if copy is not None:
+                overwrite(buffer, copy)
         for module, flag in self.training:
             if module.training is not flag:
                 module.training = flag
@@ -138,50 +146,25 @@ class ModuleState:
 
 
 @dataclass(frozen=True)
-class AutocastState:
-    """Which autocast contexts a closure was called under."""
-
-    devices: tuple[tuple[str, bool, torch.dtype], ...]
-    cache: bool
-
-    @classmethod
-    def capture(cls, device_type: str) -> AutocastState:
-        """Return what is in force now for the CPU and for `device_type`."""
-        kinds = [kind for kind in dict.fromkeys(("cpu", device_type)) if torch.amp.is_autocast_available(kind)]
-        devices = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
-        return cls(devices, torch.is_autocast_cache_enabled())
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Run a block under the same contexts, with no weights cast for other parameter values left in the cache."""
-        with contextlib.ExitStack() as stack:
-            for kind, enabled, dtype in self.devices:
-                if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))
-            any_enabled = any(enabled for _, enabled, _ in self.devices)
-            if any_enabled:
-                torch.clear_autocast_cache()
-            try:
-                yield
-            finally:
-                if any_enabled:
-                    torch.clear_autocast_cache()
-
-
-@dataclass(frozen=True)
 class Surroundings:
     """All that a closure finds when it is called, and that has to be there when it is called again.
 
     Attributes:
         random: Random state before the forward pass.
         modules: Buffers and training flags before it.
-        autocast: Autocast contexts around it.
+        contexts: Contexts around it.
+        objects: What objects and containers that it can reach held before it.
+        tensors: What tensors that it can reach contained before it.
+        leaves: Tensors that it can reach, and that gradients may be accumulated into, those of `modules` aside.
         context: Makes a context for forward and backward: whether ranks average their gradients.
     """
 
     random: RandomState
     modules: ModuleState
-    autocast: AutocastState
+    contexts: ContextState
+    objects: ObjectState
+    tensors: TensorState
+    leaves: tuple[Tensor, ...] = ()
     context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     @classmethod
@@ -190,21 +173,60 @@ class Surroundings:
         *starts: Any,
         device_type: str,
         context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        seed: int | None = None,
     ) -> Surroundings:
-        """Return what is there now for closures and arguments, whatever models and generators they can reach."""
-        models, generators = reached(*starts)
+        """Return what is there now for closures and arguments, whatever models and generators they can reach.
+
+        Args:
+            *starts: The closures and arguments.
+            device_type: The kind of device that the loss is computed on.
+            context: Makes a context for forward and backward.
+            seed: Puts random state after seeding in place of the present one.
+        """
+        found = reached(*starts)
         return cls(
-            RandomState.capture(*generators),
-            ModuleState.capture(*models),
-            AutocastState.capture(device_type),
+            RandomState.capture(*found.generators) if seed is None else RandomState.seeded(seed, *found.generators),
+            ModuleState.capture(*found.models),
+            ContextState.capture(device_type),
+            ObjectState.capture(found.holders),
+            TensorState.capture(found.tensors, found.models),
+            tuple(tensor for tensor in found.tensors if tensor.requires_grad and tensor.is_leaf),
             context,
         )
 
     def without_unchanged(self) -> Surroundings:
-        """Return the same, without the copies of large buffers that nothing has written to since."""
-        return replace(self, modules=self.modules.without_unchanged())
+        """Return the same, the forward pass being over, without copies of large tensors that it has not written to."""
+        return replace(self, modules=self.modules.without_unchanged(), tensors=self.tensors.after_forward())
 
     def restore(self) -> None:
-        """Put generators, buffers and flags back to where the first evaluation found them."""
+        """Put everything but contexts back to where the first evaluation found it.
+
+        Raises:
+            InputChangedError: The contents of an input are gone.
+        """
         self.random.restore()
+        self.objects.restore()
         self.modules.restore()
+        self.tensors.restore()
+
+
+@contextlib.contextmanager
+def put_back(states: Sequence[Surroundings]) -> Iterator[list[nn.Module]]:
+    """Run a block in which losses are evaluated in any of these surroundings; put all that they hold back at the end.
+
+    Yields:
+        The models whose state is put back.
+    """
+    models = list(dict.fromkeys(model for state in states for model in state.modules.models))
+    random_state = RandomState.capture(*{g: None for state in states for g, _ in state.random.others})
+    modules = ModuleState.capture(*models)
+    objects = joined([state.objects for state in states]).now()
+    contexts = ContextState.capture("cpu")
+    with contents_put_back([state.tensors for state in states]):
+        try:
+            yield models
+        finally:
+            contexts.set()
+            objects.restore()
+            modules.restore()
+            random_state.restore()

@@ -1,0 +1,228 @@
+"""Contexts around an evaluation: what a forward pass found in force, and what is in force again when it is repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import overrides
+from torch.utils import _python_dispatch as dispatch
+
+# A setting of the process or the thread: how it is read, and how it is set to what was read.
+Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class AutocastState:
+    """Which autocast contexts a closure was called under."""
+
+    devices: tuple[tuple[str, bool, torch.dtype], ...]
+    cache: bool
+
+    @classmethod
+    def capture(cls, device_type: str) -> AutocastState:
+        """Return what is in force now for the CPU and for `device_type`."""
+        kinds = [kind for kind in dict.fromkeys(("cpu", device_type)) if torch.amp.is_autocast_available(kind)]
+        devices = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+        return cls(devices, torch.is_autocast_cache_enabled())
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Run a block under the same contexts, with no weights cast for other parameter values left in the cache."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.devices:
+                if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))
+            any_enabled = any(enabled for _, enabled, _ in self.devices)
+            if any_enabled:
+                torch.clear_autocast_cache()
+            try:
+                yield
+            finally:
+                if any_enabled:
+                    torch.clear_autocast_cache()
+
+
+@dataclass(frozen=True)
+class ContextState:
+    """All contexts that PyTorch and Python keep, besides random state, as they are at one moment.
+
+    Autocast; grad mode; the default dtype and device; which attention kernels are allowed; deterministic and anomaly
+    modes; cuDNN's and oneDNN's flags; modes that see each function or operator; hooks on saved tensors, which offload
+    activations; context variables.
+
+    Attributes:
+        autocast: Autocast contexts.
+        grad: Whether operations are recorded.
+        settings: Values of `_SETTINGS`.
+        function_modes: Modes that see each function of torch, the default device among them; innermost last.
+        dispatch_modes: Modes that see each operator; innermost last.
+        saved_tensors_hooks: Hooks on saved tensors, those in force first; None where torch does not tell.
+        variables: Context variables of Python, such as numpy's handling of errors.
+    """
+
+    autocast: AutocastState
+    grad: bool
+    settings: tuple[Any, ...]
+    function_modes: tuple[Any, ...]
+    dispatch_modes: tuple[Any, ...]
+    saved_tensors_hooks: tuple[Any, ...] | None
+    variables: contextvars.Context
+
+    @classmethod
+    def capture(cls, device_type: str) -> ContextState:
+        """Return what is in force now; autocast for the CPU and for `device_type`."""
+        return cls(
+            AutocastState.capture(device_type),
+            torch.is_grad_enabled(),
+            tuple(_value_of(read) for read, _ in _SETTINGS),
+            tuple(overrides._get_current_function_mode_stack()),
+            tuple(dispatch._get_current_dispatch_mode_stack()),
+            _saved_tensors_hooks(),
+            contextvars.copy_context(),
+        )
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Run a block under the same contexts; those in force now are in force again afterwards."""
+        now = ContextState.capture(self.autocast.devices[-1][0] if self.autocast.devices else "cpu")
+        with contextlib.ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            stack.callback(now.set)
+            self.set()
+            stack.enter_context(self.autocast.restored())
+            yield
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function with the context variables of that moment; those that it sets are set for it alone."""
+        return self.variables.copy().run(function)
+
+    def set(self) -> None:
+        """Put all but autocast and context variables in force, for good; change nothing that is as it should be."""
+        # Modes come off first and on last: what is done in between is no business of theirs.
+        function_modes = tuple(overrides._get_current_function_mode_stack())
+        dispatch_modes = tuple(dispatch._get_current_dispatch_mode_stack())
+        other_functions = not _same(function_modes, self.function_modes)
+        other_dispatch = not _same(dispatch_modes, self.dispatch_modes) and all(
+            _is_users(mode) for mode in (*dispatch_modes, *self.dispatch_modes)
+        )
+        if other_functions:
+            for _ in function_modes:
+                overrides._pop_mode()
+        if other_dispatch:
+            for _ in dispatch_modes:
+                dispatch._pop_mode()
+        for (read, write), value in zip(_SETTINGS, self.settings, strict=True):
+            if value is not _UNKNOWN and _value_of(read) != value:
+                write(value)
+        torch._C._set_grad_enabled(self.grad)
+        self._set_saved_tensors_hooks()
+        if other_dispatch:
+            for mode in self.dispatch_modes:
+                dispatch._push_mode(mode)
+        if other_functions:
+            for mode in self.function_modes:
+                overrides._push_mode(mode)
+
+    def _set_saved_tensors_hooks(self) -> None:
+        now = _saved_tensors_hooks()
+        if now is None or self.saved_tensors_hooks is None or _same(now, self.saved_tensors_hooks):
+            return
+        for _ in now:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+        for hooks in reversed(self.saved_tensors_hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Say whether two sequences hold the same objects."""
+    return len(some) == len(others) and all(
+        (len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True)))
+        if isinstance(a, tuple) and isinstance(b, tuple)
+        else a is b
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+def _is_users(mode: Any) -> bool:
+    """Say whether a mode is none of torch's own, which have places of their own in its stack."""
+    return getattr(mode, "_mode_key", None) is None and getattr(mode, "_dispatch_key", None) is None
+
+
+def _saved_tensors_hooks() -> tuple[Any, ...] | None:
+    """Return the hooks on saved tensors, those in force first; None where this version of torch does not tell."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        return None
+    found: list[Any] = []
+    try:
+        while (hooks := top(True)) is not None:
+            found.append(tuple(hooks))
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+    finally:
+        for hooks in reversed(found):
+            torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
+    return tuple(found)
+
+
+_UNKNOWN = object()
+
+
+def _value_of(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        # Where a loop uses torch's newer names of a setting, the older ones refuse to answer.
+        return _UNKNOWN
+
+
+def _attribute(owner: Any, name: str) -> Setting:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _current_device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _settings() -> Iterator[Setting]:
+    """Yield the settings that this version of torch has."""
+    yield torch.get_default_dtype, torch.set_default_dtype
+    yield (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
+    )
+    yield _attribute(torch.utils.deterministic, "fill_uninitialized_memory")
+    yield (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda value: torch.set_anomaly_enabled(*value),
+    )
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    for name in ("enabled", "benchmark", "deterministic"):
+        yield _attribute(torch.backends.cudnn, name)
+    yield _current_device, lambda index: None if index is None else torch.cuda.set_device(index)
+    # Functions of torch that came one after another: kernels of attention, oneDNN and NNPACK, threads of backward.
+    cuda, c = torch.backends.cuda, torch._C
+    for owner, getter, setter in (
+        (cuda, "flash_sdp_enabled", "enable_flash_sdp"),
+        (cuda, "mem_efficient_sdp_enabled", "enable_mem_efficient_sdp"),
+        (cuda, "math_sdp_enabled", "enable_math_sdp"),
+        (cuda, "cudnn_sdp_enabled", "enable_cudnn_sdp"),
+        (cuda, "fp16_bf16_reduction_math_sdp_allowed", "allow_fp16_bf16_reduction_math_sdp"),
+        (c, "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
+        (c, "_get_sdp_priority_order", "_set_sdp_priority_order"),
+        (c, "_get_cudnn_allow_tf32", "_set_cudnn_allow_tf32"),
+        (c, "_get_mkldnn_enabled", "_set_mkldnn_enabled"),
+        (c, "_get_mkldnn_deterministic", "_set_mkldnn_deterministic"),
+        (c, "_get_nnpack_enabled", "_set_nnpack_enabled"),
+        (c, "_is_multithreading_enabled", "_set_multithreading_enabled"),
+    ):
+        if hasattr(owner, getter) and hasattr(owner, setter):
+            yield getattr(owner, getter), getattr(owner, setter)
+
+
+_SETTINGS = tuple(_settings())

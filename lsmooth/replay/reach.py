@@ -1,0 +1,181 @@
+"""What evaluating a closure can read and change: found by looking through its variables, and what they lead to."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Objects that random numbers are drawn from, besides those that torch, numpy and `random` keep for everyone.
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+# How far from a closure things are looked for: from variable to attribute to attribute, a step each, and half a step
+# from a container to its items.
+_STEP, _HALF = 2, 1
+_REACH = 4 * _STEP
+# Generators are looked for in variables and their attributes: those of data loaders lie deeper, and are drawn from by
+# other threads at any time.
+_REACH_OF_GENERATORS = 2 * _STEP
+_CONTAINERS = (list, dict, set, deque)
+# Containers with more items than this hold data, not models.
+_FEW = 64
+# What makes loops run (other threads, files, optimizers, data loaders, recorders) is none of what a loss reads. A step
+# changes an optimizer, and other threads change the rest at any time.
+_MACHINERY = sys.stdlib_module_names - {"argparse", "builtins", "collections", "types"} | {"lsmooth", "h5py"}
+_MACHINERY_INSIDE = (
+    *("torch.optim", "torch.utils.data", "torch.utils.tensorboard", "torch.amp", "torch.cuda", "torch.distributed"),
+    *("torch.nn.functional", "torch.nn.parallel", "torch._dynamo", "torch.jit", "torch.fx", "torch.multiprocessing"),
+)
+_MACHINES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.utils.data.DataLoader)
+# Attributes that every module has; of these, only hooks are looked at.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+@dataclass
+class Reached:
+    """What closures and their arguments can reach.
+
+    Attributes:
+        models: Modules, but for those that others register.
+        generators: Random number generators.
+        tensors: Tensors that these models do not register.
+        holders: Objects that hold others, and may come to hold different ones: functions, containers, modules, and
+            whatever else has attributes.
+    """
+
+    models: list[nn.Module] = field(default_factory=list)
+    generators: list[Generator] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    holders: list[Any] = field(default_factory=list)
+
+
+def reached(*starts: Any) -> Reached:
+    """Return what closures and their arguments can reach.
+
+    It is looked for in the variables that functions read, in the objects that methods belong to, in arguments that are
+    bound already, in attributes of objects, in hooks, and in small containers: a closure that computes one network's
+    loss by way of another (a generator's, by the discriminator) changes the buffers of both. Modules that a model
+    registers are part of it.
+    """
+    found = Reached()
+    seen: set[int] = set()
+    # Nearest first: a thing is taken at its shortest distance. What lies behind machinery is only looked through.
+    waiting = deque((start, 0, True) for start in starts)
+    while waiting:
+        value, distance, holds = waiting.popleft()
+        kind = type(value)
+        if id(value) in seen or kind in _LEADS_NOWHERE:
+            continue
+        seen.add(id(value))
+        if issubclass(kind, nn.Module):
+            found.models.append(value)
+            for module in value.modules():
+                if not _is_machinery(type(module)):
+                    found.holders.append(module)
+                waiting.extend((item, far, True) for item, far in _held_by(module))
+        elif issubclass(kind, Tensor):
+            if holds:
+                found.tensors.append(value)
+        elif issubclass(kind, _GENERATORS):
+            if distance <= _REACH_OF_GENERATORS and not isinstance(value, random.SystemRandom):
+                found.generators.append(value)
+        elif distance <= _REACH:
+            machinery = _is_machinery(value if kind is types.FunctionType else kind)
+            if machinery and kind is types.FunctionType and distance > 0:
+                continue
+            holds = holds and not machinery
+            contains = issubclass(kind, _CONTAINERS)
+            if holds and (contains or (distance < _REACH and _may_change(value))):
+                found.holders.append(value)
+            if distance < _REACH:
+                further = distance + (_HALF if contains else _STEP)
+                waiting.extend((item, further, holds) for item in _within(value))
+    return found
+
+
+_LEADS_NOWHERE = frozenset(
+    (*(int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size), np.ndarray)
+)
+
+
+def _held_by(module: nn.Module) -> Iterator[tuple[Any, int]]:
+    """Yield what a module holds besides parameters, buffers and registered modules, with distances."""
+    for name, item in vars(module).items():
+        if type(item) in _LEADS_NOWHERE or (name in _OF_EVERY_MODULE and not (name.endswith("hooks") and item)):
+            continue
+        # Models that are kept from being registered lie in lists and the like.
+        near = isinstance(item, (*_GENERATORS, *_CONTAINERS, nn.Module, Tensor, tuple))
+        yield item, _STEP if near else 2 * _STEP
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            for hooks in (parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None)):
+                if hooks:
+                    yield hooks, _STEP
+
+
+def _may_change(value: Any) -> bool:
+    """Say whether a value holds others that an evaluation, or the loop before it is repeated, may put others for."""
+    return not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__")
+
+
+def _is_machinery(function_or_class: Any) -> bool:
+    if isinstance(function_or_class, type) and issubclass(function_or_class, _MACHINES):
+        return True
+    name = getattr(function_or_class, "__module__", None) or ""
+    first, _, rest = name.partition(".")
+    return first in _MACHINERY or (bool(rest) and any(name.startswith(prefix) for prefix in _MACHINERY_INSIDE))
+
+
+def names_read(code: types.CodeType) -> set[str]:
+    """Return the names that code looks up, those of functions and comprehensions within it included."""
+    names: set[str] = set()
+    waiting = [code]
+    while waiting:
+        inner = waiting.pop()
+        names.update(inner.co_names)
+        waiting.extend(constant for constant in inner.co_consts if isinstance(constant, types.CodeType))
+    return names
+
+
+def _within(value: Any) -> list[Any]:
+    """Return what can be reached from a value in one step."""
+    if type(value) in weakref.ProxyTypes:
+        # It passes for what it stands for, and may outlive that.
+        return []
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if is_bound(cell)]
+        names = [value.__globals__[name] for name in names_read(value.__code__) if name in value.__globals__]
+        return [*cells, *names, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.BuiltinMethodType):
+        return [value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, dict):
+        return list(value.values()) if len(value) <= _FEW else []
+    if isinstance(value, (list, tuple, set, deque)):
+        return list(value) if len(value) <= _FEW else []
+    if isinstance(value, (type, types.ModuleType)):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def is_bound(cell: types.CellType) -> bool:
+    """Say whether a variable that a function shares has a value."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

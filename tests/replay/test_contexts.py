@@ -1,0 +1,163 @@
+"""Contexts in force around a forward pass are in force in its replays, and no longer than that."""
+
+import contextlib
+import contextvars
+
+import numpy as np
+import pytest
+import torch
+from loops import batches, classify, mlp, sgd
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lsmooth
+from lsmooth.replay.contexts import ContextState
+
+
+class Doubles(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        return 2 * out if function is torch.tanh else out
+
+
+class Halves(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        return out / 2 if function is torch.ops.aten.tanh.default else out
+
+
+VARIABLE = contextvars.ContextVar("variable", default=1.0)
+
+
+@contextlib.contextmanager
+def variable():
+    token = VARIABLE.set(3.0)
+    yield
+    VARIABLE.reset(token)
+
+
+@contextlib.contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def seen_now():
+    """Return what the present contexts make of a few computations."""
+    x = torch.full((2,), 0.5)
+    top = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return (
+        torch.tanh(x).sum().item(),
+        torch.zeros(1).dtype,
+        torch.zeros(1).device.type,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.mkldnn.enabled,
+        torch.is_autocast_enabled("cpu"),
+        np.geterr()["over"],
+        VARIABLE.get(),
+        top is None,
+    )
+
+
+CONTEXTS = {
+    "function mode": Doubles,
+    "dispatch mode": Halves,
+    "default device": lambda: torch.device("meta"),
+    "default dtype": default_dtype,
+    "attention": lambda: nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH),
+    "saved tensors": lambda: torch.autograd.graph.save_on_cpu(),
+    "deterministic": deterministic,
+    "anomaly": lambda: torch.autograd.detect_anomaly(check_nan=False),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "one dnn": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "variable": variable,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_a_context_is_in_force_again_and_then_no_more(name):
+    outside = ContextState.capture("cpu")
+    if name == "default device":
+        with CONTEXTS[name]():
+            inside = ContextState.capture("cpu")
+        with inside.restored():
+            assert torch.zeros(1).device.type == "meta"
+        assert torch.zeros(1).device.type == "cpu"
+        return
+    before = seen_now()
+    with CONTEXTS[name]():
+        inside = ContextState.capture("cpu")
+        within = inside.call(seen_now)
+        with outside.restored():
+            assert outside.call(seen_now) == before
+        assert seen_now() == within
+    assert within != before
+    with inside.restored():
+        assert inside.call(seen_now) == within
+    assert seen_now() == before
+    with pytest.raises(KeyError), inside.restored():
+        raise KeyError
+    assert seen_now() == before
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("way", ["backward", "watch"])
+@pytest.mark.parametrize("name", ["function mode", "dispatch mode", "variable"])
+def test_a_replay_computes_what_the_context_made_of_the_loss(name, way, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = sgd(model)
+    losses = []
+
+    def compute(x, y):
+        return classify(lambda x: model[2](torch.tanh(model[0](x))), x, y) * VARIABLE.get()
+
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", gammas=(1e-3,)) as recorder:
+        watched = recorder.watch(compute) if way == "watch" else None
+        for x, y in batches(2):
+            optimizer.zero_grad()
+            with CONTEXTS[name]():
+                if watched is None:
+                    losses.append(recorder.backward(lambda x=x, y=y: compute(x, y)).item())
+                else:
+                    loss = watched(x, y)
+                    losses.append(loss.item())
+                    loss.backward()
+            optimizer.step()
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    assert trace.status_counts() == {"measured": 2}
+    np.testing.assert_allclose(trace.read("loss"), losses, rtol=1e-6)
+    # Just beside x_t, the loss is nearly the same.
+    np.testing.assert_allclose(trace.read("loss_along")[:, 0], losses, rtol=1e-3)
+
+
+def test_what_a_loss_sets_for_good_is_set_back_after_a_replay(tmp_path):
+    model = mlp()
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+
+    def closure():
+        torch.set_float32_matmul_precision("high")
+        VARIABLE.set(5.0)
+        return classify(model, x, y)
+
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        recorder.backward(closure)
+        torch.set_float32_matmul_precision("highest")
+        token = VARIABLE.set(2.0)
+        optimizer.step()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert VARIABLE.get() == 2.0
+    VARIABLE.reset(token)
