@@ -631,7 +631,7 @@ def test_parameters_changed_between_backward_and_step_are_flagged(tmp_path, mode
     assert trace.status[0] & Status.MOVED
 
 
-@pytest.mark.parametrize("edit", ["in place", "past the version counter"])
+@pytest.mark.parametrize("edit", ["in place", "past the version counter", "signs past the version counter"])
 def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on(edit, tmp_path, model, device):
     optimizer = sgd(model)
     # Replays put back what a closure has appended to a list, but not what a class has counted.
@@ -646,7 +646,7 @@ def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on
         recorder.backward(closure)
         gradient = [p.grad.clone() for p in model.parameters()]
         for p in model.parameters():
-            (p.grad if edit == "in place" else p.grad.data).mul_(0.5)
+            (p.grad if edit == "in place" else p.grad.data).mul_(-1 if edit.startswith("signs") else 0.5)
         optimizer.step()
         return [g.norm().item() for g in gradient]
 
@@ -659,7 +659,7 @@ def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on
             recorder.flush()
     trace = lsmooth.Trace(tmp_path / "run.h5")
     first = 0
-    if device == "cuda" and edit == "past the version counter":
+    if device == "cuda" and edit != "in place":
         # Nothing waits to see it: the first step is flagged, and the next one's gradient copied.
         first = 1
         assert trace.status.tolist() == [Status.OTHER_GRADIENT, Status.MEASURED, Status.MEASURED]

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lsmooth.measure.row import Row
 
 
+# About so many entries of each tensor are compared.
+_ENTRIES = 16
+
+
 class GradientKeeper:
     """Decides, over a run, whether gradients of steps are borrowed or copied.
 
@@ -87,8 +91,9 @@ class StepGradient:
         self.borrowed: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         self.norms: dict[Kind, Tensor] = {}
         self.changed = False
-        # The 2-norms of all tensors when they were borrowed.
+        # The 2-norms of all tensors when they were borrowed, and some of their entries.
         self._norms_then: Tensor | None = None
+        self._entries_then: Tensor | None = None
 
     @property
     def in_graphs(self) -> bool:
@@ -118,22 +123,23 @@ class StepGradient:
         if targets:
             torch._foreach_copy_(targets, sources)
         self._norms_then = self._norms(self._keeper.two_norms)["l2"] if self.borrowed else None
+        self._entries_then = self._entries() if self.borrowed else None
 
     def read_again(self, row: Row) -> bool:
         """Take the gradient's norms as it is now, and return whether it was changed since it was borrowed.
 
-        Writes that go past the version counter (those through `.data` do) show in the norms. On the CPU these can be
-        read at once; elsewhere the row is flagged.
+        Writes that go past the version counter (those through `.data` do) show in the norms, or in some entries (of
+        other signs, or in another order). On the CPU these can be read at once; elsewhere the row is flagged.
         """
         self.norms = self._norms(self._keeper.dual_norms)
         self.changed = any(imprint(gradient) != then for gradient, then in self.borrowed.values())
         if not self.changed and self._norms_then is not None:
-            now, then = self.norms["l2"], self._norms_then
-            differ = (now != then) & ~(now.isnan() & then.isnan())
-            if now.device.type == "cpu":
-                self.changed = bool(differ.numpy().any())
+            assert self._entries_then is not None
+            differ = _differ(self.norms["l2"], self._norms_then) | _differ(self._entries(), self._entries_then)
+            if differ.device.type == "cpu":
+                self.changed = bool(differ.numpy())
             else:
-                row["edited_grad"].copy_(differ.any())
+                row["edited_grad"].copy_(differ)
         if self.changed:
             self._keeper.stop_borrowing()
             for position in self.borrowed:
@@ -161,10 +167,20 @@ class StepGradient:
         self._keeper.found_in_graphs()
         return True
 
+    def _entries(self) -> Tensor:
+        """Return a few entries of each tensor as they are now."""
+        flat = [gradient.reshape(-1) for gradient in self.tensors if gradient is not None]
+        return torch.cat([entries[:: max(1, entries.numel() // _ENTRIES)] for entries in flat])
+
     def _norms(self, norms: TensorNorms) -> dict[Kind, Tensor]:
         arrived = [(i, gradient) for i, gradient in enumerate(self.tensors) if gradient is not None]
         norms.add([i for i, _ in arrived], [gradient for _, gradient in arrived], [None] * len(arrived))
         return norms.result()
+
+
+def _differ(now: Tensor, then: Tensor) -> Tensor:
+    """Say whether numbers differ, NaN being equal to itself; a scalar on their device."""
+    return ((now != then) & ~(now.isnan() & then.isnan())).any()
 
 
 def imprint(gradient: Tensor) -> tuple[int, int]:
