@@ -127,7 +127,7 @@ def test_names_and_metadata_are_text_alone(tmp_path):
 
 
 def test_a_page_of_100_000_points_is_small(tmp_path):
-    path = made_up(tmp_path / "run.h5", steps=100_000, tensors=12)
+    path = made_up(tmp_path / "run.h5", steps=100_000, tensors=4)
     page = page_of(path)
     assert len(page.encode()) < 6e6
     assert "An even choice" not in page
