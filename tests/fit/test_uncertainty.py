@@ -69,8 +69,9 @@ def test_intervals_hold_their_estimate_and_shrink_with_the_number_of_steps():
                 assert (frame[name] <= frame[f"{name}_high"]).all()
             widths.append((frame.L1_high - frame.L1_low).median())
         # Sixteen times the steps: a quarter of the width for averages, a sixteenth for a sharp bound.
+        # A trend's upper end takes the error there, which widens intervals of short runs further.
         rate = widths[0] / widths[1]
-        assert (8 if method == "envelope" else 2.5) < rate < (24 if method == "envelope" else 6)
+        assert (8 if method == "envelope" else 2.5) < rate < {"envelope": 24, "trend": 9}.get(method, 6)
 
 
 def test_intervals_depend_on_the_seed_and_on_nothing_else():
