@@ -34,6 +34,15 @@ def device(request, monkeypatch):
             yield request.param
 
 
+@pytest.fixture
+def model():
+    """A small network with dropout, made from a fixed seed."""
+    from loops import mlp, seed_all
+
+    seed_all()
+    return mlp(torch.nn.Dropout(0.2))
+
+
 @pytest.fixture(scope="session")
 def small_trace(tmp_path_factory):
     """Path of the trace of a small real run; tests must not write to it."""

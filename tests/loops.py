@@ -792,3 +792,36 @@ LOOPS = {
     "other_optimizer_steps_first": other_optimizer(True),
     "other_optimizer_steps_after": other_optimizer(False),
 }
+
+
+def train(recorder, model, optimizer, steps, between=None):
+    """Train on so many batches with a recorder; `between` runs between backward and step."""
+    for i, (x, y) in enumerate(batches(steps)):
+        optimizer.zero_grad()
+        recorder.backward(lambda x=x, y=y: classify(model, x, y))
+        if between is not None:
+            between(i)
+        optimizer.step()
+
+
+class Function(nn.Module):
+    """A function of one parameter, as a model."""
+
+    def __init__(self, start, f):
+        super().__init__()
+        self.x = nn.Parameter(start.clone())
+        self.f = f
+
+    def forward(self):
+        return self.f(self.x)
+
+
+def one_step(path, model, optimizer, closure, between=None, **arguments):
+    """Measure a single step, and return its trace; `between` runs between backward and step."""
+    with lsmooth.Recorder(model, optimizer, path, **arguments) as recorder:
+        optimizer.zero_grad()
+        recorder.backward(closure)
+        if between is not None:
+            between()
+        optimizer.step()
+    return lsmooth.Trace(path)

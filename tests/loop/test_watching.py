@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from loops import LOOPS, Bare, Recorded, batches, classify, device_type, differences, everything, mlp, seed_all, sgd
-from test_recorder import CountsWaits
 from torch import nn
+from waits import CountsWaits
 
 import lsmooth
 from lsmooth.errors import RecorderError
