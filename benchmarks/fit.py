@@ -65,8 +65,7 @@ def rows(short):
             times["many"],
             "s",
             limit,
-            note=f"copying the points into rows takes {times['copy']:.2f} s; the search for trends, most of "
-            "the rest.",
+            note=f"copying the points into rows takes {times['copy']:.2f} s; the search for trends, most of the rest.",
         ),
         Row("fit.quantiles", f"quantile lines of {groups:,} coordinates", times["many quantiles"], "s", limit),
         Row(
