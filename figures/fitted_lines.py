@@ -99,13 +99,13 @@ def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) 
 
 
 def why_no_line(points: Points) -> str:
-    """Return why no line can be fitted to the points, as `lsmooth.estimate` says it; "" where one can."""
+    """Return why no line can be fitted to the points, in few words; "" where one can."""
     from lsmooth.fit.batches import FEWEST
     from lsmooth.fit.lines import at_one_norm
 
     x = points.grad_norm[_fitted(points)]
     if len(x) < FEWEST:
-        return f"{len(x)} usable points, {FEWEST} are needed"
+        return f"{len(x)} points, {FEWEST} needed"
     return "all points lie at one gradient norm" if at_one_norm(x[None])[0] else ""
 
 

@@ -71,8 +71,12 @@ def influences(x: Floats, y: Floats, lines: Floats) -> Floats:
         derivative[:, :2, 2] = np.mean(slopes * ((1 - inside) * np.sign(residual))[:, None], axis=2)
         derivative[:, 2, :2] = -2 * np.mean(slopes * (inside * residual)[:, None], axis=2) / scale
         derivative[:, 2, 2] = 2 * np.mean(1 - inside, axis=1) - 2 * MEAN_SQUARE
+        # Numbers that leave float64's range make an interval that is not known.
+        lost = ~np.isfinite(derivative).all(axis=(1, 2)) | ~np.isfinite(slopes).all(axis=(1, 2))
+        derivative[lost], slopes[lost] = 0.0, 0.0
         solution = -np.linalg.pinv(derivative, rcond=1e-10) @ terms
         # A step that pulls the line towards itself has a residual that is too small (HC3).
         own = np.einsum("min,mij,mjn->mn", slopes, np.linalg.pinv(slopes @ slopes.transpose(0, 2, 1)), slopes)
+    solution[lost] = np.nan
     found[known] = solution[:, :2] / unit / (1 - own)[:, None]
     return found

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Inner products take so large a share of all parameters at a time, but no fewer elements than pay for a call.
 _PIECES = 64
-_LEAST_PIECE = 1 << 13
+_LEAST_PIECE = 1 << 10
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def test_panels_of_many_groups_are_an_even_choice():
     axes = smoothness_panels(points, figure=Figure(layout="constrained"), panels=4)
     titles = [ax.get_title(loc="right").partition("\n") for ax in axes]
     assert [name for name, _, _ in titles] == ["layer0", "layer50", "layer99", "layer149"]
-    assert {reason for _, _, reason in titles} == {"no line:\n5 usable points, 10 are needed"}
+    assert {reason for _, _, reason in titles} == {"no line: 5 points, 10 needed"}
 
 
 def test_panels_of_several_runs_have_the_same_groups_side_by_side():

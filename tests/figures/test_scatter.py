@@ -84,7 +84,7 @@ def test_points_without_a_place_are_counted():
 def test_all_flagged_is_still_a_figure():
     ax = smoothness_scatter(frame(usable=False), ax=empty_axes())
     assert not ax.collections
-    assert legend_texts(ax) == ["flagged (40)", "no line: 0 usable points, 10 are needed"]
+    assert legend_texts(ax) == ["flagged (40)", "no line: 0 points, 10 needed"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_line_hides_no_point():
 
 
 def test_a_scatter_without_a_line_says_why():
-    assert legend_texts(smoothness_scatter(frame(9), ax=empty_axes())) == ["no line: 9 usable points, 10 are needed"]
+    assert legend_texts(smoothness_scatter(frame(9), ax=empty_axes())) == ["no line: 9 points, 10 needed"]
     alike = smoothness_scatter(frame(20, grad_norm=1.0), ax=empty_axes())
     assert legend_texts(alike) == ["no line: all points lie at one gradient norm"]
 

@@ -176,17 +176,17 @@ def test_shards_join_norms_in_one_all_reduce(folder):
         assert set(measured["calls"]) == {*training["calls"], "allreduce_"}
         for name, count in training["calls"].items():
             assert measured["calls"][name] == 7 * count, name
-        # Losses at 7 points; the slope; gradient, step and 5 changes of 6 tensors; 8 numbers of 6 followed coordinates;
-        # and what it takes to judge the step: norms of gradients that were there before and of what edited them,
-        # rounding, replay error.
-        assert measured["reduced"] == [7 + 1 + 7 * 6 + 8 * 6 + 4]
+        # Losses at 7 points; the slope; gradient, step, weights, 6 changes, 7 products with the step of 6 tensors; 8
+        # numbers of 6 followed coordinates; and what it takes to judge the step: norms of gradients that were there
+        # before and of what edited them, rounding, replay error.
+        assert measured["reduced"] == [7 + 1 + 16 * 6 + 8 * 6 + 4]
 
 
 @needs_sharding
 def test_largest_entries_of_shards_are_joined_in_a_second_all_reduce(folder):
     for result in results(folder, "linf-communication", 2):
-        # In the first, 1-norms of the gradient and of 5 changes of 6 tensors more; in the second, 6 steps.
-        assert result["steps"][2]["reduced"] == [7 + 1 + 13 * 6 + 8 * 6 + 4, 6]
+        # In the first, 1-norms of the gradient and of 6 changes of 6 tensors more; in the second, 6 steps.
+        assert result["steps"][2]["reduced"] == [7 + 1 + 23 * 6 + 8 * 6 + 4, 6]
 
 
 @pytest.mark.parametrize("wrap", ["ddp", pytest.param("fsdp", marks=needs_sharding)])

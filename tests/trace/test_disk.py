@@ -261,15 +261,22 @@ def net():
     return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
 
+class Counts:
+    """Where calls are counted: of what a class holds, replays put nothing back."""
+
+    by_step: list
+    asked: int
+
+
 def evaluations(model, optimizer, recorder, steps):
     """Train, and return how often the loss was evaluated in each step."""
-    counts = []
+    counts = Counts.by_step = []
     for step in steps:
         x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
         counts.append(0)
 
         def closure(x=x):
-            counts[-1] += 1
+            Counts.by_step[-1] += 1
             return model(x).square().mean()
 
         optimizer.zero_grad()
@@ -283,10 +290,10 @@ def evaluations(model, optimizer, recorder, steps):
 def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
     """From the start, and from the moment when the disk fails; the warning does not wait for a measured step."""
     model, optimizer = net()
-    asked = []
+    Counts.asked = 0
 
     def probe():
-        asked.append(1)
+        Counts.asked += 1
         return model(torch.ones(2, 6)).square().mean()
 
     arguments = {"probe": probe} if probed else {}
@@ -296,7 +303,7 @@ def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
         recorder = lsmooth.Recorder(model, optimizer, folder / "run.h5", every=lambda step: 1 // 0, **arguments)
     with recorder:
         assert evaluations(model, optimizer, recorder, range(5)) == [1] * 5
-    assert asked == []
+    assert Counts.asked == 0
 
     path = tmp_path / "other.h5"
     with lsmooth.Recorder(model, optimizer, path, coordinates=0, **arguments) as recorder:
@@ -309,12 +316,12 @@ def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
         while recorder.failure is None:
             assert time.monotonic() < end
             time.sleep(0.01)
-        latest, count = recorder.latest, len(asked)
+        latest, count = recorder.latest, Counts.asked
         with pytest.warns(TraceWarning, match=r"cannot be written any more \(it was moved or deleted\)"):
             assert evaluations(model, optimizer, recorder, range(6, 12)) == [1] * 6
         assert recorder.failure == f"{path} cannot be written any more (it was moved or deleted)."
         assert recorder.latest == latest
-        assert len(asked) == count
+        assert Counts.asked == count
 
 
 @pytest.mark.parametrize("sight", ["seen", "unseen"])

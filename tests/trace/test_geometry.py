@@ -146,5 +146,7 @@ def test_a_norm_that_the_trace_lacks_is_named_with_the_mend(tmp_path):
 def test_a_run_with_other_norms_does_not_continue_the_trace(tmp_path):
     seed_all()
     double_precision(Recorded(tmp_path / "run.h5"))
-    with pytest.raises(TraceError, match=r"only one of the two has linf/grad_diff, linf/grad_norm, linf/step_norm"):
+    with pytest.raises(
+        TraceError, match=r"only one of the two has linf/grad_diff, linf/grad_diff_next, linf/grad_norm, linf/step_norm"
+    ):
         double_precision(Recorded(tmp_path / "run.h5", norms=("linf",), mode="a"))
