@@ -22,6 +22,7 @@ from lsmooth.measure.norms import Kind, NormsInUse, TensorNorms, piece_size
 from lsmooth.measure.products import products_with_step
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
+from lsmooth.precision import accumulation_dtype
 from lsmooth.trace.layout import Geometry
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ class Curvature(Quantity):
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         total = sum(local(p).numel() for p in parameters)
         self._piece = min(piece_size(parameters[0].device), max(_LEAST_PIECE, total // _PIECES))
+        self._zero = torch.zeros((), dtype=accumulation_dtype(parameters[0].device), device=parameters[0].device)
         # By position: x_t and x_{t+1}.
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         self._row: Row | None = None
@@ -289,8 +291,10 @@ class Curvature(Quantity):
             [stop for _, stop in ends],
             self._piece,
         )
+        found: list[Tensor] = [self._zero] * len(into)
         for place, product in zip(moving, products, strict=True):
-            into[positions[place]].copy_(product, non_blocking=True)
+            found[positions[place]] = product.to(self._zero.device, self._zero.dtype, non_blocking=True)
+        into.add_(torch.stack(found))
 
     def _place(self, point: Point) -> Tensor | None:
         assert self._row is not None
