@@ -195,6 +195,11 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
     )
 
 
+def geometry_fields() -> tuple[Field, ...]:
+    """Return the fields of all geometries but the default one, whose own stand elsewhere."""
+    return tuple(field for geometry in GEOMETRIES.values() if geometry.name != "l2" for field in _of_geometry(geometry))
+
+
 _GRAD_NORM, _STEP_NORM, _GRAD_DIFF, _GRAD_DIFF_NEXT = _of_geometry(GEOMETRIES["l2"])
 # In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
 FIELDS = (
@@ -278,8 +283,7 @@ FIELDS = (
         "2-norm of grad f(x_t + gamma d) - grad f(x_t), all parameter tensors together",
         total_of="grad_diff",
     ),
-    *_of_geometry(GEOMETRIES["linf"]),
-    *_of_geometry(GEOMETRIES["spectral"]),
+    *geometry_fields(),
     Field(
         "curvature/slope",
         ("step", "parameter"),

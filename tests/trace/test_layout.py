@@ -1,12 +1,23 @@
 """The table of datasets: one `Field` more is enough for the file, the reader and the tables, and for older traces."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rows import assert_rows, header, rows
 
 from lsmooth.errors import TraceError
 from lsmooth.trace import layout
-from lsmooth.trace.layout import CHUNK_STEPS, FIELDS, FIRST_FORMAT, FORMAT_VERSION, Field, fields_of, version_number
+from lsmooth.trace.layout import (
+    CHUNK_STEPS,
+    FIELDS,
+    FIRST_FORMAT,
+    FORMAT_VERSION,
+    GEOMETRIES,
+    Field,
+    fields_of,
+    version_number,
+)
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
@@ -112,3 +123,21 @@ def test_versions_are_compared_as_numbers():
     for wrong in ("1", "1.", "1.1.1", "a.b", "1.1\n", "-1.1", "", "1." + "9" * 50):
         with pytest.raises(ValueError, match="format version"):
             version_number(wrong)
+
+
+def test_each_geometry_of_the_table_has_the_datasets_of_the_default_one():
+    """A geometry is one entry of the table: nothing else lists what is kept of it."""
+    names = {field.name for field in FIELDS}
+    of_default = {"grad_norm", "step_norm", "grad_diff", "grad_diff_next"}
+    assert names >= {geometry.dataset(quantity) for geometry in GEOMETRIES.values() for quantity in of_default}
+
+
+def test_a_geometry_more_is_a_geometry_more_to_fields(monkeypatch):
+    one_more = replace(GEOMETRIES["linf"], name="l1", displacement="l1", gradient="linf")
+    monkeypatch.setitem(GEOMETRIES, "l1", one_more)
+    assert [f.name for f in layout.geometry_fields() if f.name.startswith("l1/")] == [
+        "l1/grad_norm",
+        "l1/step_norm",
+        "l1/grad_diff",
+        "l1/grad_diff_next",
+    ]
