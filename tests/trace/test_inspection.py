@@ -9,12 +9,9 @@ import h5py
 import hostile
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from rows import header, rows
 
-from lsmooth.cli import main
 from lsmooth.errors import TraceError
-from lsmooth.trace.attributes import printable
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
@@ -166,54 +163,3 @@ def test_what_a_later_format_adds_may_be_there(folder, sound):
     with Trace(folder / "run.h5") as trace:
         assert len(trace) == 70
         assert trace.metadata["later"] == 1.5
-
-
-# --- texts that a terminal or a spreadsheet would obey ---
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("layers.0.weight", "layers.0.weight"),
-        ("コード é ﷺ", "コード é ﷺ"),
-        ("\x1b]0;owned\x07", "\\x1b]0;owned\\x07"),
-        ("a\nb\tc\rd\x00", "a\\nb\\tc\\rd\\x00"),
-        ("\x9b2J\x7f", "\\x9b2J\\x7f"),
-        ("\u202egpj.exe\u2069", "\\u202egpj.exe\\u2069"),
-        ("one\u2028two", "one\\u2028two"),
-    ],
-)
-def test_control_characters_become_their_escapes(text, shown):
-    assert printable(text) == shown
-
-
-def test_texts_of_a_trace_are_without_control_characters(tmp_path):
-    attributes = {
-        "model": "Made\x1b[2J\nloss 0",
-        "optimizer_groups": [{"lr": 0.1, "name\x07": "\x1b[31m"}],
-        "user_metadata": {"note": "two\nlines\x1b"},
-    }
-    made = header(parameters=("a\x1b]0;x\x07", "b\n"), coordinates=1, attributes=attributes)
-    TraceWriter(tmp_path / "run.h5", made).close()
-    with Trace(tmp_path / "run.h5") as trace:
-        assert trace.parameters == ["a\\x1b]0;x\\x07", "b\\n"]
-        assert trace.coordinate_names == ["a\\x1b]0;x\\x07[0]"]
-        assert trace.metadata["model"] == "Made\\x1b[2J\\nloss 0"
-        assert trace.metadata["optimizer_groups"] == [{"lr": 0.1, "name\\x07": "\\x1b[31m"}]
-        assert trace.metadata["user_metadata"] == {"note": "two\nlines\\x1b"}
-
-
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
-def test_no_name_is_a_formula_in_an_exported_table(tmp_path, start):
-    name = f'{start}HYPERLINK("http://x")'
-    made = header(parameters=(name, "plain.weight"), coordinates=0)
-    writer = TraceWriter(tmp_path / "run.h5", made)
-    writer.append(rows(made, 0, 3))
-    writer.close()
-    output = tmp_path / "out.csv"
-    done = CliRunner().invoke(main, ["export", str(tmp_path / "run.h5"), "-o", str(output), "--by", "parameter"])
-    assert done.exit_code == 0, done.output
-    lines = output.read_text().splitlines()[1:]
-    cells = [line.split(",")[1].strip('"') for line in lines]
-    assert cells[1::2] == ["plain.weight"] * 3
-    assert {cell[0] for cell in cells[::2]} <= {"'", "\\"}
