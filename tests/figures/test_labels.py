@@ -4,7 +4,6 @@ import pytest
 from drawing import empty_axes
 
 from lsmooth.figures import style
-from lsmooth.figures.abbreviations import abbreviations, explain
 from lsmooth.figures.labels import abbreviate, shorten, text_width, title, wrap_name
 
 LONG = "transformer.encoder.layers.11.self_attn.in_proj_weight_with_a_long_name[1023, 767]"
@@ -28,15 +27,6 @@ def test_numbers_of_layers_survive():
     assert abbreviate("encoder.layers.3.linear1", 90, 8) == "e.layers.3.linear1"
     assert abbreviate("encoder.linear1.weight[12, 2]", 72, 8) == "e.l1.weight[12, 2]"
     assert abbreviate("resnet.layer10.3x.conv2d.12.weight", 76, 8) == "r.l10.3.c.12.weight"
-
-
-def test_what_abbreviations_stand_for_is_said_once():
-    names = ["encoder.layers.0.linear1", "encoder.layers.10.linear2", "decoder.lin_out"]
-    pairs = [(name, list(abbreviations(name))[-1]) for name in names]
-    assert [short for _, short in pairs] == ["e.l.0.linear1", "e.l.10.linear2", "d.lin_out"]
-    assert explain(pairs) == "e=encoder, l=layers, d=decoder"
-    assert explain([("a2.b", "a2.b"), ("blocks12.x", "b12.x"), ("base.x", "b.x")]) == "b=blocks|base"
-    assert explain([(LONG, "…")]) == ""
 
 
 def test_what_fits_stays_whole():

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from lsmooth.measure.norms import _CPU_PIECE, _CPU_SCRATCH, _GPU_PIECE, TensorNorms, _Scratch, tensor_norms
-from lsmooth.measure.singular import singular_values
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -169,23 +168,6 @@ def test_every_kind_of_norm_agrees_with_numpy(dtype, scale, minus):
         }
         for kind in kinds:
             np.testing.assert_allclose(got[kind][i].item() / scale, expected[kind], rtol=2e-6, err_msg=f"{kind} {i}")
-
-
-def test_singular_values_do_not_depend_on_how_many_columns_are_taken_at_a_time():
-    torch.manual_seed(0)
-    matrix = torch.randn(20, 90, dtype=torch.float64)
-    expected = torch.linalg.svdvals(matrix).flip(0)
-    for piece in (1, 20 * 13, 10_000):
-        torch.testing.assert_close(singular_values(matrix, None, torch.float64, piece), expected, rtol=1e-12, atol=0)
-
-
-def test_singular_values_of_an_ill_conditioned_matrix_keep_their_stated_accuracy():
-    torch.manual_seed(0)
-    u, _ = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64))
-    v, _ = torch.linalg.qr(torch.randn(60, 40, dtype=torch.float64))
-    values = torch.logspace(-14, 0, 40, dtype=torch.float64)
-    got = singular_values(u @ torch.diag(values) @ v.T, None, torch.float64, 1000)
-    assert (got - values).abs().max() < 3e-8
 
 
 def test_a_missing_counterpart_counts_as_zero_and_a_missing_tensor_too():

@@ -13,9 +13,7 @@ import pytest
 import torch
 
 import lsmooth
-from lsmooth import tasks
 from lsmooth.tasks.checkpoint import load_checkpoint
-from lsmooth.tasks.parallel import part_of
 from lsmooth.trace.layout import FIELDS
 
 ARGUMENTS = ["train", "transformer-encoder", "--steps", "4", "--every", "2", "--seed", "3", "--set", "dropout=0",
@@ -137,29 +135,3 @@ def test_a_run_of_two_processes_resumes_to_the_same_trace_bit_for_bit(ending, tm
         assert done.stdout == (
             f"run.h5: all {reached + 8} steps are done; give a larger --steps or --epochs to continue.\n"
         )
-
-
-SMALL = {
-    "transformer-encoder": {"embedding": 16, "feed_forward": 16, "batch_size": 7},
-    "transformer-translation": {"width": 16, "feed_forward": 16, "layers": 1, "batch_size": 7},
-    "gpt2": {"width": 20, "feed_forward": 16, "layers": 1, "context": 16, "batch_size": 7},
-    "resnet20": {"width": 4, "batch_size": 7},
-    "awd-lstm": {"hidden": 16, "embedding": 16, "batch_size": 7},
-}
-
-
-@pytest.mark.parametrize("name", tasks.NAMES)
-@pytest.mark.parametrize("size", [3, 9])
-def test_the_mean_over_ranks_is_the_loss_of_the_whole_batch(name, size):
-    if name == "gpt2":
-        pytest.importorskip("transformers")
-    task = tasks.get(name)
-    problem = task.build(task.settings("small").replaced(SMALL[name]), task.find_data(None), seed=0)
-    # Without dropout, and with batch norm's kept statistics: those of a part of the batch are others.
-    problem.model.eval()
-    for batch in (batch for batch, _ in zip(problem.batches(0), range(2), strict=False)):
-        with torch.no_grad():
-            whole, _ = problem.loss(batch, None)
-            parts = [part_of(batch, rank, size, sums=problem.loss_is_a_sum) for rank in range(size)]
-            losses = torch.stack([problem.loss(part, None)[0] * weight for part, weight in parts])
-        torch.testing.assert_close(losses.mean(), whole, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.tasks.comparison import Comparison, contestants, mean_and_interval
 from lsmooth.tasks.engines import Moment, RunResult
 from lsmooth.tasks.plan import make_plan
-from lsmooth.tasks.results import Results, ResultsError
+from lsmooth.tasks.results import Results
 
 TASK = "transformer-encoder"
 
@@ -186,66 +186,6 @@ def test_where_all_settings_diverge_there_is_no_final_run(plans, tmp_path):
     )
     assert len(engine.made) == 2
     assert comparison.standings()[0].chosen is None
-
-
-def test_results_come_back_as_they_were(plans, tmp_path):
-    path = tmp_path / "r.h5"
-    results = Results(path, {"task": TASK})
-    results.add("one", {"lr": 0.1, "betas": (0.9, 0.99)}, result(1.5))
-    results.add("two", {"lr": 0.2}, RunResult("diverged", []))
-    results.close()
-    back = Results(path, {"task": TASK}, "a")
-    assert list(back) == ["one", "two"]
-    assert back["one"] == result(1.5)
-    assert back["two"].outcome == "diverged"
-    back.check("one", {"lr": 0.1, "betas": (0.9, 0.99)})
-    with pytest.raises(ResultsError, match=r"lr: 0\.1 there and 0\.3 here"):
-        back.check("one", {"lr": 0.3, "betas": (0.9, 0.99)})
-    assert [item.name for item in tmp_path.iterdir()] == ["r.h5"]
-
-
-@pytest.mark.parametrize(
-    ("content", "mode", "sentence"),
-    [
-        (b"", "a", "cannot be read"),
-        (b"no results", "a", "cannot be read"),
-        (b"no results", "x", "exists already"),
-    ],
-)
-def test_files_that_are_no_results(content, mode, sentence, tmp_path):
-    path = tmp_path / "r.h5"
-    path.write_bytes(content)
-    with pytest.raises(ResultsError, match=sentence):
-        Results(path, {}, mode)
-    assert path.read_bytes() == content
-
-
-def test_results_of_another_comparison_are_not_continued(tmp_path):
-    Results(tmp_path / "r.h5", {"task": "gpt2"}).close()
-    with pytest.raises(ResultsError, match="its task is gpt2, not resnet20"):
-        Results(tmp_path / "r.h5", {"task": "resnet20"}, "a")
-
-
-def test_a_file_of_results_has_one_writer(tmp_path):
-    path = tmp_path / "r.h5"
-    sentence = r"r\.h5 is being written by another `lsmooth compare`; wait for it to end, or choose another -o\.$"
-    with Results(path, {}) as results:
-        for mode in ("a", "w"):
-            with pytest.raises(ResultsError, match=sentence):
-                Results(path, {}, mode)
-        # Each run that ends puts another file in the place of the one before.
-        results.add("one", {}, result(1.0))
-        for mode in ("a", "w"):
-            with pytest.raises(ResultsError, match=sentence):
-                Results(path, {}, mode)
-    with Results(path, {}, "a") as back:
-        assert list(back) == ["one"]
-    # What could not be continued is not locked.
-    with pytest.raises(ResultsError, match="its task is"):
-        Results(path, {"task": TASK}, "a")
-    with Results(path, {}, "w") as anew:
-        assert list(anew) == []
-    assert [item.name for item in tmp_path.iterdir()] == ["r.h5"]
 
 
 def test_the_interval_is_students():

@@ -1,0 +1,94 @@
+"""A trace file as it stands: datasets by rows and columns, and how far the run has come."""
+
+import numpy as np
+import pytest
+from rows import header, rows
+
+from lsmooth.errors import TraceError
+from lsmooth.trace.file import TraceFile
+from lsmooth.trace.layout import CHUNK_STEPS
+from lsmooth.trace.writer import TraceWriter
+
+COUNT = CHUNK_STEPS + 9
+
+
+@pytest.fixture(params=["closed", "cut off"])
+def file(request, tmp_path):
+    made = header()
+    writer = TraceWriter(tmp_path / "run.h5", made)
+    writer.append(rows(made, 0, COUNT))
+    if request.param == "closed":
+        writer.close(next_step=500)
+    else:
+        writer.abandon()
+    with TraceFile(tmp_path / "run.h5") as file:
+        yield file
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        slice(None),
+        slice(0, 5),
+        slice(CHUNK_STEPS - 2, CHUNK_STEPS + 3),
+        slice(CHUNK_STEPS + 1, None),
+        slice(-3, None),
+        slice(5, 5),
+        slice(COUNT, COUNT + 9),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("columns", [None, slice(1, 3), slice(-1, None)], ids=str)
+def test_parts_of_a_dataset_are_parts_of_the_whole(file, part, columns):
+    whole = rows(header(), 0, COUNT)["grad_diff"].astype("f4")[part]
+    np.testing.assert_array_equal(
+        file.read("grad_diff", part, columns), whole if columns is None else whole[..., columns]
+    )
+
+
+def test_a_file_says_how_its_run_ended_and_goes_on(file):
+    assert len(file) == COUNT
+    if file.state == "complete":
+        assert file.next_step == 500
+    else:
+        assert file.state == "cut off"
+        assert file.next_step == 10 * (COUNT - 1) + 1
+
+
+def test_what_was_read_before_stays_valid(file):
+    first = file.read("loss")
+    file.close()
+    np.testing.assert_array_equal(first, rows(header(), 0, COUNT)["loss"])
+    assert file.refresh() == COUNT
+    np.testing.assert_array_equal(file.read("loss"), first)
+
+
+def test_what_it_lacks_is_named(file):
+    assert not file.has("grad_noise")
+    with pytest.raises(TraceError, match="has no grad_noise; it holds"):
+        file.read("grad_noise")
+    assert not file.has_densities
+    with pytest.raises(TraceError, match="record with densities=True"):
+        file.density_counts()
+
+
+def test_a_growing_file_is_followed(tmp_path):
+    made = header()
+    writer = TraceWriter(tmp_path / "run.h5", made)
+    writer.append(rows(made, 0, 3))
+    with TraceFile(tmp_path / "run.h5") as file:
+        assert (len(file), file.state) == (3, "being written")
+        writer.append(rows(made, 3, COUNT))
+        assert len(file) == 3
+        assert file.refresh() == COUNT
+        np.testing.assert_array_equal(file.steps, 10 * np.arange(COUNT))
+        writer.close()
+        # It has ended, and there is more to know of it than was read.
+        assert file.state == "being written"
+        file.refresh()
+        assert file.state == "complete"
+
+
+def test_a_file_that_is_gone_is_said_to_be(tmp_path):
+    with pytest.raises(TraceError, match=r"gone\.h5"):
+        TraceFile(tmp_path / "gone.h5")
