@@ -39,7 +39,7 @@ from lsmooth.measure.handover import Measurement
 from lsmooth.measure.recording import Recording
 from lsmooth.measure.scalars import Scalars
 from lsmooth.parallel.ranks import Ranks
-from lsmooth.replay.closures import Closure
+from lsmooth.replay.microbatch import Closure
 from lsmooth.trace.background import wait_for_closed_writers
 from lsmooth.trace.writer import Mode
 

@@ -15,8 +15,7 @@ from lsmooth.errors import RecorderError
 from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import counted_arrivals
-from lsmooth.replay.closures import Closure
-from lsmooth.replay.microbatch import Microbatch, detached, loss_of, reachable_leaves
+from lsmooth.replay.microbatch import Closure, Microbatch, detached, loss_of, reachable_leaves
 from lsmooth.replay.outside import made_outside
 from lsmooth.replay.state import Surroundings
 

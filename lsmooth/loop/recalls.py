@@ -17,8 +17,7 @@ from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
 from lsmooth.loop.losses import Choice, loss_in
-from lsmooth.replay.closures import Closure
-from lsmooth.replay.microbatch import reachable_leaves
+from lsmooth.replay.microbatch import Closure, reachable_leaves
 from lsmooth.replay.objects import ObjectState
 from lsmooth.replay.redone import CannotBeRedone, Output, Recipe, calls_of, made_of, make, rebuilt, tensors_in
 from lsmooth.replay.state import Surroundings

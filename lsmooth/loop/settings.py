@@ -12,7 +12,7 @@ import torch
 
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.precision import accumulation_dtype
-from lsmooth.replay.closures import Closure
+from lsmooth.replay.microbatch import Closure
 from lsmooth.trace.layout import GEOMETRIES, NORMS, Geometry
 
 # HDF5 keeps whole numbers in 64 bits, with or without a sign.

@@ -25,9 +25,8 @@ from lsmooth.loop.losses import Choice, loss_in
 from lsmooth.loop.recalls import Context, OutputsOfCalls, Recall
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import count_arrivals
-from lsmooth.replay.closures import Closure
 from lsmooth.replay.contexts import ContextState
-from lsmooth.replay.microbatch import Microbatch, reachable_leaves, replaying
+from lsmooth.replay.microbatch import Closure, Microbatch, reachable_leaves, replaying
 from lsmooth.replay.state import Surroundings
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from lsmooth.measure.norms import TensorNorms
 from lsmooth.parallel.shards import local
 from lsmooth.replay.arrivals import counted_arrivals
-from lsmooth.replay.closures import Closure
 from lsmooth.replay.evaluation import Evaluation
 from lsmooth.replay.interrupts import DeferredSignals
-from lsmooth.replay.microbatch import Microbatch
+from lsmooth.replay.microbatch import Closure, Microbatch
 from lsmooth.replay.state import Surroundings
 
 

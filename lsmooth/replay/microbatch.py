@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
-from lsmooth.replay.closures import Closure
 from lsmooth.replay.contexts import ContextState
 from lsmooth.replay.state import Surroundings
 
+# What a step's loss is evaluated by: it takes nothing, and returns the loss.
+Closure = Callable[[], Any]
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
 # How many evaluations are being made again at this moment. One number for the process: backward passes on a GPU call

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lsmooth.replay.closures import Closure
-from lsmooth.replay.microbatch import nodes_of
+from lsmooth.replay.microbatch import Closure, nodes_of
 
 # Containers with more items than this are not looked through.
 _FEW = 64
