@@ -1,6 +1,8 @@
 """Notebooks and sweeps: a second attempt takes over, and what is gone holds neither a file nor a model."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -102,3 +104,36 @@ def test_a_sweep_whose_trials_raise(tmp_path):
     errors.clear()
     gc.collect()
     assert wait_until(lambda: len(lsmooth.Trace(tmp_path / "sweep.h5")) == 4)
+
+
+ENDS_WHILE_A_TRACE_IS_BEING_CLOSED = """
+import gc, sys, time
+import h5py, torch, lsmooth
+from lsmooth.trace.writer import TraceWriter
+
+real = TraceWriter.close
+
+def slowly(self, next_step):
+    with h5py._objects.phil:
+        time.sleep(0.5)
+        real(self, next_step)
+
+def cell():
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = lsmooth.Recorder(model, optimizer, sys.argv[1])
+    recorder.backward(lambda: model(torch.ones(2, 4)).square().mean())
+    optimizer.step()
+
+TraceWriter.close = slowly
+cell()
+gc.collect()
+"""
+
+
+def test_a_script_that_ends_while_a_lost_recorder_finishes_its_trace_waits_for_it(tmp_path):
+    command = [sys.executable, "-c", ENDS_WHILE_A_TRACE_IS_BEING_CLOSED, str(tmp_path / "run.h5")]
+    subprocess.run(command, check=True, timeout=120)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.state == "complete"
+        assert len(trace) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -152,4 +153,15 @@ def wait_for_closed_writers(path: str) -> None:
     place = os.path.realpath(path)
     for writer in list(_AT_WORK):
         if writer.place == place and writer.closing:
+            writer.join()
+
+
+@atexit.register
+def _wait_for_all_closed_writers() -> None:
+    """Return when writers that were told to close have: Python ends threads wherever they are, with h5py's lock held.
+
+    The process would then wait for that lock without end.
+    """
+    for writer in list(_AT_WORK):
+        if writer.closing:
             writer.join()
