@@ -33,6 +33,7 @@ from lsmooth.loop.recalls import Context
 from lsmooth.loop.settings import DEFAULT_GAMMAS, Settings
 from lsmooth.loop.step import Step
 from lsmooth.loop.step_closure import closure_given, with_closure_followed
+from lsmooth.loop.step_hooks import hook_steps
 from lsmooth.loop.subject import Subject
 from lsmooth.loop.watching import Watch
 from lsmooth.measure.handover import Measurement
@@ -173,10 +174,7 @@ class Recorder:
         self._watch = Watch(self._attempts, ranks.context)
         self._step: Step | None = None
         self._open = True
-        self._hooks = [
-            subject.optimizer.register_step_pre_hook(self._before_step),
-            subject.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = hook_steps(subject.optimizer, self._before_step, self._after_step)
         _OPEN_IN_PROCESS.add(self)
 
     # --- what the training loop calls ---

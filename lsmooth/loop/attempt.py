@@ -42,6 +42,13 @@ _UNSEEN = (
     "The parameters change, but no step of the {} that the recorder was given is seen, so that nothing is measured; "
     "give the recorder the optimizer whose step() the loop calls, and a new recorder to a new optimizer."
 )
+# So many measured steps in a row whose weights are not those of their backward pass.
+_MOVED_STEPS = 3
+_MOVED = (
+    "The parameters changed between backward and the step of the {} at {} measured steps in a row, which are flagged "
+    "as moved and enter no fit; where another optimizer is wrapped around that one, give the recorder the wrapper, "
+    "whose step() the loop calls."
+)
 
 
 @dataclass
@@ -98,6 +105,7 @@ class Attempts:
         self.faults = faults
         # How many steps in a row were not seen, although the parameters moved.
         self._unseen = 0
+        self._moved = 0
         # Step number, and whether it is measured: asked once, since `every` may be anything.
         self._decision: tuple[int, bool] | None = None
         self._collected: _Collected | None = None
@@ -233,6 +241,10 @@ class Attempts:
         subject = self.subject
         restored = {*subject.parameters, *(companion.parameter for companion in collected.companions)}
         others_moved = any(leaf._version != version for leaf, version in collected.leaves if leaf not in restored)
+        moved = self.versions() != collected.versions
+        self._moved = self._moved + 1 if moved else 0
+        if self._moved == _MOVED_STEPS:
+            self.faults.say(_MOVED.format(type(subject.optimizer).__name__, _MOVED_STEPS), kind="moved")
         active = subject.active()
         return Step(
             number=self.number,
@@ -242,8 +254,7 @@ class Attempts:
             segment=self._segment_of(active),
             active=active,
             lr=subject.rates(),
-            flags=(int(Status.MOVED) if others_moved or self.versions() != collected.versions else 0)
-            | self._partial_flag(),
+            flags=(int(Status.MOVED) if others_moved or moved else 0) | self._partial_flag(),
             arrivals=collected.arrivals,
             leaves=tuple(collected.leaves),
             companions=tuple(collected.companions),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lsmooth.errors import InvalidArgumentError
+from lsmooth.loop.step_hooks import can_be_hooked
 from lsmooth.parallel.ranks import unwrapped
 
 
@@ -88,13 +89,13 @@ class Subject:
 def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
     """Return the optimizer that takes the steps: some (Accelerate's) hand them on to one that they hold."""
     inner = optimizer
-    while not hasattr(inner, "_optimizer_step_pre_hooks") or hasattr(inner, "optimizer"):
-        if not hasattr(inner, "optimizer"):
-            raise InvalidArgumentError(
-                f"{type(optimizer).__name__} is no torch.optim.Optimizer, which tells a recorder of its steps; give "
-                "the recorder the one that takes the steps."
-            )
+    while hasattr(inner, "optimizer"):
         inner = inner.optimizer
+    if not can_be_hooked(inner):
+        raise InvalidArgumentError(
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer, and no object with a step and param_groups like "
+            "one; give the recorder the object whose step() the loop calls."
+        )
     return inner  # type: ignore[no-any-return]
 
 
