@@ -75,6 +75,7 @@ def _facts(trace: Trace) -> dict[str, Any]:
         "coordinates": len(trace.coordinate_names),
         "norms": [norm for norm, geometry in GEOMETRIES.items() if trace.has(geometry.dataset("grad_diff"))],
         "densities": trace.has_densities,
+        "critical": trace.has("critical_gamma"),
         "measured_steps": len(trace),
         "first_step": int(trace.steps[0]) if len(trace) else None,
         "last_step": int(trace.steps[-1]) if len(trace) else None,
@@ -116,7 +117,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "followed",
             f"{facts['coordinates']} coordinates{' and densities of all' if facts['densities'] else ''}, "
-            f"norms {', '.join(facts['norms'])}",
+            f"norms {', '.join(facts['norms'])}{', critical learning rates' if facts['critical'] else ''}",
         ),
         ("written", f"{facts['created']} by lsmooth {facts['lsmooth_version']}, torch {facts['torch_version']}"),
     ]

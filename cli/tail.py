@@ -12,6 +12,8 @@ from lsmooth.cli.table import Column, heads, line
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lsmooth.trace.reader import Trace
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # Number of values that the blocks at the right show.
 _LOOK_BACK = 16
@@ -34,17 +36,20 @@ _COLUMNS = [
 def command(trace: str, lines: int, follow: bool, interval: float) -> None:
     """Follow TRACE while it is being written: print loss, learning rate, gradient norm, smoothness and 2/lr.
 
-    Gradient descent cannot be stable where the smoothness is above 2/lr; below, it may or may not be. The blocks at
-    the right show the last sixteen values of smoothness on a logarithmic scale. A step that was not measured well has
-    its reason there instead.
+    Gradient descent cannot be stable where the smoothness is above 2/lr; below, it may or may not be. The column edge
+    has the edge ratio: above 2, a step on a quadratic raises the loss. The column critical lr, of a run with
+    --critical, has the least lr that would have raised it. The blocks at the right show the last sixteen values of
+    smoothness on a logarithmic scale. A step that was not measured well has its reason there instead.
     """
     import time
 
+    from lsmooth.trace.curvature import edge_ratios
     from lsmooth.trace.reader import Trace
 
     opened = Trace(trace)
+    columns = _columns(opened)
     try:
-        click.echo("\n".join(heads(_COLUMNS)))
+        click.echo("\n".join(heads(columns)))
         shown = max(0, len(opened) - lines)
         while True:
             # The state is read before the rows, so that the last rows of a run are not missed.
@@ -53,9 +58,9 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
             shown = min(shown, opened.refresh())
             # The new rows, and the rows before them that their blocks show.
             first = max(0, shown - _LOOK_BACK + 1)
-            frame = opened.to_frame(slice(first, None))
+            frame = opened.to_frame(slice(first, None)).assign(edge_ratio=edge_ratios(opened, slice(first, None)))
             for row in range(shown - first, len(frame)):
-                click.echo(_line(frame, row))
+                click.echo(_line(columns, frame, row))
             shown = len(opened)
             if not (follow and writing):
                 break
@@ -72,7 +77,20 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
         opened.close()
 
 
-def _line(frame: pd.DataFrame, row: int) -> str:
+def _columns(trace: Trace) -> list[Column]:
+    """Return the columns of a trace: those that only some traces have stand before the blocks."""
+    further = [
+        Column(name, width=10)
+        for name, there in (
+            ("edge", trace.has("curvature/change_next")),
+            ("critical lr", trace.has("critical_gamma")),
+        )
+        if there
+    ]
+    return [*_COLUMNS[:-1], *further, _COLUMNS[-1]]
+
+
+def _line(columns: list[Column], frame: pd.DataFrame, row: int) -> str:
     from lsmooth.trace.layout import Status
 
     values = frame.iloc[row]
@@ -89,9 +107,13 @@ def _line(frame: pd.DataFrame, row: int) -> str:
         f"{values['grad_norm']:.4g}",
         f"{values['smoothness']:.4g}",
         f"{2 / lr:.4g}" if lr > 0 else "-",
-        note,
     ]
-    return line(_COLUMNS, cells)
+    shown = {column.head for column in columns}
+    if "edge" in shown:
+        cells.append(f"{values['edge_ratio']:.3g}")
+    if "critical lr" in shown:
+        cells.append(f"{lr * values['critical_gamma']:.3g}")
+    return line(columns, [*cells, note])
 
 
 def _spark(values: list[float]) -> str:

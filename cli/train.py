@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     help="Number of single coordinates to follow in each parameter tensor.",
 )
 @click.option("--densities", is_flag=True, help="Also count all coordinates by gradient and smoothness.")
+@click.option("--critical", is_flag=True, help="Also search for the critical learning rate of each measured step.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
 @click.option("--trace", type=click.Path(), help="File of the trace.  [default: TASK.h5]")
 @click.option("--force", is_flag=True, help="Replace an existing trace.")
@@ -135,7 +136,7 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     return Session(
         plan,
         trace,
-        {name: options[name] for name in ("every", "coordinates", "densities")},
+        {name: options[name] for name in ("every", "coordinates", "densities", "critical")},
         data=data,
         mode="w" if options["force"] else "x",
         checkpoint_seconds=options["checkpoint_every"],
@@ -202,6 +203,7 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         "every": ("--every", recording["every"]),
         "coordinates": ("--coordinates", recording["coordinates"]),
         "densities": ("--densities", recording.get("densities", False)),
+        "critical": ("--critical", recording.get("critical", False)),
         "seed": ("--seed", plan.seed),
         "preset": ("--preset", plan.preset),
         "amp": ("--amp", "bf16" if plan.amp else None),

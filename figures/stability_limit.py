@@ -17,6 +17,7 @@ from lsmooth.figures.marks import VECTOR
 from lsmooth.figures.points import Data, Points, choose_group, opened, points_of
 from lsmooth.figures.scales import linear_limits, log_limits, make_linear, make_log, make_steps, percent
 from lsmooth.trace.grouping import By
+from lsmooth.trace.layout import Status
 from lsmooth.trace.reader import Displacement, Trace
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def stability(
     step is a lower bound of the largest curvature. For Adam and sign methods, 2/lr is a mark for the eye. The line
     through the points is their running median over about a twentieth of the run.
 
+    Where the whole run is drawn in l2 and the trace has critical learning rates, their 2 / (critical lr) is drawn too,
+    as `critical sharpness`: above 2/lr, the step raised its loss, whatever the optimizer.
+
     Args:
         data: A trace, its path, a `Cloud`, or a DataFrame of points with a column lr. Of a trace with several
             parameter groups, the largest lr counts.
@@ -63,12 +67,14 @@ def stability(
 
     Source: Cohen et al. 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability".
     """
-    several_rates = False
+    several_rates, critical = False, None
     with opened(data) as data:
         points = choose_group(points_of(data, by, displacement=displacement, norm=norm), group)
         if isinstance(data, Trace) and data.lr.shape[1] > 1:
             several_rates = bool((data.lr != data.lr[:, :1]).any())
             points = replace(points, lr=data.lr.max(axis=1))
+        if isinstance(data, Trace) and by == "global" and norm == "l2" and data.has("critical_gamma"):
+            critical = _critical_sharpness(data)
     known = np.isfinite(points.smoothness) & ((points.smoothness > 0) | linear)
     if not known.any():
         raise InvalidArgumentError(points.explain_nothing(log=not linear))
@@ -76,15 +82,19 @@ def stability(
     with drawing(ax) as ax:
         good = known & points.usable
         _draw_points(ax, points.steps, points.smoothness, good, known & ~points.usable)
+        shown = points.smoothness[known]
+        if critical is not None:
+            _draw_critical(ax, points.steps, critical)
+            shown = np.concatenate([shown, critical[np.isfinite(critical)]])
         _draw_median(ax, points, good)
         _draw_limit(ax, points, limit, good, "2/largest lr" if several_rates else "2/lr")
         if not known.all():
             ax.plot([], [], linestyle="none", label=f"not shown ({(~known).sum():,})")
-        shown = points.smoothness[known]
         _set_axes(ax, points.steps, (shown, limit), linear)
         ax.set(xlabel="iteration", ylabel=y_label(points.norm))
         if legend:
-            place_legend(ax, [(points.steps[known], shown), (points.steps, limit)])
+            clouds = [(points.steps[known], points.smoothness[known]), (points.steps, limit)]
+            place_legend(ax, clouds if critical is None else [*clouds, (points.steps, critical)])
     return ax
 
 
@@ -105,6 +115,31 @@ def _limit_of(lr: NDArray[np.float64]) -> NDArray[np.float64]:
         raise InvalidArgumentError("There are no learning rates; give a trace, or a DataFrame with a column lr.")
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(lr > 0, 2 / lr, np.nan)
+
+
+def _critical_sharpness(trace: Trace) -> NDArray[np.float64]:
+    """Return 2 / (lr critical_gamma) of each step, the largest lr of several; NaN where there is none to be drawn."""
+    rates = trace.lr.max(axis=1) * trace.read("critical_gamma")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sharpness = 2 / rates
+    good = np.isfinite(sharpness) & (sharpness > 0) & (trace.status == Status.MEASURED)
+    return np.where(good, sharpness, np.nan)
+
+
+def _draw_critical(ax: Axes, steps: NDArray[np.int64], sharpness: NDArray[np.float64]) -> None:
+    """Draw the critical sharpness of the steps, and count the steps that have none."""
+    missing = int(np.isnan(sharpness).sum())
+    ax.plot(
+        steps,
+        sharpness,
+        linestyle="none",
+        marker="^",
+        markersize=2.2,
+        markeredgewidth=0,
+        color=LINES[2],
+        rasterized=bool(len(steps) > VECTOR),
+        label=f"critical sharpness ({missing:,} not shown)" if missing else "critical sharpness",
+    )
 
 
 def _draw_median(ax: Axes, points: Points, good: NDArray[np.bool_]) -> None:

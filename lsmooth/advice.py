@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import LsmoothError, TraceError
 from lsmooth.theory import Floats, descent_check, theorem1
+from lsmooth.trace.curvature import edge_ratios
+from lsmooth.trace.layout import Status
 from lsmooth.trace.reader import Trace
 
 # A step this much shorter than lr |g| is not so by rounding.
@@ -23,7 +25,8 @@ class Advice:
     """One statement about a run.
 
     Attributes:
-        name: What it is about: "stable step", "clipping", "descent step", "descent", or "theorem 1".
+        name: What it is about: "stable step", "edge", "critical lr", "clipping", "descent step", "descent", or
+            "theorem 1".
         text: The statement, in plain words with its numbers.
         formula: What was computed.
         source: Where the formula comes from.
@@ -67,6 +70,8 @@ def advise(trace: Trace, *, beta2: float = 0.0) -> Report:
     """
     statements: dict[str, Callable[[], Advice]] = {
         "stable step": lambda: _stable_step(trace),
+        "edge": lambda: _edge(trace),
+        **({"critical lr": lambda: _critical(trace)} if trace.has("critical_gamma") else {}),
         "clipping": lambda: _clipping(trace),
         "descent step": lambda: _descent_step(trace),
         "descent": lambda: _descent(trace),
@@ -164,6 +169,49 @@ def _stability(trace: Trace) -> tuple[float, str, str]:
     if groups[0].get("nesterov"):
         return (2 + 2 * momentum) / (1 + 2 * momentum), "(2 + 2 momentum) / ((1 + 2 momentum) L)", ""
     return (2 + 2 * momentum) / kept, "(2 + 2 momentum) / ((1 - dampening) L)", ""
+
+
+def _edge(trace: Trace) -> Advice:
+    ratios = edge_ratios(trace)
+    known = (trace.status == Status.MEASURED) & np.isfinite(ratios)
+    if not known.any():
+        raise TraceError("no step measured well has an edge ratio; record with endpoint=True, in format 1.2.")
+    ratios = ratios[known]
+    above = ratios > 2
+    raised = trace.read("loss_next")[known] > trace.loss[known]
+    values = {
+        "median": float(np.median(ratios)),
+        "share_above": float(above.mean()),
+        "share_raised": float(raised.mean()),
+        "steps": len(ratios),
+    }
+    return Advice(
+        "edge",
+        f"The edge ratio of the steps was {values['median']:.3g} in the median and above 2, where a step on a "
+        f"quadratic raises its own batch's loss, at {_share(above)} of {len(ratios)} steps; the loss rose at "
+        f"{_share(raised)}. "
+        "This is said of the optimizer's own steps, whatever it is.",
+        "<grad f(x_{t+1}) - grad f(x_t), d> / -<grad f(x_t), d>",
+        "Andreyev and Beneventano 2024, Edge of Stochastic Stability: batch sharpness along the step taken",
+        values,
+    )
+
+
+def _critical(trace: Trace) -> Advice:
+    table = trace.critical_lr()
+    gamma = table.critical_gamma[table.usable].to_numpy()
+    if not len(gamma):
+        raise TraceError("no step measured well has a critical learning rate.")
+    # Of infinite ones, too, the middle one is a number of this run.
+    values = {"median": float(np.median(gamma)), "share_below": float((gamma < 1).mean()), "steps": len(gamma)}
+    return Advice(
+        "critical lr",
+        f"A step raised its own batch's loss from {values['median']:.3g} times its lr on, in the median; at "
+        f"{_share(gamma < 1)} of {len(gamma)} steps lr was above the critical learning rate.",
+        "lr times the first gamma at which f(x_t + gamma d) > f(x_t)",
+        "Kalra and Barkeshli 2023, on the critical learning rate during warmup",
+        values,
+    )
 
 
 def _clipping(trace: Trace) -> Advice:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from lsmooth.loop.faults import Faults
 from lsmooth.loop.gradient import GradientKeeper
 from lsmooth.loop.settings import Settings
 from lsmooth.loop.step import Step
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.coordinates import FollowedCoordinates
+from lsmooth.measure.critical import CriticalRate
 from lsmooth.measure.measurement import CHECK, measure, points_of
 from lsmooth.measure.norms import NormsInUse
 from lsmooth.measure.probes import Probes
@@ -67,6 +70,9 @@ class Instrument:
             self.probes = Probes(settings.probes, settings.seed, parameters, norms.two, self.evaluation, subject.model)
         followed = FollowedCoordinates(header.coordinate_names, header.coordinate_owners, header.coordinate_indices)
         self._quantities = quantities_of(parameters, settings.geometries, followed, norms, recording.densities)
+        if settings.critical:
+            eps = max(torch.finfo(p.dtype).eps for p in parameters)
+            self._quantities.append(CriticalRate(ranks.agreed, ranks.alone, eps, faults.tell))
         self._points = points_of(settings.gammas, settings.endpoint)
         self._ranks = ranks
         self._faults = faults

@@ -104,13 +104,15 @@ class Recorder:
         densities: Also count all coordinates of each parameter tensor by gradient and coordinate-wise estimate (Figure
             3 for every coordinate). A measured step then holds two more numbers a coordinate, and the trace grows by a
             fixed 144 KiB a tensor.
+        critical: Also search for the first gamma, also beyond 1, at which the loss is above its start, by forward
+            passes: lr times it is the critical learning rate. Each of some three to ten waits for the GPU.
         cuda_graphs: On a GPU, capture a measured step's evaluation at the first point as a CUDA graph and play it back
             at the others: the same numbers, several times sooner where launching kernels takes longer than running
             them (small models, small batches). No closure may wait for the GPU then, and the graph takes as much
             memory as another evaluation.
         log: Hears of each well measured step as the trace does, a few seconds late: an object with
             `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a function of the same. It gets
-            the global smoothness, the gradient norm, and 2 / lr.
+            the global smoothness, the gradient norm, 2 / lr, and the critical learning rate.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
         metadata: Anything that JSON can hold, kept with the trace.
 
@@ -143,6 +145,7 @@ class Recorder:
         probe: Closure | Sequence[Closure] | None = None,
         norms: Sequence[str] = ("l2",),
         densities: bool = False,
+        critical: bool = False,
         cuda_graphs: bool = False,
         log: Any = None,
         mode: Mode = "x",
@@ -152,7 +155,7 @@ class Recorder:
         self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
         self._settings = settings = Settings.checked(
-            subject.device, every, gammas, endpoint, coordinates, seed, probe, norms, densities, cuda_graphs
+            subject.device, every, gammas, endpoint, coordinates, seed, probe, norms, densities, critical, cuda_graphs
         )
         self._ranks = ranks = Ranks(model, subject.names, subject.parameters)
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)

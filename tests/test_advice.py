@@ -255,11 +255,11 @@ def test_losses_below_zero_are_no_bound(tmp_path):
 
 def test_a_short_run_says_why_it_says_little(tmp_path):
     advice, left_out = said(traced(tmp_path / "run.h5", steps=4))
-    assert list(advice) == ["stable step"]
+    assert list(advice) == ["stable step", "edge"]
     assert "4 usable points" in left_out["clipping"]
     empty, reasons = said(traced(tmp_path / "empty.h5", steps=0))
     assert empty == {}
-    assert len(reasons) == 5
+    assert len(reasons) == 6
 
 
 def test_every_statement_has_its_formula_and_source(small_trace):

@@ -48,6 +48,7 @@ def header_of(
         attributes=_description(subject, settings, ranks, metadata),
         norms=tuple(geometry.name for geometry in settings.geometries if geometry.name != "l2"),
         densities=settings.densities,
+        critical=settings.critical,
     )
 
 

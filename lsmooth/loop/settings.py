@@ -34,6 +34,7 @@ class Settings:
         probes: The closures whose mean is measured in place of the step's own loss.
         geometries: The geometries to measure in, l2 first.
         densities: Whether all coordinates are counted.
+        critical: Whether the critical learning rate is searched for.
         cuda_graphs: Whether evaluations are played back as CUDA graphs.
     """
 
@@ -45,6 +46,7 @@ class Settings:
     probes: tuple[Closure, ...]
     geometries: tuple[Geometry, ...]
     densities: bool
+    critical: bool
     cuda_graphs: bool
 
     @classmethod
@@ -59,6 +61,7 @@ class Settings:
         probe: Any,
         norms: Any,
         densities: bool,
+        critical: bool,
         cuda_graphs: bool,
     ) -> Settings:
         """Return the settings that a recorder on a device is given.
@@ -75,6 +78,7 @@ class Settings:
             checked_probes(probe),
             checked_norms(norms, device),
             bool(densities),
+            bool(critical),
             bool(cuda_graphs),
         )
 

@@ -35,6 +35,7 @@ class Measurement:
         grad_norm: ‖grad f(x_t)‖2 over all parameters.
         smoothness: The global estimate, max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2.
         lr: The learning rate, the largest of several groups'.
+        critical_lr: lr times the first gamma at which the loss is above its start; None where it is not measured.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Measurement:
     grad_norm: float
     smoothness: float
     lr: float
+    critical_lr: float | None = None
 
 
 class Listener(Protocol):
@@ -192,12 +194,15 @@ class Handover:
         for i in well if self._listener is not None else well[-1:]:
             moved = np.linalg.norm(rows["step_norm"][i])
             changes = np.linalg.norm(rows["grad_diff"][i], axis=-1)
+            lr = float(rows["lr"][i].max())
+            critical = lr * float(rows["critical_gamma"][i]) if "critical_gamma" in rows else None
             self.latest = Measurement(
                 step=int(rows["step"][i]),
                 loss=float(rows["loss"][i]),
                 grad_norm=float(np.linalg.norm(rows["grad_norm"][i])),
                 smoothness=float((changes / (self.layout.gammas * moved)).max()),
-                lr=float(rows["lr"][i].max()),
+                lr=lr,
+                critical_lr=critical,
             )
             if self._listener is not None:
                 self._listener.put(self.latest)

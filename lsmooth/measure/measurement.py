@@ -69,6 +69,8 @@ def measure(
                 _take_absent(step, point, arrived, quantities)
                 for quantity in quantities:
                     quantity.at_point(point, loss, row, step)
+            for quantity in quantities:
+                quantity.further(replay, row, step)
     except BaseException:
         for quantity in quantities:
             quantity.clear()

@@ -2,8 +2,8 @@
 
 Throughout, d = x_{t+1} - x_t, g = grad f(x_t), and Delta(gamma) = grad f(x_t + gamma d) - g. A quantity sees the step
 before anything is evaluated (`at_start`), gradients as a backward pass delivers them (`arrived`), each point when all
-of them are there (`at_point`), and the step's judgement (`at_end`). To measure something new, write a class here, add
-it to `quantities_of`, and its `Field` to `lsmooth.trace.layout`.
+of them are there (`at_point`), the loss when all points are done (`further`), and the step's judgement (`at_end`).
+To measure something new, write a class here, add it to `quantities_of`, and its `Field` to `lsmooth.trace.layout`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lsmooth.measure.products import products_with_step
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
 from lsmooth.precision import accumulation_dtype
+from lsmooth.replay.evaluation import Replay
 from lsmooth.trace.layout import Geometry
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class Quantity:
 
     def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
         """Fill in what is known at a point, all of whose gradients have arrived, and whose loss is given."""
+
+    def further(self, replay: Replay, row: Row, step: Step) -> None:
+        """Evaluate the loss at positions of its own, after all points."""
 
     def at_end(self, well: Tensor, step: Step) -> None:
         """Hear whether the step was measured `well`, a scalar on the device."""

@@ -35,6 +35,8 @@ class RowLayout:
         places: By quantity, its place in the row.
         joins: By quantity, how the ranks' values make the whole.
         width: How many numbers a row has.
+        measured: How many numbers, the first ones, are finite in a step that is measured well.
+        optional: Where numbers stand that some of these steps lack.
     """
 
     # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
@@ -52,13 +54,14 @@ class RowLayout:
     def __init__(self, fields: Sequence[Field], sizes: Mapping[str, int], gammas: Sequence[float], real: str) -> None:
         self.gammas = np.asarray(gammas)
         self.largest = torch.finfo(getattr(torch, real)).max
+        own = [item for item in fields if not item.total_of and item.name not in (*self.HOST_FIELDS, *self._LAST)]
         self.shapes: dict[str, tuple[int, ...]] = {
             item.name: tuple(sizes[name] for name in item.dims[1:])
-            for item in fields
-            if not item.total_of and item.name not in (*self.HOST_FIELDS, *self._LAST)
+            for item in sorted(own, key=lambda item: not item.finite)
         }
-        # Up to here, numbers that must be finite for a step to be measured well.
-        self.measured = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+        counts = [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values()]
+        self.measured = sum(counts[: sum(item.finite for item in own)])
+        self.optional = slice(self.measured, sum(counts))
         self.shapes |= dict.fromkeys(self.EXTRA, ())
         # Learning rates may be tensors on the device; they travel with the rest.
         self.shapes |= {"lr": (sizes["group"],), "status": ()}
@@ -97,6 +100,7 @@ class Row:
     def __init__(self, layout: RowLayout, device: torch.device, flags: int = 0) -> None:
         self._layout = layout
         self.numbers = torch.zeros(layout.width, dtype=accumulation_dtype(device), device=device)
+        self.numbers[layout.optional] = torch.nan
         self.flags = flags
         self.evaluated = False
 

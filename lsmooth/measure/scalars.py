@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from lsmooth.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from lsmooth.measure.handover import Measurement
 
-NAMES = ("lsmooth/smoothness", "lsmooth/grad_norm", "lsmooth/2_over_lr")
+NAMES = ("lsmooth/smoothness", "lsmooth/grad_norm", "lsmooth/2_over_lr", "lsmooth/critical_lr")
 
 
 class Scalars:
-    """Passes three scalars of each well measured step on: the global smoothness, the gradient norm, and 2 / lr.
+    """Passes scalars of each well measured step on: the global smoothness, the gradient norm, 2 / lr, the critical lr.
 
     Gradient descent on a quadratic cannot be stable where its smoothness is above 2 / lr (the largest learning rate
     counts, where parameter groups have several). A smoothness below proves nothing: it is a lower bound of the largest
@@ -49,13 +50,16 @@ class Scalars:
         """Pass on what has come in. A log that fails is warned about and left alone: training goes on."""
         while self._waiting and self._send is not None:
             measurement = self._waiting.popleft()
-            values = [measurement.smoothness, measurement.grad_norm]
-            if measurement.lr > 0:
-                values.append(2 / measurement.lr)
+            limit = 2 / measurement.lr if measurement.lr > 0 else None
+            critical = measurement.critical_lr
+            # An infinite one is no point of a curve.
+            known = critical if critical is not None and math.isfinite(critical) else None
             try:
-                # Without a learning rate there is no third.
-                for name, value in zip(NAMES, values, strict=False):
-                    self._send(name, value, measurement.step)
+                for name, value in zip(
+                    NAMES, (measurement.smoothness, measurement.grad_norm, limit, known), strict=True
+                ):
+                    if value is not None:
+                        self._send(name, value, measurement.step)
             except Exception as error:
                 self._send = None
                 warnings.warn(

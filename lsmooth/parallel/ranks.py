@@ -177,6 +177,19 @@ class Ranks:
             row[self._maxima] = largest
         return row
 
+    def agreed(self, values: Tensor, joins: Sequence[Join]) -> list[float]:
+        """Return some numbers of the whole on the host, the same on every rank: one all-reduce, which is waited for.
+
+        Args:
+            values: This rank's, (n,).
+            joins: How each makes the whole: SUM of shards, MEAN for all else.
+        """
+        if self.alone:
+            return values.tolist()
+        torch.distributed.all_reduce(values)
+        shares = [self._copies if self.sharded and join == Join.SUM else self.size for join in joins]
+        return [value / share for value, share in zip(values.tolist(), shares, strict=True)]
+
     def plain_gradients(self) -> bool:
         """Say whether `.grad` is autograd's alone, so that it may be taken away during backward, and read later.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 # Where torch keeps DTensor: the second, before PyTorch 2.5.
 _DTENSOR_HOMES = ("torch.distributed.tensor", "torch.distributed._tensor")
@@ -26,6 +27,15 @@ def is_sharded(tensor: Tensor) -> bool:
         if kind is not None:
             return isinstance(tensor, kind)
     return False
+
+
+def forget_gathered(models: Iterable[nn.Module]) -> None:
+    """Free the whole tensors that `fully_shard` gathered for a forward pass: the next one gathers them anew."""
+    for model in models:
+        for module in model.modules():
+            reshard = getattr(module, "reshard", None)
+            if callable(reshard) and any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+                reshard()
 
 
 def held(parameter: Tensor, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -189,6 +189,20 @@ class Replay:
             ]
         return joined(losses, step.divisor)
 
+    def loss_at(self, gamma: float) -> Tensor:
+        """Evaluate the step's loss alone at x_t + gamma d, without gradients, and return it, a scalar.
+
+        Args:
+            gamma: The position; beyond 1 it is further on along the step.
+        """
+        step = self._step
+        step.segment.move_to(gamma)
+        losses = [
+            self._evaluation.on_row_device(microbatch.evaluate_loss(self._interrupts.allowed))
+            for microbatch in step.microbatches
+        ]
+        return joined(losses, step.divisor)
+
     def gradients_at_start(self) -> dict[int, Tensor]:
         """Evaluate the gradient at x_t; return it by position, in memory that later evaluations leave alone."""
         found: dict[int, Tensor] = {}

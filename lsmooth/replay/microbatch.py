@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
+from lsmooth.parallel.shards import forget_gathered
 from lsmooth.replay.contexts import ContextState
 from lsmooth.replay.state import Surroundings
 
@@ -85,6 +87,24 @@ class Microbatch:
             if self.seed is not None:
                 with (self.backward_contexts or around.contexts).restored(), users():
                     loss.backward(self.seed.reshape(loss.shape))
+        return self._weighted(loss)
+
+    def evaluate_loss(self, users: Context = contextlib.nullcontext) -> Tensor:
+        """Run forward once more, without a graph; return the unscaled loss.
+
+        Raises:
+            InputChangedError: What the loss was computed from has changed since.
+        """
+        around = self.surroundings
+        around.restore()
+        try:
+            with _replay(), around.context(), around.contexts.restored(), torch.no_grad(), users():
+                return self._weighted(scalar_of(around.contexts.call(self.closure)))
+        finally:
+            # The next point moves the shards, which no backward pass gathers anew.
+            forget_gathered(around.modules.models)
+
+    def _weighted(self, loss: Tensor) -> Tensor:
         return loss.detach() if self.weight is None else loss.detach() * self.weight
 
 
@@ -93,6 +113,21 @@ def loss_of(returned: Any) -> Tensor:
 
     Raises:
         RecorderError: There is no scalar tensor that a backward pass can start from.
+    """
+    loss = scalar_of(returned)
+    if not loss.requires_grad:
+        raise RecorderError(
+            "The closure given to recorder.backward returned a loss that no parameter has a gradient of; "
+            "run the forward pass inside the closure, outside torch.no_grad(), and return the loss undetached."
+        )
+    return loss
+
+
+def scalar_of(returned: Any) -> Tensor:
+    """Return what `loss_of` does, whether or not a backward pass can start from it.
+
+    Raises:
+        RecorderError: There is no scalar tensor.
     """
     loss = returned
     if isinstance(returned, Mapping) and "loss" in returned:
@@ -108,11 +143,6 @@ def loss_of(returned: Any) -> Tensor:
         raise RecorderError(
             f"The closure given to recorder.backward returned a loss of shape {tuple(loss.shape)}; "
             "return a scalar, such as its mean."
-        )
-    if not loss.requires_grad:
-        raise RecorderError(
-            "The closure given to recorder.backward returned a loss that no parameter has a gradient of; "
-            "run the forward pass inside the closure, outside torch.no_grad(), and return the loss undetached."
         )
     return loss
 

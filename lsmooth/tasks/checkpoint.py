@@ -100,6 +100,7 @@ class _MeasuredSteps(TypedDict):
 
 class _Recording(_MeasuredSteps, total=False):
     densities: bool
+    critical: bool
 
 
 class _OldestContent(TypedDict):
@@ -124,7 +125,7 @@ class Checkpoint:
         plan: What the run computes.
         run: `TrainingRun.state_dict()`.
         recorder: `Recorder.state_dict()`.
-        recording: The recorder's arguments: every, coordinates, densities.
+        recording: The recorder's arguments: every, coordinates, densities, critical.
         ranks: Where several processes train together, `TrainingRun.state_of_rank()` of each; else empty.
         run_id: What the run's trace says too, so that neither is taken for another's; None from an older lsmooth.
     """

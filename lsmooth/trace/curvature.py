@@ -1,4 +1,4 @@
-"""Curvature along the steps of a trace: the edge ratio, and directional smoothness in each geometry."""
+"""Curvature along the steps of a trace: edge ratio, directional smoothness in each geometry, critical learning rate."""
 
 from __future__ import annotations
 
@@ -55,6 +55,41 @@ def curvature(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
             "usable": usable.ravel(),
         }
     )
+
+
+def edge_ratios(trace: TraceFile, rows: slice | None = None) -> NDArray[np.float64]:
+    """Return ⟨Delta(1), d⟩ / -⟨g, d⟩ over all tensors, (n,); NaN where the trace cannot tell.
+
+    Args:
+        trace: The trace.
+        rows: Which measured steps, all of them by default.
+    """
+    if not trace.has("curvature/change_next"):
+        return np.full(len(trace.read("step", rows)), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: NDArray[np.float64] = trace.read("curvature/change_next", rows).astype(np.float64).sum(axis=1)
+        return ratios / -trace.read("slope", rows)
+
+
+def critical_rates(trace: TraceFile, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
+    """Return the critical learning rate of each parameter group as columns: lr times `critical_gamma`, (n,) each.
+
+    With a single group, the column is `critical_lr`; else there are `critical_lr_0`, `critical_lr_1`, ….
+    """
+    lr, gamma = trace.read("lr", rows), trace.read("critical_gamma", rows)
+    with np.errstate(invalid="ignore"):
+        rates = lr * gamma[:, None]
+    count = lr.shape[1]
+    return {"critical_lr" if count == 1 else f"critical_lr_{group}": rates[:, group] for group in range(count)}
+
+
+def critical(trace: TraceFile) -> pd.DataFrame:
+    """Return the critical learning rates of a trace; `Trace.critical_lr` defines the columns."""
+    if not trace.has("critical_gamma"):
+        raise TraceError(f"{trace.path} holds no critical learning rate; record with critical=True.")
+    gamma = trace.read("critical_gamma")
+    usable = (trace.status == Status.MEASURED) & ~np.isnan(gamma)
+    return pd.DataFrame({"step": trace.steps, "critical_gamma": gamma, **critical_rates(trace), "usable": usable})
 
 
 def _summed(trace: TraceFile, name: str, groups: list[list[int]]) -> NDArray[np.float64]:

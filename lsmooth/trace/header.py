@@ -27,6 +27,7 @@ class Header:
         noise: Whether the probes' gradient noise is kept.
         norms: Geometries that are measured besides l2.
         densities: Whether all coordinates are counted.
+        critical: Whether the critical learning rate is searched for.
         coordinate_names: Labels of the followed coordinates; empty for none.
         coordinate_owners: Positions of their parameter tensors.
         coordinate_indices: Their positions in the flattened tensors.
@@ -47,11 +48,17 @@ class Header:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
     densities: bool = False
+    critical: bool = False
     format_version: str = FORMAT_VERSION
 
     def fields(self) -> list[Field]:
         """Return the datasets that such a trace has, in the order in which they are appended."""
-        measured = {"endpoint": self.endpoint, "noise": self.noise, "coordinates": bool(self.coordinate_names)}
+        measured = {
+            "endpoint": self.endpoint,
+            "noise": self.noise,
+            "coordinates": bool(self.coordinate_names),
+            "critical": self.critical,
+        }
         there = (name for name, measures in measured.items() if measures)
         return fields_of(frozenset({*self.norms, *there}), self.format_version)
 

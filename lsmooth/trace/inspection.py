@@ -254,7 +254,5 @@ def _check_indexes(datasets: dict[str, h5py.Dataset], path: Path, size: int) -> 
 def _measured(datasets: dict[str, h5py.Dataset]) -> frozenset[str]:
     """Return what a run measured, by the datasets that need nothing else; see `Field.needs`."""
     return frozenset(
-        field.needs
-        for field in layout.FIELDS
-        if field.needs and " " not in field.needs and field.name in datasets and field.since == layout.FIRST_FORMAT
+        field.needs for field in layout.FIELDS if field.needs and " " not in field.needs and field.name in datasets
     )

@@ -131,12 +131,13 @@ class Field:
         description: Its meaning.
         join: How the ranks' shares make the whole.
         since: The format that it came with. Traces of earlier formats lack it.
-        needs: What a run must measure for it to be there: words of "endpoint", "coordinates", "noise" and geometries;
-            empty for what every run has.
+        needs: What a run must measure for it to be there: words of "endpoint", "coordinates", "noise", "critical" and
+            geometries; empty for what every run has.
         total_of: The dataset by parameter tensor that the writer joins into this one, so that the commonest question
             is answered from a small part of the file; empty for what is measured.
         column: Its column in tables: in `Trace.to_frame` for fields along `step`, or along `step` and `group`; in
             `Trace.smoothness`, joined over the tensors of a group, for fields along `step` and `parameter`.
+        finite: Whether steps that are measured well have finite numbers there.
         share: A further column of `Trace.smoothness`, and the dataset whose joined norm it is over this one's.
     """
 
@@ -150,6 +151,7 @@ class Field:
     needs: str = ""
     total_of: str = ""
     column: str = ""
+    finite: bool = True
     share: tuple[str, str] | None = None
 
     def belongs_to(self, version: str) -> bool:
@@ -243,6 +245,18 @@ FIELDS = (
         share=("update_ratio", "step_norm"),
     ),
     Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group", column="lr"),
+    Field(
+        "critical_gamma",
+        ("step",),
+        "float64",
+        "1",
+        "first gamma, also beyond 1, at which f(x_t + gamma d) is above f(x_t); 0 where the scalar product of "
+        "grad f(x_t) and d is not negative, infinite where there is none up to 1024, NaN where it was not found",
+        since="1.2",
+        needs="critical",
+        column="critical_gamma",
+        finite=False,
+    ),
     Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t", Join.MEAN),
     _GRAD_NORM,
     Field(

@@ -13,7 +13,7 @@ from lsmooth.errors import unknown_name
 from lsmooth.trace import clouds, opening, tables
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import Displacement
-from lsmooth.trace.curvature import curvature
+from lsmooth.trace.curvature import critical, curvature
 from lsmooth.trace.density import Density, read_edges
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By
@@ -187,6 +187,23 @@ class Trace(TraceFile):
         """
         return curvature(self, by, norm)
 
+    def critical_lr(self) -> pd.DataFrame:
+        """Return how large the learning rate of each step could have been before its loss rose, since format 1.2.
+
+        `critical_gamma` is the first gamma, also beyond 1, at which f(x_t + gamma d) is above f(x_t): 0 where the step
+        goes up from the start (⟨grad f(x_t), d⟩ >= 0), infinite where the loss is not above up to gamma = 1024. The
+        critical learning rate is lr times it (Kalra and Barkeshli 2023), by parameter group. On a quadratic,
+        critical_gamma = 2 / edge_ratio.
+
+        Returns:
+            One row a step: step, critical_gamma, critical_lr (of several groups critical_lr_0, critical_lr_1, …),
+            usable.
+
+        Raises:
+            TraceError: The trace was recorded without `critical=True`, or is damaged.
+        """
+        return critical(self)
+
     def gradient_norm(self, by: By = "global", *, norm: str = "l2") -> pd.DataFrame:
         """Return ‖grad_S f(x_t)‖ of each group S of parameters: step, group, grad_norm.
 
@@ -198,6 +215,8 @@ class Trace(TraceFile):
 
     def to_frame(self, rows: slice | None = None) -> pd.DataFrame:
         """Return one row a measured step: step, time, loss, lr, gradient norm, step norm, smoothness, status.
+
+        With `Recorder(critical=True)` also critical_gamma and critical_lr; see `critical_lr`.
 
         Args:
             rows: Which measured steps, all of them by default; no others are read.

@@ -13,6 +13,7 @@ from lsmooth.estimators import joined_norms, local_lipschitz
 from lsmooth.trace import layout
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import check_norm
+from lsmooth.trace.curvature import critical_rates
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import GEOMETRIES, Status
@@ -34,6 +35,8 @@ def frame(trace: TraceFile, rows: slice | None) -> pd.DataFrame:
                 # One column a parameter group; with a single group, the column needs no number.
                 for group in range(values.shape[1]):
                     columns[field.column if values.shape[1] == 1 else f"{field.column}_{group}"] = values[:, group]
+    if trace.has("critical_gamma"):
+        columns |= critical_rates(trace, rows)
     changed = trace.read("total_grad_diff", rows)[:, :, None]
     smoothness = local_lipschitz(changed, columns["step_norm"][:, None], trace.gammas)[:, 0]
     columns["smoothness"] = smoothness

@@ -21,15 +21,17 @@ def tail(*arguments):
 def test_a_line_holds_the_steps_numbers(small_trace):
     lines = tail(small_trace, "-n", "3").stdout.splitlines()
     frame = Trace(small_trace).to_frame()
+    edges = Trace(small_trace).curvature().set_index("step").edge_ratio
     assert lines[0].split()[:6] == ["step", "loss", "lr", "grad", "norm", "smoothness"]
     assert len(lines) == 4
     for line, (_, row) in zip(lines[1:], frame.tail(3).iterrows(), strict=True):
-        step, loss, lr, grad_norm, smoothness, limit, spark = line.split()
+        step, loss, lr, grad_norm, smoothness, limit, edge, spark = line.split()
         assert int(step) == row["step"]
         for text, value in ((loss, row["loss"]), (grad_norm, row["grad_norm"]), (smoothness, row["smoothness"])):
             assert float(text) == pytest.approx(value, rel=1e-3)
         assert float(limit) == pytest.approx(2 / row["lr"], rel=1e-3)
         assert float(lr) == pytest.approx(row["lr"], rel=1e-2)
+        assert float(edge) == pytest.approx(edges[row["step"]], rel=1e-2)
         assert len(spark) == 16
     # The spark line is on a logarithmic scale, from the smallest of the values shown to the largest.
     shown = frame["smoothness"].to_numpy()[-16:]

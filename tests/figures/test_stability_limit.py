@@ -41,6 +41,29 @@ def test_few_points_have_no_median_and_frozen_steps_no_limit():
     assert np.isnan(line(ax, "2/lr")[1]).sum() == 4
 
 
+def test_critical_sharpness_is_drawn_where_it_was_measured(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", critical=True) as recorder:
+        for _ in range(12):
+            optimizer.zero_grad()
+            recorder.backward(lambda: model(data).square().mean())
+            optimizer.step()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        critical = trace.critical_lr().critical_lr.to_numpy()
+        ax = stability(trace, ax=empty_axes())
+        assert not [text for text in legend_texts(stability(trace, norm="l2", by="module", ax=empty_axes()))
+                    if "critical" in text]  # fmt: skip
+    _, y = line(ax, "critical sharpness")
+    drawn = np.isfinite(y)
+    assert 0 < drawn.sum() < 12
+    np.testing.assert_allclose(y[drawn], 2 / critical[drawn])
+    assert np.isin(critical[~drawn], [0, np.inf]).all()
+    assert f"critical sharpness ({(~drawn).sum()} not shown)" in legend_texts(ax)
+
+
 @pytest.mark.parametrize("window", [9, 10, 31])
 def test_running_median_is_that_of_the_neighbours(window):
     values = np.random.default_rng(0).normal(size=100)

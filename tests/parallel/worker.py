@@ -48,6 +48,17 @@ class Noisy(Net):
         self.inner = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Dropout(0.3), nn.Tanh())
 
 
+class Exact(Net):
+    """In float64, for what is found by comparing losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.double()
+
+    def forward(self, x, y=None):
+        return super().forward(x.double(), y)
+
+
 def rank_and_size():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -454,6 +465,8 @@ CASES = {
     "ddp-resumed": lambda path: resumed(path, "ddp"),
     "ddp-probes": lambda path: probes(path, "ddp"),
     "fsdp-probes": lambda path: probes(path, "fsdp"),
+    "ddp-critical": lambda path: run(path, "ddp", Exact, critical=True),
+    "fsdp-critical": lambda path: run(path, "fsdp", Exact, adam_for, critical=True, parts=2),
     "ddp-compiled": lambda path: run(path, "ddp-compiled:aot_eager"),
     "fsdp-compiled": lambda path: run(path, "fsdp-compiled:aot_eager"),
     "ddp-inductor": lambda path: run(path, "ddp-compiled:inductor", how="watch"),

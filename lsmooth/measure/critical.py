@@ -1,0 +1,183 @@
+"""The critical learning rate of a step: how much longer it may be before the loss is above its start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lsmooth.join import Join
+from lsmooth.measure.quantities import Point, Quantity
+from lsmooth.measure.row import Row
+from lsmooth.replay.evaluation import Replay
+
+if TYPE_CHECKING:
+    from lsmooth.loop.step import Step
+
+# The search ends where the loss has not risen so far out, or where so many forward passes have been made.
+LARGEST_GAMMA = 1024.0
+MOST_PASSES = 40
+# The first rise is enclosed between two positions that differ by at most this share.
+TOLERANCE = 0.01
+
+# Takes numbers, and how the ranks' make the whole; returns the whole's on the host, the same on every rank.
+Agreed = Callable[[Tensor, Sequence[Join]], list[float]]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A position along the step.
+
+    Attributes:
+        gamma: The position.
+        chord: (f(x_t + gamma d) - f(x_t)) / gamma, and ⟨g, d⟩ at gamma = 0.
+    """
+
+    gamma: float
+    chord: float
+
+
+def critical_gamma(
+    loss_at: Callable[[float], float],
+    start: float,
+    slope: float,
+    known: Sequence[tuple[float, float]] = (),
+    eps: float = 0.0,
+) -> float:
+    """Return the first gamma at which f(x_t + gamma d) is above f(x_t), as far as positions that are tried can tell.
+
+    Known positions come first, then gamma is doubled until the loss is above its start by more than rounding. The rise
+    is then enclosed to 1 % by trying positions close on both sides of the zero of the chord
+    (f(x_t + gamma d) - f(x_t)) / gamma, taken as a line, and by bisection where that line misleads. On a quadratic the
+    chord is a line, and the answer 2 ⟨g, d⟩ / -⟨d, H d⟩ is right but for rounding.
+
+    Args:
+        loss_at: Returns f(x_t + gamma d), one forward pass.
+        start: f(x_t).
+        slope: ⟨g, d⟩.
+        known: Positions in (0, 1], and the losses there.
+        eps: Relative rounding error of a loss.
+
+    Returns:
+        0 where ⟨g, d⟩ >= 0, so that the loss rises at once; infinity where it is not above its start up to gamma =
+        1024; NaN where loss or slope at x_t are not finite.
+
+    Source: Kalra and Barkeshli 2023 (doubling, then bisection).
+    """
+    if not (math.isfinite(start) and math.isfinite(slope)):
+        return math.nan
+    if slope >= 0:
+        return 0.0
+    passes = 0
+
+    def tried(gamma: float, loss: float) -> _Tried:
+        return _Tried(gamma, (loss - start) / gamma)
+
+    def tried_at(gamma: float) -> _Tried:
+        nonlocal passes
+        passes += 1
+        return tried(gamma, loss_at(gamma))
+
+    def above(point: _Tried) -> bool:
+        # True for NaN, too.
+        return not point.chord * point.gamma <= 2 * eps * abs(start)
+
+    low, high = _Tried(0.0, slope), None
+    for gamma, loss in sorted(known):
+        point = tried(gamma, loss)
+        if above(point):
+            high = point
+            break
+        low = point
+    while high is None:
+        gamma = 2 * low.gamma if low.gamma else 1.0
+        if gamma > LARGEST_GAMMA:
+            return math.inf
+        point = tried_at(gamma)
+        if above(point):
+            high = point
+        else:
+            low = point
+    newest, misled = [low, high], 0
+    while high.gamma - low.gamma > TOLERANCE * high.gamma and passes < MOST_PASSES:
+        width, guess = high.gamma - low.gamma, _crossing(*newest)
+        if not low.gamma < guess < high.gamma:
+            guess = _crossing(low, high)
+        tries = [guess * (1 - TOLERANCE / 3), guess * (1 + TOLERANCE / 3)]
+        # Two lines in a row that do not halve what encloses the rise give way to a bisection.
+        if misled == 2:
+            tries, misled = [(low.gamma + high.gamma) / 2], 0
+        newest = newest if len(tries) == 1 else []
+        for gamma in tries:
+            point = tried_at(gamma)
+            newest = [*newest, point][-2:]
+            if low.gamma < gamma < high.gamma:
+                low, high = (low, point) if above(point) else (point, high)
+        misled = misled + 1 if high.gamma - low.gamma > width / 2 else 0
+    return min(high.gamma, max(low.gamma, _crossing(low, high)))
+
+
+def _crossing(one: _Tried, other: _Tried) -> float:
+    """Return where a line through two chords is 0; the middle of their positions where it does not rise."""
+    rise, apart = other.chord - one.chord, other.gamma - one.gamma
+    if not (math.isfinite(rise) and rise * apart > 0):
+        return (one.gamma + other.gamma) / 2
+    return one.gamma - one.chord * apart / rise
+
+
+class CriticalRate(Quantity):
+    """The first gamma, also beyond 1, at which the step's loss is above its start; lr times it is the critical lr.
+
+    The search decides on the host where it looks next, and so waits for the device: once at the end of the measured
+    points, and once a forward pass.
+
+    Args:
+        agreed: Joins numbers over the ranks and brings them to the host.
+        alone: Whether an error may be kept from other ranks.
+        eps: Relative rounding error of a loss.
+        tell: Hears of a loss that cannot be evaluated without its gradient.
+    """
+
+    def __init__(self, agreed: Agreed, alone: bool, eps: float, tell: Callable[[str, Exception], None]) -> None:
+        self._agreed = agreed
+        self._alone = alone
+        self._eps = eps
+        self._tell = tell
+        self._known: list[tuple[float, Tensor]] = []
+
+    def at_start(self, step: Step, row: Row) -> None:
+        self._known = []
+
+    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
+        if not point.is_check:
+            self._known.append((point.gamma, loss))
+
+    def further(self, replay: Replay, row: Row, step: Step) -> None:
+        known, self._known = self._known, []
+        losses = [row["loss"], *(loss for _, loss in known)]
+        moved = row["step_norm"].sum()
+        joins = [Join.SUM, Join.SUM, *[Join.MEAN] * len(losses)]
+        slope, distance, start, *along = self._agreed(torch.stack([row["slope"], moved, *losses]), joins)
+        if distance == 0:
+            return
+
+        def loss_at(gamma: float) -> float:
+            return self._agreed(replay.loss_at(gamma).reshape(1), [Join.MEAN])[0]
+
+        try:
+            positions = [gamma for gamma, _ in known]
+            found = critical_gamma(loss_at, start, slope, list(zip(positions, along, strict=True)), self._eps)
+        except Exception as error:
+            # The other ranks wait for this one's losses.
+            if not self._alone:
+                raise
+            self._tell(f"The critical learning rate of step {step.number} is left out", error)
+            return
+        row["critical_gamma"].fill_(found)
+
+    def clear(self) -> None:
+        self._known = []
