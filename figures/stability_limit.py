@@ -41,11 +41,8 @@ def stability(
     """Draw local smoothness over iterations together with 2/lr, and say what share of steps is above it.
 
     Gradient descent on a quadratic cannot be stable above 2/lr; below, it may not be either, since smoothness along a
-    step is a lower bound of the largest curvature. For Adam and sign methods, 2/lr is a mark for the eye. The line
-    through the points is their running median over about a twentieth of the run.
-
-    Where the whole run is drawn in l2 and the trace has critical learning rates, their 2 / (critical lr) is drawn too,
-    as `critical sharpness`: above 2/lr, the step raised its loss, whatever the optimizer.
+    step is a lower bound of the largest curvature. For Adam and sign methods, 2/lr is a mark for the eye. The line is
+    the running median over a twentieth of the run. Critical learning rates are drawn as 2 / lr, for "global" in l2.
 
     Args:
         data: A trace, its path, a `Cloud`, or a DataFrame of points with a column lr. Of a trace with several
@@ -67,14 +64,10 @@ def stability(
 
     Source: Cohen et al. 2021, "Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability".
     """
-    several_rates, critical = False, None
     with opened(data) as data:
         points = choose_group(points_of(data, by, displacement=displacement, norm=norm), group)
-        if isinstance(data, Trace) and data.lr.shape[1] > 1:
-            several_rates = bool((data.lr != data.lr[:, :1]).any())
-            points = replace(points, lr=data.lr.max(axis=1))
-        if isinstance(data, Trace) and by == "global" and norm == "l2" and data.has("critical_gamma"):
-            critical = _critical_sharpness(data)
+        points, several_rates = _with_largest_rate(data, points)
+        critical = _critical_sharpness(data) if by == "global" and norm == "l2" else None
     known = np.isfinite(points.smoothness) & ((points.smoothness > 0) | linear)
     if not known.any():
         raise InvalidArgumentError(points.explain_nothing(log=not linear))
@@ -82,20 +75,25 @@ def stability(
     with drawing(ax) as ax:
         good = known & points.usable
         _draw_points(ax, points.steps, points.smoothness, good, known & ~points.usable)
-        shown = points.smoothness[known]
-        if critical is not None:
-            _draw_critical(ax, points.steps, critical)
-            shown = np.concatenate([shown, critical[np.isfinite(critical)]])
         _draw_median(ax, points, good)
         _draw_limit(ax, points, limit, good, "2/largest lr" if several_rates else "2/lr")
         if not known.all():
             ax.plot([], [], linestyle="none", label=f"not shown ({(~known).sum():,})")
-        _set_axes(ax, points.steps, (shown, limit), linear)
+        clouds = [(points.steps[known], points.smoothness[known]), (points.steps, limit)]
+        if critical is not None:
+            clouds.append(_draw_critical(ax, points.steps, critical))
+        _set_axes(ax, points.steps, tuple(values for _, values in clouds), linear)
         ax.set(xlabel="iteration", ylabel=y_label(points.norm))
         if legend:
-            clouds = [(points.steps[known], points.smoothness[known]), (points.steps, limit)]
-            place_legend(ax, clouds if critical is None else [*clouds, (points.steps, critical)])
+            place_legend(ax, clouds)
     return ax
+
+
+def _with_largest_rate(data: Data, points: Points) -> tuple[Points, bool]:
+    """Return the points with the largest lr of a trace's parameter groups, and whether these differ."""
+    if not isinstance(data, Trace) or data.lr.shape[1] <= 1:
+        return points, False
+    return replace(points, lr=data.lr.max(axis=1)), bool((data.lr != data.lr[:, :1]).any())
 
 
 def _set_axes(ax: Axes, steps: NDArray[np.int64], shown: tuple[NDArray[np.float64], ...], linear: bool) -> None:
@@ -117,8 +115,10 @@ def _limit_of(lr: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(lr > 0, 2 / lr, np.nan)
 
 
-def _critical_sharpness(trace: Trace) -> NDArray[np.float64]:
+def _critical_sharpness(trace: Data) -> NDArray[np.float64] | None:
     """Return 2 / (lr critical_gamma) of each step, the largest lr of several; NaN where there is none to be drawn."""
+    if not isinstance(trace, Trace) or not trace.has("critical_gamma"):
+        return None
     rates = trace.lr.max(axis=1) * trace.read("critical_gamma")
     with np.errstate(divide="ignore", invalid="ignore"):
         sharpness = 2 / rates
@@ -126,8 +126,10 @@ def _critical_sharpness(trace: Trace) -> NDArray[np.float64]:
     return np.where(good, sharpness, np.nan)
 
 
-def _draw_critical(ax: Axes, steps: NDArray[np.int64], sharpness: NDArray[np.float64]) -> None:
-    """Draw the critical sharpness of the steps, and count the steps that have none."""
+def _draw_critical(
+    ax: Axes, steps: NDArray[np.int64], sharpness: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Draw the critical sharpness of the steps, count the steps that have none, and return what is drawn."""
     missing = int(np.isnan(sharpness).sum())
     ax.plot(
         steps,
@@ -140,6 +142,7 @@ def _draw_critical(ax: Axes, steps: NDArray[np.int64], sharpness: NDArray[np.flo
         rasterized=bool(len(steps) > VECTOR),
         label=f"critical sharpness ({missing:,} not shown)" if missing else "critical sharpness",
     )
+    return steps, sharpness
 
 
 def _draw_median(ax: Axes, points: Points, good: NDArray[np.bool_]) -> None:

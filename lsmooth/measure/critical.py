@@ -72,57 +72,76 @@ def critical_gamma(
         return math.nan
     if slope >= 0:
         return 0.0
-    passes = 0
-
-    def tried(gamma: float, loss: float) -> _Tried:
-        return _Tried(gamma, (loss - start) / gamma)
-
-    def tried_at(gamma: float) -> _Tried:
-        nonlocal passes
-        passes += 1
-        return tried(gamma, loss_at(gamma))
-
-    def above(point: _Tried) -> bool:
-        # True for NaN, too.
-        return not point.chord * point.gamma <= 2 * eps * abs(start)
-
-    low, high = _Tried(0.0, slope), None
-    for gamma, loss in sorted(known):
-        point = tried(gamma, loss)
-        if above(point):
-            high = point
-            break
-        low = point
-    while high is None:
-        gamma = 2 * low.gamma if low.gamma else 1.0
-        if gamma > LARGEST_GAMMA:
-            return math.inf
-        point = tried_at(gamma)
-        if above(point):
-            high = point
-        else:
-            low = point
-    newest, misled = [low, high], 0
-    while high.gamma - low.gamma > TOLERANCE * high.gamma and passes < MOST_PASSES:
-        width, guess = high.gamma - low.gamma, _crossing(*newest)
-        if not low.gamma < guess < high.gamma:
-            guess = _crossing(low, high)
-        tries = [guess * (1 - TOLERANCE / 3), guess * (1 + TOLERANCE / 3)]
-        # Two lines in a row that do not halve what encloses the rise give way to a bisection.
-        if misled == 2:
-            tries, misled = [(low.gamma + high.gamma) / 2], 0
-        newest = newest if len(tries) == 1 else []
-        for gamma in tries:
-            point = tried_at(gamma)
-            newest = [*newest, point][-2:]
-            if low.gamma < gamma < high.gamma:
-                low, high = (low, point) if above(point) else (point, high)
-        misled = misled + 1 if high.gamma - low.gamma > width / 2 else 0
+    search = _Search(loss_at, start, 2 * eps * abs(start))
+    low, high = search.bracket(_Tried(0.0, slope), [search.tried(gamma, loss) for gamma, loss in sorted(known)])
+    if high is None:
+        return math.inf
+    low, high = search.narrowed(low, high)
     return min(high.gamma, max(low.gamma, _crossing(low, high)))
 
 
+class _Search:
+    """Looks for the first rise of a loss along a step.
+
+    Args:
+        loss_at: Returns f(x_t + gamma d), one forward pass.
+        start: f(x_t).
+        resolution: What rounding may make of a loss.
+    """
+
+    def __init__(self, loss_at: Callable[[float], float], start: float, resolution: float) -> None:
+        self._loss_at = loss_at
+        self._start = start
+        self._resolution = resolution
+        self._passes = 0
+
+    def tried(self, gamma: float, loss: float) -> _Tried:
+        """Return a position whose loss is known."""
+        return _Tried(gamma, (loss - self._start) / gamma)
+
+    def bracket(self, low: _Tried, known: Sequence[_Tried]) -> tuple[_Tried, _Tried | None]:
+        """Return the last position before the first rise and the first one after it; None where there is none."""
+        for point in known:
+            if self._above(point):
+                return low, point
+            low = point
+        while (gamma := 2 * low.gamma or 1.0) <= LARGEST_GAMMA:
+            point = self._at(gamma)
+            if self._above(point):
+                return low, point
+            low = point
+        return low, None
+
+    def narrowed(self, low: _Tried, high: _Tried) -> tuple[_Tried, _Tried]:
+        """Return positions on both sides of the rise that differ by the tolerance at most."""
+        newest, misled = [low, high], 0
+        while high.gamma - low.gamma > TOLERANCE * high.gamma and self._passes < MOST_PASSES:
+            width, guess = high.gamma - low.gamma, _crossing(newest[0], newest[1])
+            if not low.gamma < guess < high.gamma:
+                guess = _crossing(low, high)
+            tries = [guess * (1 - TOLERANCE / 3), guess * (1 + TOLERANCE / 3)]
+            # Two lines in a row that do not halve what encloses the rise give way to a bisection.
+            if misled == 2:
+                tries, misled = [(low.gamma + high.gamma) / 2], 0
+            for gamma in tries:
+                point = self._at(gamma)
+                newest = [newest[1], point]
+                if low.gamma < gamma < high.gamma:
+                    low, high = (low, point) if self._above(point) else (point, high)
+            misled = misled + 1 if high.gamma - low.gamma > width / 2 else 0
+        return low, high
+
+    def _at(self, gamma: float) -> _Tried:
+        self._passes += 1
+        return self.tried(gamma, self._loss_at(gamma))
+
+    def _above(self, point: _Tried) -> bool:
+        # True for NaN, too.
+        return not point.chord * point.gamma <= self._resolution
+
+
 def _crossing(one: _Tried, other: _Tried) -> float:
-    """Return where a line through two chords is 0; the middle of their positions where it does not rise."""
+    """Return where the line through two chords is 0; the middle of their positions where it does not rise."""
     rise, apart = other.chord - one.chord, other.gamma - one.gamma
     if not (math.isfinite(rise) and rise * apart > 0):
         return (one.gamma + other.gamma) / 2
