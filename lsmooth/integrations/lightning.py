@@ -20,6 +20,7 @@ except ImportError as error:
 
 from torch import Tensor, nn
 
+from lsmooth.integrations.successive import SuccessivePaths
 from lsmooth.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class SmoothnessCallback(Callback):
     steps: `self.log` does nothing then, and metrics of torchmetrics are put back. What else it does (writing to a
     logger directly, appending to lists) it can leave out while `lsmooth.replay.replaying()`.
 
-    A run that is resumed from a checkpoint goes on in the trace it left. A run that starts over (another `fit()`, a
-    smaller batch after running out of memory) replaces what this callback has written.
+    A run that is resumed from a checkpoint, or goes on by another `fit()` of its Trainer, goes on in the trace it left.
+    A run that starts over after it failed (a smaller batch after running out of memory) replaces what this callback has
+    written. Another Trainer's `fit()`, after one that came to its end, is recorded in `run-2.h5`; a warning says so.
 
     Args:
         path: Where the trace goes.
@@ -56,8 +58,7 @@ class SmoothnessCallback(Callback):
         mode: Mode = "x",
         **arguments: Any,
     ) -> None:
-        self._path = os.fspath(path)
-        self._mode: Mode = mode
+        self._paths = SuccessivePaths(path, mode)
         self._arguments = {"every": every, **arguments}
         self._put_back: Callable[[], None] | None = None
         self._checkpoint: dict[str, Any] | None = None
@@ -87,11 +88,9 @@ class SmoothnessCallback(Callback):
         (optimizer,) = trainer.optimizers
         checkpoint, self._checkpoint = self._checkpoint, None
         resumed = trainer.global_step > 0
-        mode: Mode = "a" if resumed and self._mode == "x" else self._mode
-        if not resumed and self.recorder is not None:
-            # The last attempt's file is this callback's own.
-            mode = "w"
-        self.recorder = Recorder(strategy.model or pl_module, optimizer, self._path, mode=mode, **self._arguments)
+        path, mode = self._paths.begin(resumed=resumed)
+        self.recorder = Recorder(strategy.model or pl_module, optimizer, path, mode=mode, **self._arguments)
+        self._paths.begun(path, resumed=resumed)
         if resumed:
             self.recorder.load_state_dict(checkpoint or {"step": trainer.global_step})
         vars(strategy)["training_step"] = self.recorder.watch(
@@ -104,6 +103,7 @@ class SmoothnessCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the trace."""
         self._detach()
+        self._paths.ended()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish the trace with what was measured until then."""

@@ -17,6 +17,7 @@ except ImportError as error:
         "pip install 'lsmooth[transformers]'."
     ) from error
 
+from lsmooth.integrations.successive import SuccessivePaths
 from lsmooth.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ class SmoothnessCallback(TrainerCallback):
     is the loss's own, before `max_grad_norm` clips it. `compute_loss` is called again at measured steps; one of your
     own that does more than compute a loss can ask `lsmooth.replay.replaying()`.
 
-    A run that is resumed from a checkpoint goes on in the trace it left. A run that starts over (another `train()`, a
-    smaller batch after running out of memory) replaces what this callback has written.
+    A run that is resumed from a checkpoint goes on in the trace it left. A run that starts over after it failed (a
+    smaller batch after running out of memory) replaces what this callback has written. Another `train()`, after one
+    that came to its end, is recorded beside it, in `run-2.h5`, and a warning says so.
 
     Args:
         path: Where the trace goes.
@@ -53,8 +55,7 @@ class SmoothnessCallback(TrainerCallback):
         mode: Mode = "x",
         **arguments: Any,
     ) -> None:
-        self._path = os.fspath(path)
-        self._mode: Mode = mode
+        self._paths = SuccessivePaths(path, mode)
         self._arguments = {"every": every, **arguments}
         self._put_back: Callable[[], None] | None = None
         self.recorder: Recorder | None = None
@@ -72,11 +73,9 @@ class SmoothnessCallback(TrainerCallback):
             )
         optimizer = kwargs["optimizer"]
         resumed = state.global_step > 0
-        mode: Mode = "a" if resumed and self._mode == "x" else self._mode
-        if not resumed and self.recorder is not None:
-            # The last attempt's file is this callback's own.
-            mode = "w"
-        self.recorder = Recorder(trainer.model_wrapped, optimizer, self._path, mode=mode, **self._arguments)
+        path, mode = self._paths.begin(resumed=resumed)
+        self.recorder = Recorder(trainer.model_wrapped, optimizer, path, mode=mode, **self._arguments)
+        self._paths.begun(path, resumed=resumed)
         if resumed:
             self.recorder.load_state_dict({"step": state.global_step})
         # On the instance, over the class's method or another callback's wrapper.
@@ -97,6 +96,7 @@ class SmoothnessCallback(TrainerCallback):
     ) -> None:
         """Finish the trace."""
         self._detach()
+        self._paths.ended()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have all that was measured up to a checkpoint in the trace, so that a resumed run leaves no gap."""

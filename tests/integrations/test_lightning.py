@@ -237,6 +237,24 @@ def test_another_fit_takes_over_the_trace_of_the_last(tmp_path):
             trainer.fit(module, loader())
         with lsmooth.Trace(tmp_path / "run.h5") as trace:
             assert len(trace) == (3 if fails else 12)
+    # One that came to its end is kept.
+    kept = (tmp_path / "run.h5").read_bytes()
+    with pytest.warns(UserWarning, match=r"is recorded in .*run-2\.h5\."):
+        trainer_for(tmp_path, [callback], max_epochs=1).fit(module, loader())
+    assert (tmp_path / "run.h5").read_bytes() == kept
+    with lsmooth.Trace(tmp_path / "run-2.h5") as trace:
+        assert trace.steps.tolist() == list(range(12))
+
+
+def test_another_fit_of_the_same_trainer_goes_on_in_the_trace(tmp_path):
+    callback = SmoothnessCallback(tmp_path / "run.h5", every=1)
+    module, trainer = Module(), trainer_for(tmp_path, [callback], max_epochs=1)
+    for epochs in (1, 2):
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(module, loader())
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.steps.tolist() == list(range(24))
+        assert trace.status_counts() == {"measured": 24}
 
 
 def test_a_step_that_returns_none_for_a_loss_that_is_not_finite(tmp_path):

@@ -1,5 +1,6 @@
 """The Hugging Face Trainer, unmodified: nothing changes, and the numbers are those of a loop written by hand."""
 
+import contextlib
 import dataclasses
 import inspect
 import warnings
@@ -215,7 +216,7 @@ def test_an_existing_trace_is_refused_before_a_step_is_taken(tmp_path):
 
 
 def test_another_attempt_takes_over_the_trace_of_the_last(tmp_path):
-    """`auto_find_batch_size` starts over when memory is out; a notebook calls `train` again."""
+    """`auto_find_batch_size` starts over when memory is out. What came to its end is kept."""
 
     class TooLarge(transformers.GPT2LMHeadModel):
         def forward(self, input_ids=None, labels=None, **inputs):
@@ -228,11 +229,16 @@ def test_another_attempt_takes_over_the_trace_of_the_last(tmp_path):
     model = TooLarge(gpt2().config)
     callback = SmoothnessCallback(tmp_path / "run.h5", every=1)
     trainer = trainer_for(tmp_path / "out", model, [callback], auto_find_batch_size=True, max_steps=4)
-    for _ in range(2):
-        trainer.train()
-        with lsmooth.Trace(tmp_path / "run.h5") as trace:
+    losses = []
+    for name in ("run.h5", "run-2.h5"):
+        with pytest.warns(UserWarning, match=r"is recorded in .*run-2\.h5\.") if losses else contextlib.nullcontext():
+            trainer.train()
+        with lsmooth.Trace(tmp_path / name) as trace:
             assert trace.steps.tolist() == [0, 1, 2, 3]
             assert trace.status_counts() == {"measured": 4}
+            losses.append(trace.read("loss").tolist())
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.read("loss").tolist() == losses[0] != losses[1]
     # Another callback's file is not its own.
     with pytest.raises(lsmooth.LsmoothError, match="exists already"):
         trainer_for(tmp_path / "out", gpt2(), [SmoothnessCallback(tmp_path / "run.h5")]).train()
