@@ -16,7 +16,7 @@ from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import counted_arrivals
 from lsmooth.replay.microbatch import Closure, Microbatch, detached, loss_of, reachable_leaves
-from lsmooth.replay.outside import made_outside
+from lsmooth.replay.outside import graphs_read, made_outside
 from lsmooth.replay.state import Surroundings
 
 
@@ -27,6 +27,7 @@ class _Prepared:
     closure: Closure
     surroundings: Surroundings
     attempts: list[Attempts]
+    graphs: list[tuple[str, Tensor]]
 
 
 def run_backward(
@@ -83,7 +84,9 @@ def _prepared(
                 )
             attempt.begin()
             begun.append(attempt)
-    return _Prepared(closure, surroundings, begun) if surroundings is not None and begun else None
+    if surroundings is None or not begun:
+        return None
+    return _Prepared(closure, surroundings, begun, graphs_read(closure))
 
 
 def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
@@ -92,7 +95,7 @@ def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.
     # Before backward, so that copies that are not needed are gone when gradients come.
     surroundings = prepared.surroundings.without_unchanged()
     leaves = tuple(reachable_leaves(loss))
-    outside = made_outside(closure, loss)
+    outside = made_outside(prepared.graphs, loss)
     again = prepared.closure if outside is None else functools.partial(_refused, outside)
     scale = factor_of(scaler, loss.device)
     versions = [attempt.versions() for attempt in prepared.attempts]

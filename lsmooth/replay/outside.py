@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,18 +15,25 @@ from lsmooth.replay.microbatch import Closure, nodes_of
 _FEW = 64
 
 
-def made_outside(closure: Closure, loss: Tensor) -> str | None:
+def graphs_read(closure: Closure) -> list[tuple[str, Tensor]]:
+    """Return the tensors with a graph that a closure's variables hold before it is called, with the variables' names.
+
+    What the closure itself assigns to them (its output, for a log) comes later, and is made again.
+    """
+    return [(name, tensor) for name, tensor in _tensors_read(closure) if tensor.grad_fn is not None]
+
+
+def made_outside(read: Sequence[tuple[str, Tensor]], loss: Tensor) -> str | None:
     """Return the sentence about a variable of a closure that brings a graph of its own into the loss; None for none.
 
     Args:
-        closure: What has returned the loss.
-        loss: Its graph has not been freed.
+        read: What `graphs_read` has found before the closure was called.
+        loss: What the closure has returned; its graph has not been freed.
     """
-    suspects = [(name, tensor) for name, tensor in _tensors_read(closure) if tensor.grad_fn is not None]
-    if not suspects:
+    if not read:
         return None
     inside = nodes_of(loss)
-    for name, tensor in suspects:
+    for name, tensor in read:
         if tensor.grad_fn in inside:
             return (
                 f"The closure given to recorder.backward reads {name}, whose graph was made outside of it, so that "
