@@ -20,6 +20,8 @@ from lsmooth.measure.row import Row
 from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.evaluation import Evaluation
 from lsmooth.replay.graphs import Player
+from lsmooth.replay.leftovers import Leftovers
+from lsmooth.replay.leftovers import sentence as leftovers_sentence
 from lsmooth.trace.header import Header
 
 
@@ -78,6 +80,8 @@ class Instrument:
         self._faults = faults
         # A second evaluation at x_t is compared with the first once; at each step, if it was found to differ.
         self._checked = False
+        # What evaluations change for good is looked for once.
+        self._looked = False
         self._differs = recording.handover.found_difference
 
     def measure(self, step: Step, row: Row) -> None:
@@ -98,7 +102,13 @@ class Instrument:
 
     def _measure(self, step: Step, row: Row) -> None:
         points = [CHECK, *self._points] if self._differs() or not self._checked else self._points
+        starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
+        leftovers = None if self._looked else Leftovers(starts)
         measure(step, self.evaluation, self._quantities, points, row)
+        self._looked = True
+        changed = leftovers.changed() if leftovers is not None else []
+        if changed:
+            self._faults.say(leftovers_sentence(changed), kind="leftovers")
         self._checked = self._checked or not step.gradient.changed
         self._ranks.join(row.numbers)
         well = row.judge()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import operator
 import types
 from collections import OrderedDict, deque
@@ -9,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lsmooth.replay.reach import names_read
+import numpy as np
 
-# Of containers with more items, only the last so many of a list are remembered.
-_MANY = 4096
+from lsmooth.replay.reach import ARRAYS, MANY, names_read, slots_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class ObjectState:
     def now(self) -> ObjectState:
         """Return what is held in the same places now."""
         return ObjectState(tuple((place, place.read()) for place, _ in self.places))
+
+    def holds(self) -> bool:
+        """Say whether the same things are held in the same places now, numbers and texts being compared by value."""
+        return all(_unchanged(place.read(), contents) for place, contents in self.places)
 
     def restore(self) -> None:
         """Put the same things back; what is as it was is not written to."""
@@ -105,7 +109,7 @@ class _Tail(_Place):
     """How many items a long list has, and the last ones: a loss appends to such lists, if it changes them."""
 
     def read(self) -> tuple[int, list[Any]]:
-        return len(self.holder), self.holder[-_MANY:]
+        return len(self.holder), self.holder[-MANY:]
 
     def put(self, contents: tuple[int, list[Any]]) -> None:
         length, tail = contents
@@ -125,6 +129,38 @@ class _Set(_Place):
         if len(self.holder) != len(contents) or {id(item) for item in self.holder} != {id(item) for item in contents}:
             self.holder.clear()
             self.holder.update(contents)
+
+
+class _Array(_Place):
+    """The numbers in an array or bytearray."""
+
+    def read(self) -> Any:
+        return self.holder.copy() if isinstance(self.holder, np.ndarray) else self.holder[:]
+
+    def put(self, contents: Any) -> None:
+        if _unchanged(self.holder, contents):
+            return
+        if not isinstance(self.holder, np.ndarray):
+            self.holder[:] = contents
+        elif self.holder.flags.writeable and self.holder.shape == contents.shape:
+            np.copyto(self.holder, contents)
+
+
+class _Slots(_Place):
+    """The attributes of an object that keeps them in slots."""
+
+    def read(self) -> dict[str, Any]:
+        return {name: getattr(self.holder, name, _ABSENT) for name in slots_of(self.holder)}
+
+    def put(self, contents: dict[str, Any]) -> None:
+        for name, value in contents.items():
+            if getattr(self.holder, name, _ABSENT) is value:
+                continue
+            # A frozen dataclass sets its own in this way.
+            if value is _ABSENT:
+                object.__delattr__(self.holder, name)
+            else:
+                object.__setattr__(self.holder, name, value)
 
 
 class _Cell(_Place):
@@ -176,15 +212,41 @@ def _identical(some: Iterable[Any], others: Iterable[Any]) -> bool:
     return all(map(operator.is_, some, others))
 
 
+def _unchanged(now: Any, then: Any) -> bool:
+    """Say whether what is held now is what was held then."""
+    if now is then:
+        return True
+    if type(now) is not type(then):
+        return False
+    if isinstance(then, np.ndarray):
+        return bool(now.shape == then.shape and now.tobytes() == then.tobytes())
+    if isinstance(then, dict):
+        return now.keys() == then.keys() and all(_unchanged_item(now[name], then[name]) for name in then)
+    if isinstance(then, set):
+        return {id(item) for item in now} == {id(item) for item in then}
+    if isinstance(then, list):
+        return len(now) == len(then) and all(map(_unchanged_item, now, then))
+    if isinstance(then, tuple) and len(then) == 2 and isinstance(then[1], list):
+        return now[0] == then[0] and _unchanged(now[1], then[1])
+    return _unchanged_item(now, then)
+
+
+def _unchanged_item(now: Any, then: Any) -> bool:
+    plain = (int, float, complex, bool, str, bytes, bytearray, array.array)
+    return now is then or (type(now) is type(then) and isinstance(then, plain) and bool(now == then))
+
+
 def _places_in(holder: Any) -> list[_Place]:
     if isinstance(holder, types.FunctionType):
         cells: list[_Place] = [_Cell(cell) for cell in holder.__closure__ or ()]
         return [*cells, _Globals(holder.__globals__, frozenset(names_read(holder.__code__)))]
-    places: list[_Place] = []
+    if isinstance(holder, ARRAYS):
+        return [_Array(holder)]
+    places: list[_Place] = [_Slots(holder)] if slots_of(holder) else []
     if hasattr(holder, "__dict__"):
         places.append(_Mapping(vars(holder)))
     if isinstance(holder, (dict, list, set, deque)):
-        if len(holder) <= _MANY:
+        if len(holder) <= MANY:
             kind = _Mapping if isinstance(holder, dict) else _Set if isinstance(holder, set) else _Sequence
             places.append(kind(holder))
         elif isinstance(holder, list):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import functools
+import io
 import random
 import sys
 import types
@@ -28,8 +30,15 @@ _REACH = 4 * _STEP
 # other threads at any time.
 _REACH_OF_GENERATORS = 2 * _STEP
 _CONTAINERS = (list, dict, set, deque)
+# How far the first measured step looks for what is changed and not put back.
+DEEP = 3 * _REACH
+# Plain numbers in a row; with at most so many bytes, they are put back.
+ARRAYS = (np.ndarray, bytearray, array.array)
+_SMALL_ARRAY = 1 << 16
 # Containers with more items than this hold data, not models.
 _FEW = 64
+# Of containers with more items than this, only the last so many of a list are put back.
+MANY = 4096
 # What makes loops run (other threads, files, optimizers, data loaders, recorders) is none of what a loss reads. A step
 # changes an optimizer, and other threads change the rest at any time.
 _MACHINERY = sys.stdlib_module_names - {"argparse", "builtins", "collections", "types"} | {"lsmooth", "h5py"}
@@ -52,15 +61,17 @@ class Reached:
         tensors: Tensors that these models do not register.
         holders: Objects that hold others, and may come to hold different ones: functions, containers, modules, and
             whatever else has attributes.
+        ends: Large arrays and containers, files, iterators: what may change, and is not put back.
     """
 
     models: list[nn.Module] = field(default_factory=list)
     generators: list[Generator] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     holders: list[Any] = field(default_factory=list)
+    ends: list[Any] = field(default_factory=list)
 
 
-def reached(*starts: Any) -> Reached:
+def reached(*starts: Any, reach: int = _REACH) -> Reached:
     """Return what closures and their arguments can reach.
 
     It is looked for in the variables that functions read, in the objects that methods belong to, in arguments that are
@@ -75,7 +86,8 @@ def reached(*starts: Any) -> Reached:
     while waiting:
         value, distance, holds = waiting.popleft()
         kind = type(value)
-        if id(value) in seen or kind in _LEADS_NOWHERE:
+        # A proxy passes for what it stands for, and may outlive that.
+        if id(value) in seen or kind in _LEADS_NOWHERE or kind in weakref.ProxyTypes:
             continue
         seen.add(id(value))
         if issubclass(kind, nn.Module):
@@ -90,23 +102,29 @@ def reached(*starts: Any) -> Reached:
         elif issubclass(kind, _GENERATORS):
             if distance <= _REACH_OF_GENERATORS and not isinstance(value, random.SystemRandom):
                 found.generators.append(value)
-        elif distance <= _REACH:
+        elif issubclass(kind, ARRAYS):
+            if holds:
+                (found.holders if _bytes_of(value) <= _SMALL_ARRAY else found.ends).append(value)
+        elif issubclass(kind, io.IOBase) or (issubclass(kind, Iterator) and not hasattr(value, "__dict__")):
+            if holds:
+                found.ends.append(value)
+        elif distance <= reach:
             machinery = _is_machinery(value if kind is types.FunctionType else kind)
             if machinery and kind is types.FunctionType and distance > 0:
                 continue
             holds = holds and not machinery
             contains = issubclass(kind, _CONTAINERS)
-            if holds and (contains or (distance < _REACH and _may_change(value))):
+            if holds and (contains or (distance < reach and _may_change(value))):
                 found.holders.append(value)
-            if distance < _REACH:
+                if contains and len(value) > MANY:
+                    found.ends.append(value)
+            if distance < reach:
                 further = distance + (_HALF if contains else _STEP)
                 waiting.extend((item, further, holds) for item in _within(value))
     return found
 
 
-_LEADS_NOWHERE = frozenset(
-    (*(int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size), np.ndarray)
-)
+_LEADS_NOWHERE = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 
 
 def _held_by(module: nn.Module) -> Iterator[tuple[Any, int]]:
@@ -126,7 +144,22 @@ def _held_by(module: nn.Module) -> Iterator[tuple[Any, int]]:
 
 def _may_change(value: Any) -> bool:
     """Say whether a value holds others that an evaluation, or the loop before it is repeated, may put others for."""
-    return not isinstance(value, (type, types.ModuleType)) and hasattr(value, "__dict__")
+    return not isinstance(value, (type, types.ModuleType)) and (hasattr(value, "__dict__") or bool(slots_of(value)))
+
+
+def slots_of(value: Any) -> list[str]:
+    """Return the names of the attributes that an object keeps in slots."""
+    names: list[str] = []
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{kind.__name__.lstrip('_')}{name}" if private else name)
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _bytes_of(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else memoryview(value).nbytes
 
 
 def _is_machinery(function_or_class: Any) -> bool:
@@ -150,9 +183,6 @@ def names_read(code: types.CodeType) -> set[str]:
 
 def _within(value: Any) -> list[Any]:
     """Return what can be reached from a value in one step."""
-    if type(value) in weakref.ProxyTypes:
-        # It passes for what it stands for, and may outlive that.
-        return []
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if is_bound(cell)]
         names = [value.__globals__[name] for name in names_read(value.__code__) if name in value.__globals__]
@@ -169,7 +199,8 @@ def _within(value: Any) -> list[Any]:
         return list(value) if len(value) <= _FEW else []
     if isinstance(value, (type, types.ModuleType)):
         return []
-    return list(getattr(value, "__dict__", {}).values())
+    in_slots = [getattr(value, name) for name in slots_of(value) if hasattr(value, name)]
+    return [*getattr(value, "__dict__", {}).values(), *in_slots]
 
 
 def is_bound(cell: types.CellType) -> bool:

@@ -157,6 +157,7 @@ class Surroundings:
         tensors: What tensors that it can reach contained before it.
         leaves: Tensors that it can reach, and that gradients may be accumulated into, those of `modules` aside.
         context: Makes a context for forward and backward: whether ranks average their gradients.
+        starts: The closures and arguments from which all of that was found.
     """
 
     random: RandomState
@@ -166,6 +167,7 @@ class Surroundings:
     tensors: TensorState
     leaves: tuple[Tensor, ...] = ()
     context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    starts: tuple[Any, ...] = ()
 
     @classmethod
     def capture(
@@ -192,6 +194,7 @@ class Surroundings:
             TensorState.capture(found.tensors, found.models),
             tuple(tensor for tensor in found.tensors if tensor.requires_grad and tensor.is_leaf),
             context,
+            starts,
         )
 
     def without_unchanged(self) -> Surroundings:

@@ -1,0 +1,108 @@
+"""What evaluating a loss again changes and nothing puts back: looked for once, at the first measured step."""
+
+from __future__ import annotations
+
+import io
+import operator
+import types
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lsmooth.replay.contents import imprint
+from lsmooth.replay.objects import ObjectState
+from lsmooth.replay.reach import DEEP, reached
+
+# Of so many holders beyond the reach of replays, no more are looked at; of larger arrays, none.
+_MOST = 20_000
+_MOST_BYTES = 1 << 26
+# So deep are iterators of iterators looked into.
+_NESTED = 3
+# So many things are named.
+_NAMED = 3
+
+
+class Leftovers:
+    """What closures reach that replays do not put back, as it was at one moment.
+
+    That is what lies further away than `reached` looks, and what cannot be set to an earlier state: iterators, files,
+    large arrays and containers.
+
+    Args:
+        starts: The closures.
+    """
+
+    def __init__(self, starts: Sequence[Any]) -> None:
+        near, far = reached(*starts), reached(*starts, reach=DEEP)
+        known = {id(holder) for holder in near.holders}
+        beyond = [holder for holder in far.holders if id(holder) not in known][:_MOST]
+        self._holders = [(holder, ObjectState.capture([holder])) for holder in beyond]
+        own = {id(tensor) for tensor in near.tensors}
+        self._tensors = [(t, imprint(t)) for t in far.tensors if id(t) not in own and not t.is_inference()]
+        self._ends = [(end, _state_of(end)) for end in far.ends]
+
+    def changed(self) -> list[str]:
+        """Return names for what is no longer as it was, each once."""
+        found = [f"the contents of {_name(holder)}" for holder, state in self._holders if not state.holds()]
+        found += ["a tensor that it reaches" for tensor, then in self._tensors if imprint(tensor) != then]
+        found += [_name(end) for end, then in self._ends if _state_of(end) != then]
+        return list(dict.fromkeys(found))
+
+
+def sentence(changed: Sequence[str]) -> str:
+    """Return what a user is told of what has changed."""
+    named = ", ".join(changed[:_NAMED]) + (", …" if len(changed) > _NAMED else "")
+    return (
+        f"Evaluating the loss again has changed {named}, which is not put back, so that training may no longer be what "
+        "it would be without the recorder; leave such changes out while lsmooth.replay.replaying() is true."
+    )
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, io.IOBase):
+        return f"the file {getattr(value, 'name', type(value).__name__)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _state_of(value: Any, depth: int = _NESTED) -> Any:
+    """Return what tells whether a value was changed: a position, a length, a checksum."""
+    if isinstance(value, io.IOBase):
+        try:
+            return value.tell()
+        except (OSError, ValueError):
+            return None
+    if isinstance(value, np.ndarray):
+        return zlib.crc32(np.ascontiguousarray(value).view(np.uint8)) if value.nbytes <= _MOST_BYTES else None
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        inside = () if frame is None else tuple(frame.f_locals.values())
+        return None if frame is None else (frame.f_lasti, *(_state_of(item, depth - 1) for item in inside if depth))
+    if isinstance(value, Iterator):
+        return operator.length_hint(value, -1), repr(value), *_parts(value, depth)
+    if isinstance(value, (dict, set, list)):
+        return len(value), hash(tuple(map(id, value.values() if isinstance(value, dict) else value)))
+    # `__reduce__` makes ranges and tuples anew.
+    if isinstance(value, tuple):
+        return tuple(_state_of(item, depth - 1) for item in value) if depth else len(value)
+    return value if isinstance(value, (int, float, str, bytes, range)) else id(value)
+
+
+def _parts(iterator: Iterator[Any], depth: int) -> tuple[Any, ...]:
+    """Return the states of the iterators that an iterator goes through (those of zip, map, enumerate)."""
+    if not depth:
+        return ()
+    try:
+        with warnings.catch_warnings():
+            # Python takes this away from itertools in version 3.14.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            made_of: Any = iterator.__reduce__()
+    except Exception:
+        return ()
+    given = made_of[1:] if isinstance(made_of, tuple) else ()
+    return tuple(_state_of(part, depth - 1) for item in given if isinstance(item, tuple) for part in item)

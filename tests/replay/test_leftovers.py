@@ -1,0 +1,164 @@
+"""What a replay cannot put back is found out at the first measured step, and said once."""
+
+import array
+import collections
+import dataclasses
+import io
+import itertools
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lsmooth
+from lsmooth.replay import replaying
+
+
+class Counted:
+    def __init__(self):
+        self.count = 0
+
+
+class InSlots:
+    __slots__ = ("__hidden", "count", "later")
+
+    def __init__(self):
+        self.count = 0
+        self.__hidden = 0
+
+    def add(self):
+        self.count += 1
+        self.__hidden += 1
+        self.later = self.count
+
+    def total(self):
+        return self.count + self.__hidden + self.later
+
+
+@dataclasses.dataclass(slots=True)
+class Record:
+    count: int = 0
+
+
+class Nested:
+    """A chain of objects, the last of which counts."""
+
+    def __init__(self, depth):
+        self.inside = Nested(depth - 1) if depth else Counted()
+
+    def last(self):
+        found = self
+        while isinstance(found, Nested):
+            found = found.inside
+        return found
+
+
+def count_up(thing):
+    thing.count += 1
+
+
+# How each is made, changed by the loss, and read.
+PUT_BACK = {
+    "object": (Counted, count_up, lambda thing: thing.count),
+    "object in slots": (InSlots, InSlots.add, InSlots.total),
+    "dataclass in slots": (Record, count_up, lambda thing: thing.count),
+    "small array": (lambda: np.zeros(3), lambda a: np.add(a, 1, out=a), lambda a: a.tolist()),
+    "array of objects": (
+        lambda: np.array([0, None], dtype=object), lambda a: a.__setitem__(0, a[0] + 1), lambda a: a.tolist()),
+    "bytes": (bytearray, lambda b: b.append(1), bytes),
+    "numbers": (lambda: array.array("d"), lambda a: a.append(1.0), list),
+    "counter": (collections.Counter, lambda c: c.update("ab"), dict),
+}  # fmt: skip
+SAID = {
+    "large array": (lambda: np.zeros(100_000), lambda a: np.add(a, 1, out=a), r"an array of shape \(100000,\)"),
+    "large dict": (lambda: dict.fromkeys(range(5000)), lambda d: d.setdefault(len(d)), "a dict"),
+    "far object": (lambda: Nested(5), lambda n: count_up(n.last()), "the contents of a .*Counted"),
+    "count": (itertools.count, next, "an itertools.count"),
+    "iterator": (lambda: iter(list(range(1000))), next, "a list_iterator"),
+    "generator": (lambda: (i for i in range(1000)), next, "a generator"),
+    "pairs": (lambda: zip(range(1000), range(1000), strict=True), next, "a zip"),
+    "text": (io.StringIO, lambda f: f.write("."), "the file StringIO"),
+}
+PLACES = {
+    "loss": lambda model, change: change,
+    "hook on a parameter": lambda model, change: model[0].weight.register_hook(lambda _: change()) and None,
+    "hook after accumulation": lambda model, change: (
+        model[0].weight.register_post_accumulate_grad_hook(lambda _: change()) and None
+    ),
+    "hook of forward": lambda model, change: model[0].register_forward_hook(lambda *_: change()) and None,
+    "hook of backward": lambda model, change: model[1].register_full_backward_hook(lambda *_: change()) and None,
+}
+
+
+def trained(thing, change, place, path=None, *, watched=False):
+    """Train three steps; return the warnings."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    inputs = torch.randn(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def apply():
+        change(thing)
+
+    in_loss = PLACES[place](model, apply)
+
+    def loss():
+        if in_loss is not None:
+            in_loss()
+        return model(inputs).square().mean()
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        recorder = lsmooth.Recorder(model, optimizer, path) if path is not None else None
+        function = recorder.watch(loss) if watched else loss
+        for _ in range(3):
+            optimizer.zero_grad()
+            if recorder is None or watched:
+                function().backward()
+            else:
+                recorder.backward(loss)
+            optimizer.step()
+        if recorder is not None:
+            recorder.close()
+    return [str(warning.message) for warning in told]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", PUT_BACK)
+def test_what_can_be_put_back_is_without_a_word(kind, place, watched, tmp_path):
+    make, change, read = PUT_BACK[kind]
+    bare, recorded = make(), make()
+    trained(bare, change, place)
+    assert trained(recorded, change, place, tmp_path / "run.h5", watched=watched) == []
+    assert read(recorded) == read(bare)
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 3}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", SAID)
+def test_what_cannot_is_named_once(kind, place, tmp_path):
+    make, change, name = SAID[kind]
+    (told,) = trained(make(), change, place, tmp_path / "run.h5")
+
+    assert re.search(f"has changed {name}, which is not put back, so that training may no", told)
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_the_loss_leaves_alone_is_not_named(kind, tmp_path):
+    make, _, _ = SAID[kind]
+    assert trained(make(), lambda thing: None, "loss", tmp_path / "run.h5") == []
+
+
+def test_a_loss_that_asks_whether_it_is_replayed_changes_nothing(tmp_path):
+    def change(lines):
+        if not replaying():
+            lines.write(".")
+
+    lines = io.StringIO()
+    assert trained(lines, change, "loss", tmp_path / "run.h5") == []
+    assert lines.getvalue() == "..."
