@@ -45,9 +45,9 @@ _UNSEEN = (
 # So many measured steps in a row whose weights are not those of their backward pass.
 _MOVED_STEPS = 3
 _MOVED = (
-    "The parameters changed between backward and the step of the {} at {} measured steps in a row, which are flagged "
-    "as moved and enter no fit; where another optimizer is wrapped around that one, give the recorder the wrapper, "
-    "whose step() the loop calls."
+    "The parameters changed between backward and the step of the {} at three measured steps in a row, which are "
+    "flagged as moved and enter no fit; where another optimizer is wrapped around that one, give the recorder the "
+    "wrapper, whose step() the loop calls."
 )
 
 
@@ -244,7 +244,7 @@ class Attempts:
         moved = self.versions() != collected.versions
         self._moved = self._moved + 1 if moved else 0
         if self._moved == _MOVED_STEPS:
-            self.faults.say(_MOVED.format(type(subject.optimizer).__name__, _MOVED_STEPS), kind="moved")
+            self.faults.say(_MOVED.format(type(subject.optimizer).__name__), kind="moved")
         active = subject.active()
         return Step(
             number=self.number,

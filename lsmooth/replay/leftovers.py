@@ -18,7 +18,7 @@ from lsmooth.replay.reach import DEEP, reached
 
 # Of so many holders beyond the reach of replays, no more are looked at; of larger arrays, none.
 _MOST = 20_000
-_MOST_BYTES = 1 << 26
+_MOST_BYTES = 1 << 24
 # So deep are iterators of iterators looked into.
 _NESTED = 3
 # So many things are named.
@@ -78,7 +78,9 @@ def _state_of(value: Any, depth: int = _NESTED) -> Any:
         except (OSError, ValueError):
             return None
     if isinstance(value, np.ndarray):
-        return zlib.crc32(np.ascontiguousarray(value).view(np.uint8)) if value.nbytes <= _MOST_BYTES else None
+        if value.nbytes > _MOST_BYTES or value.dtype.hasobject:
+            return None
+        return zlib.crc32(value.tobytes())
     if isinstance(value, types.GeneratorType):
         frame = value.gi_frame
         inside = () if frame is None else tuple(frame.f_locals.values())
