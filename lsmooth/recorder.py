@@ -24,29 +24,21 @@ import torch
 from torch import nn
 
 from lsmooth.instrument import Instrument
-from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.backward import run_backward
 from lsmooth.loop.description import header_of
 from lsmooth.loop.faults import Faults
 from lsmooth.loop.losses import Choice
 from lsmooth.loop.recalls import Context
 from lsmooth.loop.settings import DEFAULT_GAMMAS, Settings
-from lsmooth.loop.step import Step
-from lsmooth.loop.step_closure import closure_given, with_closure_followed
-from lsmooth.loop.step_hooks import hook_steps
 from lsmooth.loop.subject import Subject
-from lsmooth.loop.watching import Watch
 from lsmooth.measure.handover import Measurement
 from lsmooth.measure.recording import Recording
 from lsmooth.measure.scalars import Scalars
 from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.microbatch import Closure
+from lsmooth.stepping import Stepping
 from lsmooth.trace.background import wait_for_closed_writers
 from lsmooth.trace.writer import Mode
-
-# Compiling `optimizer.step` is not to trace hooks. As in torch's own optimizers, this imports the compiler when a hook
-# is first called; `torch.compiler.disable` would import it here.
-_untraced = getattr(torch, "_disable_dynamo", lambda function: function)
 
 # Recorders at work in this process. None is kept alive, and no model: a notebook's cell may be run again.
 _OPEN_IN_PROCESS: weakref.WeakSet[Recorder] = weakref.WeakSet()
@@ -57,7 +49,7 @@ _numbers = itertools.count()
 def _close_all() -> None:
     """Close what a script ends without closing."""
     for recorder in list(_OPEN_IN_PROCESS):
-        recorder.close()
+        recorder._close()
 
 
 def _attached_to(model: nn.Module) -> list[Recorder]:
@@ -89,7 +81,10 @@ class Recorder:
 
     Args:
         model: The model being trained, compiled or not.
-        optimizer: The optimizer whose steps are measured; all of its parameters are.
+        optimizer: The optimizer whose steps are measured, and all of its parameters; or several, such as
+            `[muon, adamw]`, that take each step together on one loss: d is their joint displacement. A step is over
+            when all of them have stepped, in any order; one that sits it out is not waited for once the next backward
+            pass begins, or one that has stepped is about to step again.
         path: Where the trace goes.
         every: Measure every so many optimizer steps (an int), or those for which `every(step)` is true.
         gammas: Positions along the step, in (0, 1].
@@ -134,7 +129,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         path: str | os.PathLike[str],
         *,
         every: int | Callable[[int], bool] = 1,
@@ -164,20 +159,8 @@ class Recorder:
         self._recording = Recording(path, header, mode, ranks, subject.parameters, settings.facts(), listener)
         self._faults = Faults(alone=ranks.alone)
         self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)
-        self._attempts = Attempts(
-            subject,
-            self._instrument.gradients,
-            self._instrument.evaluation.on_row_device,
-            self._asks_for,
-            self._recording.add_skipped,
-            self._faults,
-            collects=not settings.probes,
-        )
-        self._attempts.count_from(self._recording.next_step)
-        self._watch = Watch(self._attempts, ranks.context)
-        self._step: Step | None = None
+        self._stepping = Stepping(subject, settings, self._instrument, self._recording, ranks, self._faults)
         self._open = True
-        self._hooks = hook_steps(subject.optimizer, self._before_step, self._after_step)
         _OPEN_IN_PROCESS.add(self)
 
     # --- what the training loop calls ---
@@ -201,7 +184,7 @@ class Recorder:
         """
         recorders = _attached_to(self._subject.model)
         with _unwatched(recorders):
-            attempts = [recorder._attempts for recorder in recorders]
+            attempts = [recorder._stepping.attempts for recorder in recorders]
             return run_backward(closure, scaler, attempts, self._ranks.context())
 
     def watch(
@@ -234,7 +217,7 @@ class Recorder:
             ...     criterion(model(inputs), targets).backward()
             ...     optimizer.step()
         """
-        return self._watch.wrap(function, criterion, scaler, during_replay, loss)
+        return self._stepping.watch.wrap(function, criterion, scaler, during_replay, loss)
 
     def watch_forward(
         self, model: nn.Module | None = None, *, loss: Choice | None = None, scaler: torch.amp.GradScaler | None = None
@@ -253,13 +236,13 @@ class Recorder:
             ...         model(**batch).loss.backward()
             ...         optimizer.step()
         """
-        self._watch.hook_forward(self._subject.called if model is None else model, scaler, loss=loss)
+        self._stepping.watch.hook_forward(self._subject.called if model is None else model, scaler, loss=loss)
         return self
 
     @property
     def step(self) -> int:
-        """Index of the optimizer step that comes next, counted from 0."""
-        return self._attempts.number
+        """Index of the optimizer step that comes next, counted from 0; several optimizers take one step together."""
+        return self._stepping.attempts.number
 
     @property
     def latest(self) -> Measurement | None:
@@ -282,6 +265,7 @@ class Recorder:
             seconds so far (`seconds`), and with `densities=True` the counts of all coordinates so far (`densities`,
             int64, on the CPU).
         """
+        self._stepping.joint.finish()
         return {"step": self.step, **self._recording.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -294,7 +278,7 @@ class Recorder:
             TraceError: The trace is not the checkpoint's, or has been written to already.
         """
         self._recording.go_on_from(state)
-        self._attempts.count_from(int(state["step"]))
+        self._stepping.attempts.count_from(int(state["step"]))
 
     def flush(self) -> None:
         """Write all that was measured so far to the file, and wait for it."""
@@ -302,6 +286,7 @@ class Recorder:
 
     def close(self) -> None:
         """Detach from the loop and finish the trace; the loop can go on without the recorder."""
+        self._stepping.joint.finish()
         self._close()
 
     def __del__(self) -> None:
@@ -312,12 +297,8 @@ class Recorder:
         if not getattr(self, "_open", False):
             return
         self._open = False
-        self._watch.close()
         _OPEN_IN_PROCESS.discard(self)
-        for hook in self._hooks:
-            hook.remove()
-        self._step = None
-        self._attempts.close()
+        self._stepping.close()
         self._instrument.close()
         self._recording.close(self.step, wait=wait)
 
@@ -327,63 +308,22 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self._stepping.joint.finish()
+        self._close()
 
     def __repr__(self) -> str:
         state = f"next step {self.step}" if self._open else "closed"
         return f"Recorder({self._path!r}, {len(self._subject.parameters)} parameter tensors, {state})"
-
-    # --- before the step ---
-
-    def _asks_for(self, step: int) -> bool:
-        return not self._recording.in_vain and self._settings.asks_for(step)
-
-    @_untraced
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        with self._faults.contained(self._give_up):
-            if closure_given(args, kwargs):
-                return with_closure_followed(optimizer, args, kwargs, self._faults, self._begin_step, self._give_up)
-            self._begin_step()
-        return None
-
-    def _give_up(self) -> None:
-        self._attempts.forget()
-        self._step = None
-
-    def _begin_step(self) -> None:
-        """Copy x_t, now that the step's gradient is there and the step is about to be taken."""
-        if not self._attempts.due:
-            self._attempts.forget()
-            return
-        probes = self._instrument.probes
-        if probes is not None:
-            self._step = self._attempts.finished_by(probes.at_start())
-        else:
-            self._step = self._attempts.finished(watched=self._watch.on)
-
-    # --- after the step ---
-
-    @_untraced
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        step, self._step = self._step, None
-        self._attempts.step_taken()
-        handover = self._recording.handover
-        if step is None:
-            handover.flush_if_old()
-            return
-        seconds = self._recording.seconds
-        row = handover.new_row(step.flags)
-        self._instrument.measure(step, row)
-        handover.add(row, step.number, seconds)
 
 
 @contextlib.contextmanager
 def _unwatched(recorders: Sequence[Recorder]) -> Iterator[None]:
     """Run a block whose losses are no business of the recorders' watches."""
     for recorder in recorders:
-        recorder._watch.deaf = True
+        recorder._stepping.watch.deaf = True
     try:
         yield
     finally:
         for recorder in recorders:
-            recorder._watch.deaf = False
+            recorder._stepping.watch.deaf = False

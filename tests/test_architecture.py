@@ -34,6 +34,7 @@ HEIGHT = {
     "measure": 4,
     "loop": 5,
     "instrument": 6,
+    "stepping": 6,
     "recorder": 7,
     "figures": 8,
     "tasks": 8,

@@ -50,7 +50,7 @@ def test_no_gradient_copies_are_held_between_steps(tmp_path, model):
     optimizer = sgd(model)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
         train(recorder, model, optimizer, 2)
-        assert not recorder._attempts.begun
+        assert not recorder._stepping.attempts.begun
 
 
 def test_reprs_say_what_there_is(tmp_path, model):

@@ -13,6 +13,7 @@ from torch import Tensor
 from lsmooth.errors import RecorderError
 from lsmooth.loop.faults import Faults
 from lsmooth.loop.gradient import GradientKeeper, StepGradient, imprint
+from lsmooth.loop.joint_step import UNSEEN_STEPS, JointStep
 from lsmooth.loop.step import BackwardPass, Companion, SkippedStep, Step
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.norms import tensor_norms
@@ -36,8 +37,6 @@ _NONE_WATCHED = (
 )
 
 
-# So many steps in a row that are not seen are no coincidence.
-_UNSEEN_STEPS = 3
 _UNSEEN = (
     "The parameters change, but no step of the {} that the recorder was given is seen, so that nothing is measured; "
     "give the recorder the optimizer whose step() the loop calls, and a new recorder to a new optimizer."
@@ -73,6 +72,7 @@ class Attempts:
 
     Args:
         subject: What is being trained.
+        joint: Knows the step in progress.
         keeper: Decides how gradients of steps are kept.
         on_row_device: Brings a loss to the device of rows.
         due: Says whether the step of a number is measured; asked once a step.
@@ -87,6 +87,7 @@ class Attempts:
     def __init__(
         self,
         subject: Subject,
+        joint: JointStep,
         keeper: GradientKeeper,
         on_row_device: Callable[[Tensor], Tensor],
         due: Callable[[int], bool],
@@ -96,6 +97,7 @@ class Attempts:
         collects: bool = True,
     ) -> None:
         self.subject = subject
+        self.joint = joint
         self.collects = collects
         self.number = 0
         self._keeper = keeper
@@ -148,9 +150,12 @@ class Attempts:
         if self._collected is not None:
             return
         subject = self.subject
-        before = [local(p.grad) for p in subject.parameters if p.grad is not None]
+        held = [p for p in subject.parameters if p.grad is not None]
+        # Gradients that an optimizer which sat the last step out goes on accumulating are no error of the loop.
+        left_over = self.joint.left_over()
+        before = [local(p.grad) for p in held if p not in left_over and p.grad is not None]
         self._collected = _Collected(
-            gradient=StepGradient(self._keeper),
+            gradient=StepGradient(self._keeper, accumulates=any(p in left_over for p in held)),
             versions=self.versions(),
             companions=[Companion(p, p.detach().clone(), p._version) for p in subject.companions()],
             # Zeros, if zero_grad kept the tensors; anything else is a gradient of some other function.
@@ -244,7 +249,7 @@ class Attempts:
         moved = self.versions() != collected.versions
         self._moved = self._moved + 1 if moved else 0
         if self._moved == _MOVED_STEPS:
-            self.faults.say(_MOVED.format(type(subject.optimizer).__name__), kind="moved")
+            self.faults.say(_MOVED.format(subject.optimizer_name), kind="moved")
         active = subject.active()
         return Step(
             number=self.number,
@@ -302,7 +307,7 @@ class Attempts:
         return self._segment
 
     def step_taken(self) -> None:
-        """Take note that the optimizer has taken its step."""
+        """Take note that the step is being taken: what comes from now on belongs to the next one."""
         self._collected = self._mark = None
         self._unseen = 0
         self.number += 1
@@ -320,10 +325,12 @@ class Attempts:
         """Take note that the last attempt ended without an optimizer step (a scaler's skip, a `continue`)."""
         collected, self._collected, self._mark = self._collected, None, None
         if collected is not None and collected.losses:
+            # Rows come in the order of steps.
+            self.joint.drop()
             moved = self.versions() != collected.versions
             flags = int(Status.NO_DISPLACEMENT) | (int(Status.MOVED) if moved else 0)
             self._skipped(SkippedStep(self.number, joined(collected.losses), self.subject.rates(), flags))
             self._unseen = self._unseen + 1 if moved else 0
-            if self._unseen == _UNSEEN_STEPS:
-                self.faults.say(_UNSEEN.format(type(self.subject.optimizer).__name__), kind="unseen")
+            if self._unseen == UNSEEN_STEPS:
+                self.faults.say(_UNSEEN.format(self.subject.optimizer_name), kind="unseen")
         self.number += 1

@@ -51,6 +51,8 @@ def run_backward(
     Raises:
         RecorderError: The closure returns no scalar loss, or the first step that is measured cannot be.
     """
+    for attempt in attempts:
+        attempt.joint.finish()
     prepared = _prepared(closure, [attempt for attempt in attempts if attempt.backward_begins()], context)
     returned = closure()
     if returned is None and any(attempt.faults.measured for attempt in attempts):

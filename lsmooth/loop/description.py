@@ -55,7 +55,8 @@ def header_of(
 def _description(subject: Subject, settings: Settings, ranks: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
     groups = [
         {key: plain(value) for key, value in group.items() if key != "params"}
-        for group in subject.optimizer.param_groups
+        for optimizer in subject.optimizers
+        for group in optimizer.param_groups
     ]
     probes = len(settings.probes)
     objective = f"mean of {probes} probe losses" if probes else "the step's mini-batch loss"
@@ -65,7 +66,7 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
         "torch_version": str(torch.__version__),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": type(subject.model).__name__,
-        "optimizer": type(subject.optimizer).__name__,
+        "optimizer": subject.optimizer_name,
         "optimizer_groups": groups,
         "parameter_shapes": [list(p.shape) for p in subject.parameters],
         "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in subject.parameters})),

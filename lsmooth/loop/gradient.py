@@ -77,16 +77,18 @@ class StepGradient:
 
     Args:
         keeper: Decides whether it is borrowed.
+        accumulates: Whether `.grad` holds an earlier step's gradient, too: then it is evaluated again at x_t.
 
     Attributes:
         tensors: By position of the parameter, its gradient, this process's part of it; None where none arrived.
         borrowed: By position, what of `tensors` is training's own `.grad` and no copy, with an imprint of it.
         norms: By kind of norm, those of all tensors, (p,); filled in by `read_again`.
-        changed: Whether training changed it after it had been borrowed; known once it was read again.
+        changed: Whether it must be evaluated again at x_t, since training changed it; known once it was read again.
     """
 
-    def __init__(self, keeper: GradientKeeper) -> None:
+    def __init__(self, keeper: GradientKeeper, *, accumulates: bool = False) -> None:
         self._keeper = keeper
+        self._accumulates = accumulates
         self.tensors: list[Tensor | None] = [None] * len(keeper.parameters)
         self.borrowed: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         self.norms: dict[Kind, Tensor] = {}
@@ -102,6 +104,8 @@ class StepGradient:
 
     def take(self, scaled: bool) -> None:
         """Take in what a backward pass has left in `.grad`: borrow it, or copy it, for something may clip it yet."""
+        if self._accumulates:
+            return
         targets: list[Tensor] = []
         sources: list[Tensor] = []
         borrows = self._keeper.borrows(scaled)
@@ -131,6 +135,9 @@ class StepGradient:
         Writes that go past the version counter (those through `.data` do) show in the norms, or in some entries (of
         other signs, or in another order). On the CPU these can be read at once; elsewhere the row is flagged.
         """
+        if self._accumulates:
+            self.changed = True
+            return True
         self.norms = self._norms(self._keeper.dual_norms)
         self.changed = any(imprint(gradient) != then for gradient, then in self.borrowed.values())
         if not self.changed and self._norms_then is not None:

@@ -1,8 +1,9 @@
-"""What is being trained and measured: a model, its optimizer, and the parameters that this steps."""
+"""What is being trained and measured: a model, its optimizers, and the parameters that these step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,29 +22,40 @@ class Subject:
     Attributes:
         called: The model as the training loop calls it, wrapped or not.
         model: The module inside of it.
-        optimizer: The optimizer that takes the steps.
-        names: Names of the optimizer's parameters, in the model's order.
+        optimizers: The optimizers that take the steps together; commonly one.
+        names: Names of their parameters, in the model's order.
         parameters: These parameters.
-        groups: Number of parameter groups of the optimizer.
+        group_counts: Number of parameter groups of each optimizer.
     """
 
     called: nn.Module
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
-    groups: int
+    group_counts: tuple[int, ...]
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: Any) -> Subject:
-        """Return what a model and an optimizer, wrapped or not, are.
+        """Return what a model and an optimizer, or several, wrapped or not, are.
 
         Raises:
-            InvalidArgumentError: One of the two cannot be measured.
+            InvalidArgumentError: One of them cannot be measured.
         """
-        inside, optimizer = unwrapped(model), optimizer_inside(optimizer)
-        names, parameters = measured_parameters(inside, optimizer)
-        return cls(model, inside, optimizer, tuple(names), tuple(parameters), len(optimizer.param_groups))
+        inside, optimizers = unwrapped(model), optimizers_inside(optimizer)
+        names, parameters = measured_parameters(inside, optimizers)
+        counts = tuple(len(one.param_groups) for one in optimizers)
+        return cls(model, inside, optimizers, tuple(names), tuple(parameters), counts)
+
+    @property
+    def optimizer_name(self) -> str:
+        """The kinds of the optimizers, such as "Muon + AdamW"."""
+        return " + ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+
+    @property
+    def groups(self) -> int:
+        """Number of parameter groups of all optimizers, one optimizer's after another's."""
+        return sum(self.group_counts)
 
     @property
     def device(self) -> torch.device:
@@ -60,30 +72,47 @@ class Subject:
         return tuple(i for i, p in enumerate(self.parameters) if p.requires_grad or p.grad is not None)
 
     def companions(self) -> list[Tensor]:
-        """Return the trained parameters, now, that other optimizers step, or that this one has gained since."""
+        """Return the trained parameters, now, that other optimizers step, or that these have gained since."""
         mine = set(self.parameters)
-        held = (p for group in self.optimizer.param_groups for p in group["params"])
+        held = (p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"])
         trained = (p for p in (*self.model.parameters(), *held) if p.requires_grad and p not in mine)
         return list(dict.fromkeys(trained))
 
     def rates(self) -> tuple[float | Tensor, ...]:
         """Return the learning rate of each parameter group now; NaN for one that has none.
 
-        Groups that the optimizer has gained since are left out.
+        Groups that an optimizer has gained since are left out.
         """
-        rates = [group.get("lr") for group in self.optimizer.param_groups[: self.groups]]
-        rates += [None] * (self.groups - len(rates))
+        rates: list[Any] = []
+        for optimizer, count in zip(self.optimizers, self.group_counts, strict=True):
+            known = [group.get("lr") for group in optimizer.param_groups[:count]]
+            rates += known + [None] * (count - len(known))
         return tuple(
             math.nan if lr is None else lr.detach().clone() if isinstance(lr, Tensor) else float(lr) for lr in rates
         )
 
     def gained_parameters(self) -> bool:
-        """Say whether the optimizer has gained parameters or groups since the recorder was attached."""
+        """Say whether an optimizer has gained parameters or groups since the recorder was attached."""
         ours = {id(parameter) for parameter in self.parameters}
-        groups = self.optimizer.param_groups
-        return len(groups) > self.groups or any(
-            id(p) not in ours and is_measurable(p) for group in groups for p in group["params"]
+        return any(
+            len(optimizer.param_groups) > count
+            or any(id(p) not in ours and is_measurable(p) for group in optimizer.param_groups for p in group["params"])
+            for optimizer, count in zip(self.optimizers, self.group_counts, strict=True)
         )
+
+
+def optimizers_inside(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
+    """Return the optimizers that take the steps: one, those of a list, or those that an object holds as `optimizers`.
+
+    An object that holds optimizers and has a step of its own counts as one.
+    """
+    held = optimizer if isinstance(optimizer, (list, tuple)) else getattr(optimizer, "optimizers", None)
+    if held is None or can_be_hooked(optimizer):
+        return (optimizer_inside(optimizer),)
+    found = tuple(inner for one in held for inner in optimizers_inside(one))
+    if not found:
+        raise InvalidArgumentError("The recorder was given no optimizer; give it those that step the model.")
+    return found
 
 
 def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
@@ -104,16 +133,19 @@ def is_measurable(parameter: Tensor) -> bool:
     return parameter.requires_grad or parameter.is_floating_point()
 
 
-def measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[Tensor]]:
-    """Return names and tensors of the optimizer's parameters, in the model's order."""
-    if isinstance(optimizer, torch.optim.LBFGS):
+def measured_parameters(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[list[str], list[Tensor]]:
+    """Return names and tensors of the optimizers' parameters, in the model's order."""
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise InvalidArgumentError(
             "LBFGS evaluates the loss several times a step, which leaves no single step to measure; "
             "use an optimizer whose step takes no closure."
         )
+    _check_distinct(model, optimizers)
     held = {
         p: f"optimizer.{g}.{i}"
-        for g, group in enumerate(optimizer.param_groups)
+        for g, group in enumerate(group for optimizer in optimizers for group in optimizer.param_groups)
         for i, p in enumerate(group["params"])
         if is_measurable(p)
     }
@@ -136,6 +168,21 @@ def measured_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> t
         if not parameter.is_floating_point():
             raise InvalidArgumentError(f"{name} has dtype {parameter.dtype}, which has no gradient.")
     return [name for name, _ in named], [p for _, p in named]
+
+
+def _check_distinct(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse a parameter that two optimizers step."""
+    owners: dict[Tensor, torch.optim.Optimizer] = {}
+    for optimizer in optimizers:
+        for parameter in {p for group in optimizer.param_groups for p in group["params"]}:
+            other = owners.setdefault(parameter, optimizer)
+            if other is not optimizer or sum(one is optimizer for one in optimizers) > 1:
+                names = [_plain_name(name) for name, p in model.named_parameters() if p is parameter]
+                raise InvalidArgumentError(
+                    f"{names[0] if names else 'A parameter'} is stepped by two of the recorder's optimizers "
+                    f"({type(other).__name__} and {type(optimizer).__name__}); give each parameter to one of them, or "
+                    "make a recorder for each optimizer."
+                )
 
 
 def _plain_name(name: str) -> str:

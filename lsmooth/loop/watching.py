@@ -225,6 +225,7 @@ class Watch:
     ) -> Recall | None:
         # A backward that ended in an exception never told us so.
         self._abandon()
+        self._attempts.joint.finish_if_over()
         if not self._attempts.backward_begins():
             return None
         subject = self._attempts.subject

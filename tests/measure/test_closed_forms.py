@@ -81,7 +81,7 @@ def test_each_followed_coordinate_of_a_sum_of_cosh_has_its_closed_form(tmp_path)
 
 def test_layer_and_global_displacement(tmp_path, model):
     with lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5") as recorder:
-        train(recorder, model, recorder._subject.optimizer, 3)
+        train(recorder, model, recorder._subject.optimizers[0], 3)
     trace = lsmooth.Trace(tmp_path / "run.h5")
     diff, moved = trace.read("grad_diff").astype(float), trace.read("step_norm").astype(float)
     own = trace.cloud("module").smoothness

@@ -119,6 +119,29 @@ def adam_for(model):
     return torch.optim.AdamW(model.parameters(), lr=0.05)
 
 
+class Pair:
+    """Two optimizers, the second of which steps every second time."""
+
+    def __init__(self, model):
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        others = [p for p in model.parameters() if p.ndim != 2]
+        self.optimizers = [torch.optim.SGD(matrices, lr=0.4, momentum=0.9), torch.optim.AdamW(others, lr=0.05)]
+        self.steps = 0
+
+    @property
+    def state(self):
+        return {p: entry for optimizer in self.optimizers for p, entry in optimizer.state.items()}
+
+    def zero_grad(self):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self):
+        self.steps += 1
+        for optimizer in self.optimizers[: 1 + self.steps % 2]:
+            optimizer.step()
+
+
 def loop(model, optimizer, recorder=None, how="closure", parts=1, *, deferred=False, steps=range(STEPS)):
     """Train, with accumulation in `parts` and gradient clipping."""
     ddp = isinstance(model, nn.parallel.DistributedDataParallel)
@@ -453,6 +476,10 @@ CASES = {
     "ddp-view-adam": lambda path: run(path, "ddp-view", make_optimizer=adam_for),
     "ddp-accumulated": lambda path: run(path, "ddp", parts=3),
     "ddp-watched": lambda path: run(path, "ddp-view", how="watch", parts=2),
+    "ddp-several": lambda path: run(path, "ddp", make_optimizer=Pair),
+    "ddp-several-watched": lambda path: run(path, "ddp-view", make_optimizer=Pair, how="watch", parts=2),
+    "fsdp-several": lambda path: run(path, "fsdp", make_optimizer=Pair),
+    "fsdp-several-watched": lambda path: run(path, "fsdp", make_optimizer=Pair, how="watch"),
     "ddp-noisy": lambda path: run(path, "ddp-unused", Noisy, how="watch"),
     "fsdp": lambda path: run(path, "fsdp"),
     "fsdp-adam": lambda path: run(path, "fsdp", make_optimizer=adam_for, gammas=[0.5, 1.0]),
