@@ -30,6 +30,20 @@ if TYPE_CHECKING:
     help="Number of single coordinates to follow in each parameter tensor.",
 )
 @click.option("--densities", is_flag=True, help="Also count all coordinates by gradient and smoothness.")
+@click.option(
+    "--norm",
+    "norms",
+    multiple=True,
+    type=click.Choice(["linf", "spectral"]),
+    help="Measure in this norm, too: linf fits sign methods and Adam, spectral fits Muon.",
+)
+@click.option(
+    "--layer-norm",
+    "layer_norms",
+    multiple=True,
+    metavar="PATTERN=NORM",
+    help="Measure layers whose name fits PATTERN in their own NORM (l2, linf, spectral); '*' fits the rest.",
+)
 @click.option("--critical", is_flag=True, help="Also search for the critical learning rate of each measured step.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
 @click.option("--trace", type=click.Path(), help="File of the trace.  [default: TASK.h5]")
@@ -136,12 +150,26 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     return Session(
         plan,
         trace,
-        {name: options[name] for name in ("every", "coordinates", "densities", "critical")},
+        _recording(options),
         data=data,
         mode="w" if options["force"] else "x",
         checkpoint_seconds=options["checkpoint_every"],
         parallel=parallel,
     )
+
+
+def _recording(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the recorder."""
+    from lsmooth.errors import InvalidArgumentError
+
+    own: dict[str, str] = {}
+    for text in options["layer_norms"]:
+        pattern, equals, norm = text.rpartition("=")
+        if not equals or not pattern:
+            raise InvalidArgumentError(f"--layer-norm {text} is not of the form PATTERN=NORM; write 'attn=spectral'.")
+        own[pattern] = norm
+    arguments = {name: options[name] for name in ("every", "coordinates", "densities", "critical")}
+    return {**arguments, "norms": ["l2", *options["norms"], *([own] if own else [])]}
 
 
 def _check_outputs(trace: Path, force: bool, parallel: bool) -> None:
@@ -195,7 +223,7 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         for name, value in options.items()
         if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
     }
-    data = options["data"]
+    data, norms = options["data"], recording.get("norms", ["l2"])
     own = {
         "task": ("TASK", plan.task),
         "optimizer": ("--optimizer", plan.optimizer),
@@ -204,6 +232,11 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         "coordinates": ("--coordinates", recording["coordinates"]),
         "densities": ("--densities", recording.get("densities", False)),
         "critical": ("--critical", recording.get("critical", False)),
+        "norms": ("--norm", tuple(norm for norm in norms if isinstance(norm, str) and norm != "l2")),
+        "layer_norms": (
+            "--layer-norm",
+            tuple(f"{a}={b}" for norm in norms if isinstance(norm, dict) for a, b in norm.items()),
+        ),
         "seed": ("--seed", plan.seed),
         "preset": ("--preset", plan.preset),
         "amp": ("--amp", "bf16" if plan.amp else None),

@@ -11,8 +11,8 @@ from lsmooth.loop.step import Step
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.coordinates import FollowedCoordinates
 from lsmooth.measure.critical import CriticalRate
+from lsmooth.measure.geometries import NormsInUse
 from lsmooth.measure.measurement import CHECK, measure, points_of
-from lsmooth.measure.norms import NormsInUse
 from lsmooth.measure.probes import Probes
 from lsmooth.measure.quantities import quantities_of
 from lsmooth.measure.recording import Recording
@@ -52,7 +52,7 @@ class Instrument:
         faults: Faults,
     ) -> None:
         parameters = subject.parameters
-        norms = NormsInUse.of(parameters, settings.geometries)
+        norms = NormsInUse.of(parameters, settings.geometries, settings.layers)
         self.gradients = GradientKeeper(
             parameters,
             norms.two,
@@ -69,7 +69,9 @@ class Instrument:
         )
         self.probes: Probes | None = None
         if settings.probes:
-            self.probes = Probes(settings.probes, settings.seed, parameters, norms.two, self.evaluation, subject.model)
+            self.probes = Probes(
+                settings.probes, settings.seed, parameters, norms.gradients, self.evaluation, subject.model
+            )
         followed = FollowedCoordinates(header.coordinate_names, header.coordinate_owners, header.coordinate_indices)
         self._quantities = quantities_of(parameters, settings.geometries, followed, norms, recording.densities)
         if settings.critical:

@@ -93,14 +93,16 @@ class Recorder:
         seed: For the choice of coordinates and, with `probe`, for the probes' randomness.
         probe: A closure, or several, each returning a loss on a fixed batch. The function measured is then their mean,
             an estimate of the full loss F, in place of the step's own loss; `backward` is optional.
+        probe_size: How many examples a probe has, over all ranks; kept with the trace, for the noise scale.
         norms: Geometries to measure smoothness in: "l2", which always is; "linf" (the displacement's largest entry, the
             gradients' 1-norm), which fits sign methods and Adam; "spectral" (spectral and nuclear norm of each
-            matrix), which fits Muon and Scion, takes singular values at each point, and waits for the GPU there.
-        densities: Also count all coordinates of each parameter tensor by gradient and coordinate-wise estimate (Figure
-            3 for every coordinate). A measured step then holds two more numbers a coordinate, and the trace grows by a
-            fixed 144 KiB a tensor.
-        critical: Also search for the first gamma, also beyond 1, at which the loss is above its start, by forward
-            passes: lr times it is the critical learning rate. Each of some three to ten waits for the GPU.
+            matrix), which fits Muon and Scion, takes singular values at each point, and waits for the GPU there. A
+            mapping from patterns of names to these, such as {"attn|mlp": "spectral", "*": "linf"}, is the geometry
+            "layers": each tensor has its own norm, and all together the largest of them.
+        densities: Also count all coordinates of each tensor by gradient and coordinate-wise estimate (Figure 3 for
+            all). A measured step then holds two more numbers a coordinate; the trace grows by 144 KiB a tensor.
+        critical: Also search by forward passes for the first gamma, also beyond 1, at which the loss is above its
+            start: lr times it is the critical learning rate. Each pass, of some two to ten, waits for the GPU.
         cuda_graphs: On a GPU, capture a measured step's evaluation at the first point as a CUDA graph and play it back
             at the others: the same numbers, several times sooner where launching kernels takes longer than running
             them (small models, small batches). No closure may wait for the GPU then, and the graph takes as much
@@ -138,7 +140,8 @@ class Recorder:
         coordinates: int = 4,
         seed: int = 0,
         probe: Closure | Sequence[Closure] | None = None,
-        norms: Sequence[str] = ("l2",),
+        probe_size: int | None = None,
+        norms: Sequence[str | Mapping[str, str]] | Mapping[str, str] = ("l2",),
         densities: bool = False,
         critical: bool = False,
         cuda_graphs: bool = False,
@@ -149,9 +152,9 @@ class Recorder:
         self._path = _taken_over(path, mode)
         self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
-        self._settings = settings = Settings.checked(
-            subject.device, every, gammas, endpoint, coordinates, seed, probe, norms, densities, critical, cuda_graphs
-        )
+        function = (every, gammas, endpoint, coordinates, seed, probe, probe_size)
+        quantities = (norms, densities, critical, cuda_graphs)
+        self._settings = settings = Settings.checked(subject.device, subject.names, *function, *quantities)
         self._ranks = ranks = Ranks(model, subject.names, subject.parameters)
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)
         header = header_of(subject, settings, ranks.size, metadata or {})

@@ -75,6 +75,9 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
         "every": settings.every_in_words,
         "endpoint": int(settings.endpoint),
         "norms": [geometry.name for geometry in settings.geometries],
+        **({"layer_norms": [geometry.name for geometry in settings.layers]} if settings.layers else {}),
+        **({"probes": probes} if probes else {}),
+        **({} if settings.probe_size is None else {"probe_size": settings.probe_size}),
         "objective": objective if ranks == 1 else f"{objective}, mean over {ranks} ranks",
         "user_metadata": plain(dict(metadata)),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.precision import accumulation_dtype
 from lsmooth.replay.microbatch import Closure
-from lsmooth.trace.layout import GEOMETRIES, NORMS, Geometry
+from lsmooth.trace.layout import GEOMETRIES, LAYER_NORMS, NORMS, Geometry
 
 # HDF5 keeps whole numbers in 64 bits, with or without a sign.
 _LARGEST_STEP = 2**63 - 1
@@ -32,7 +33,9 @@ class Settings:
         coordinates: How many coordinates of each parameter tensor are followed.
         seed: For the choice of coordinates and the probes' randomness.
         probes: The closures whose mean is measured in place of the step's own loss.
+        probe_size: How many examples a probe has; None where that is not said.
         geometries: The geometries to measure in, l2 first.
+        layers: The geometry of each parameter's own norm, where "layers" is among them; else none.
         densities: Whether all coordinates are counted.
         critical: Whether the critical learning rate is searched for.
         cuda_graphs: Whether evaluations are played back as CUDA graphs.
@@ -44,7 +47,9 @@ class Settings:
     coordinates: int
     seed: int
     probes: tuple[Closure, ...]
+    probe_size: int | None
     geometries: tuple[Geometry, ...]
+    layers: tuple[Geometry, ...]
     densities: bool
     critical: bool
     cuda_graphs: bool
@@ -53,18 +58,20 @@ class Settings:
     def checked(
         cls,
         device: torch.device,
+        names: Sequence[str],
         every: Any,
         gammas: Sequence[float],
         endpoint: bool,
         coordinates: Any,
         seed: Any,
         probe: Any,
+        probe_size: Any,
         norms: Any,
         densities: bool,
         critical: bool,
         cuda_graphs: bool,
     ) -> Settings:
-        """Return the settings that a recorder on a device is given.
+        """Return the settings that a recorder is given, whose parameters have names and lie on a device.
 
         Raises:
             InvalidArgumentError: One is out of its range.
@@ -76,7 +83,8 @@ class Settings:
             checked_coordinates(coordinates),
             checked_seed(seed),
             checked_probes(probe),
-            checked_norms(norms, device),
+            checked_probe_size(probe_size),
+            *checked_norms(norms, device, names),
             bool(densities),
             bool(critical),
             bool(cuda_graphs),
@@ -160,15 +168,57 @@ def checked_probes(probe: Any) -> tuple[Closure, ...]:
     return probes
 
 
-def checked_norms(norms: Any, device: torch.device) -> tuple[Geometry, ...]:
-    """Return the geometries to measure in, l2 first."""
-    asked = (norms,) if isinstance(norms, str) else tuple(norms)
-    for norm in asked:
-        if norm not in NORMS:
-            raise unknown_name("norm", str(norm), NORMS)
-    if "spectral" in asked and accumulation_dtype(device) != torch.float64:
+def checked_probe_size(size: Any) -> int | None:
+    """Return how many examples a probe has, None where that is not said."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, Integral) or size < 1):
+        raise InvalidArgumentError(f"probe_size={size!r} is not a number of examples, 1 or more.")
+    return None if size is None else int(size)
+
+
+def checked_norms(
+    norms: Any, device: torch.device, names: Sequence[str]
+) -> tuple[tuple[Geometry, ...], tuple[Geometry, ...]]:
+    """Return the geometries to measure in, l2 first, and each parameter's own one, where that is asked for."""
+    asked = (norms,) if isinstance(norms, (str, Mapping)) else tuple(norms)
+    mappings = [norm for norm in asked if isinstance(norm, Mapping)]
+    plain = [norm for norm in asked if not isinstance(norm, Mapping)]
+    if len(mappings) > 1:
+        raise InvalidArgumentError(f"norms={asked!r} has several mappings from layers to norms; give one.")
+    for norm in (*plain, *(norm for mapping in mappings for norm in mapping.values())):
+        if norm not in LAYER_NORMS:
+            raise unknown_name("norm", str(norm), LAYER_NORMS)
+    own = own_norms(mappings[0], names) if mappings else ()
+    if "spectral" in (*plain, *own) and accumulation_dtype(device) != torch.float64:
         raise InvalidArgumentError(
             f"norms={asked!r}: singular values need float64, which the device {device.type} lacks; "
             "leave out 'spectral', or train on another device."
         )
-    return tuple(GEOMETRIES[norm] for norm in NORMS if norm == "l2" or norm in asked)
+    wanted = {"l2", *plain, *(["layers"] if mappings else [])}
+    return tuple(GEOMETRIES[norm] for norm in NORMS if norm in wanted), tuple(GEOMETRIES[norm] for norm in own)
+
+
+def own_norms(patterns: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the norm of each parameter: that of the first pattern that is found in its name, "*" being found in all.
+
+    Raises:
+        InvalidArgumentError: A pattern is no regular expression, fits no parameter, or a parameter fits none.
+    """
+    found: list[str] = []
+    used: set[str] = set()
+    try:
+        for name in names:
+            pattern = next((p for p in patterns if p == "*" or re.search(p, name)), None)
+            if pattern is None:
+                raise InvalidArgumentError(
+                    f"norms: no pattern fits the parameter {name}; add '*': 'l2', which fits all that is left."
+                )
+            used.add(pattern)
+            found.append(patterns[pattern])
+    except re.error as error:
+        raise InvalidArgumentError(f"norms: a pattern is no regular expression ({error}); mend it.") from None
+    unused = [pattern for pattern in patterns if pattern not in used and pattern != "*"]
+    if unused:
+        raise InvalidArgumentError(
+            f"norms: the pattern {unused[0]!r} is the first to fit no parameter; names are such as {names[0]}."
+        )
+    return tuple(found)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lsmooth.loop.gradient import StepGradient
 from lsmooth.replay.microbatch import Microbatch
 from lsmooth.replay.segment import Segment
+from lsmooth.trace.layout import NormKind
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Step:
         leaves: The leaf tensors that they accumulated into, with their versions then.
         companions: What other optimizers step.
         foreign: Sum of norms of gradients that were there before the first backward; None for none.
-        noise: Standard deviation of the probes' gradients, by position; None without.
+        noise: Standard deviation of the probes' gradients, by kind of norm, (p,) each; None without.
     """
 
     number: int
@@ -77,7 +78,7 @@ class Step:
     leaves: tuple[tuple[Tensor, int], ...] = ()
     companions: tuple[Companion, ...] = ()
     foreign: Tensor | None = None
-    noise: Tensor | None = None
+    noise: Mapping[NormKind, Tensor] | None = None
     divisor: int = 1
 
     @property

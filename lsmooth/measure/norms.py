@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lsmooth.measure.singular import divisor, singular_values
-from lsmooth.parallel.shards import local
 from lsmooth.precision import accumulation_dtype
-from lsmooth.trace.layout import Geometry, NormKind
+from lsmooth.trace.layout import NormKind
 
 Kind = NormKind
 
@@ -68,16 +66,27 @@ class TensorNorms:
     Args:
         sizes: Number of elements of each of the n tensors.
         device: Where the result is wanted.
-        kinds: Which norms.
+        kinds: Which norms; "own" is each tensor's of `own`.
+        own: One kind for each of the n tensors.
     """
 
-    def __init__(self, sizes: Sequence[int], device: torch.device, kinds: Sequence[Kind] = ("l2",)) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        device: torch.device,
+        kinds: Sequence[Kind] = ("l2",),
+        own: Sequence[Kind] = (),
+    ) -> None:
         self._device = device
         self.dtype = accumulation_dtype(device)
-        self._kinds = tuple(kinds)
-        self._matrix_kinds = [kind for kind in kinds if kind in _MATRIX_KINDS]
+        self._kinds, self._own = tuple(kinds), own or ["l2"] * len(sizes)
+        # By position: singular values are taken of those matrices alone that need them.
+        asked = [{*kinds, kind} if "own" in kinds else {*kinds} for kind in self._own]
+        self._matrix_kinds = [[kind for kind in _MATRIX_KINDS if kind in some] for some in asked]
         # Vectors need their 2-norm where matrices need singular values.
-        self._entry_kinds = [kind for kind in _ORDERS if kind in kinds or (kind == "l2" and self._matrix_kinds)]
+        every = {*kinds, *(kind for some in asked for kind in some)}
+        matrices = not every.isdisjoint(_MATRIX_KINDS)
+        self._entry_kinds = [kind for kind in _ORDERS if kind in every or (kind == "l2" and matrices)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
         piece = piece_size(device)
         if device.type != "cpu":
@@ -139,10 +148,9 @@ class TensorNorms:
             else:
                 small.append((position, tensor, other, third))
         self._add_small(small)
-        if self._matrix_kinds:
-            for position, tensor, other in zip(positions, tensors, minus, strict=True):
-                if found := self._found[position]:
-                    found |= self._of_matrix(tensor, other, found["l2"])
+        for position, tensor, other in zip(positions, tensors, minus, strict=True):
+            if (found := self._found[position]) and (kinds := self._matrix_kinds[position]):
+                found |= self._of_matrix(tensor, other, found["l2"], kinds)
 
     def result(self) -> dict[Kind, Tensor]:
         """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
@@ -155,7 +163,12 @@ class TensorNorms:
         stay in its range: the error is about 1e-7 Σ_ij |c_ij (a_ij - b_ij)|. All others are formed in float64.
         """
         norms = {
-            kind: torch.stack([found.get(kind, self._zero) if found else self._zero for found in self._found])
+            kind: torch.stack(
+                [
+                    found.get(own if kind == "own" else kind, self._zero) if found else self._zero
+                    for found, own in zip(self._found, self._own, strict=True)
+                ]
+            )
             for kind in self._kinds
         }
         product = torch.stack(self._products).sum() if self._products else self._zero
@@ -241,12 +254,14 @@ class TensorNorms:
             for kind, parts in norms.items()
         }
 
-    def _of_matrix(self, tensor: Tensor, other: Tensor | None, two_norm: Tensor) -> dict[str, Tensor]:
+    def _of_matrix(
+        self, tensor: Tensor, other: Tensor | None, two_norm: Tensor, kinds: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Return by kind the norms that go by singular values."""
         if tensor.dim() < 2:
-            return dict.fromkeys(self._matrix_kinds, two_norm)
+            return dict.fromkeys(kinds, two_norm)
         values = singular_values(tensor, other, self.dtype, self._piece)
-        norms = {kind: values.sum() if kind == "nuclear" else values.max() for kind in self._matrix_kinds}
+        norms = {kind: values.sum() if kind == "nuclear" else values.max() for kind in kinds}
         return {kind: self._brought(norm) for kind, norm in norms.items()}
 
     def _product(self, difference: Tensor, along: Tensor) -> Tensor:
@@ -293,35 +308,6 @@ class _Scratch:
             return torch.mul(difference, along, out=self._memory[: len(along)]).sum()
         pairs = zip(difference.split(_CPU_LARGE), along.split(_CPU_LARGE), strict=True)
         return torch.stack([torch.dot(left.to(dtype), right.to(dtype)) for left, right in pairs]).sum()
-
-
-@dataclass(frozen=True)
-class NormsInUse:
-    """What takes the norms of a measured step; two that take the same norms are one.
-
-    They are used one after another: whoever adds to one takes the result before anybody else adds.
-
-    Attributes:
-        two: Takes 2-norms.
-        displacements: Takes the norms of the geometries that displacements are measured in.
-        gradients: Takes their duals.
-    """
-
-    two: TensorNorms
-    displacements: TensorNorms
-    gradients: TensorNorms
-
-    @classmethod
-    def of(cls, parameters: Sequence[Tensor], geometries: Sequence[Geometry]) -> NormsInUse:
-        """Return what takes the norms of some parameters' gradients and displacements."""
-        sizes = [local(p).numel() for p in parameters]
-        kinds: tuple[tuple[Kind, ...], ...] = (
-            ("l2",),
-            tuple(geometry.displacement for geometry in geometries),
-            tuple(geometry.gradient for geometry in geometries),
-        )
-        norms = {some: TensorNorms(sizes, parameters[0].device, some) for some in dict.fromkeys(kinds)}
-        return cls(*(norms[some] for some in kinds))
 
 
 def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], device: torch.device) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lsmooth.measure.coordinates import CoordinateReader, FollowedCoordinates
 from lsmooth.measure.densities import DensityCounter
-from lsmooth.measure.norms import Kind, NormsInUse, TensorNorms, piece_size
+from lsmooth.measure.geometries import NormsInUse
+from lsmooth.measure.norms import Kind, TensorNorms, piece_size
 from lsmooth.measure.products import products_with_step
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
@@ -97,11 +98,15 @@ class Losses(Quantity):
 
 
 class GradientNoise(Quantity):
-    """Standard deviation of the probes' gradients at x_t, norm-wise; see `lsmooth.measure.probes`."""
+    """Standard deviation of the probes' gradients at x_t in the dual norm of each geometry; see `Probes.at_start`."""
+
+    def __init__(self, geometries: Sequence[Geometry]) -> None:
+        self._geometries = geometries
 
     def at_start(self, step: Step, row: Row) -> None:
-        if step.noise is not None:
-            row["grad_noise"].copy_(step.noise)
+        for geometry in self._geometries if step.noise is not None else ():
+            assert step.noise is not None
+            row[geometry.dataset("grad_noise")].copy_(step.noise[geometry.gradient])
 
 
 class StepNorms(Quantity):
@@ -384,7 +389,7 @@ def quantities_of(
     device = parameters[0].device
     found: list[Quantity] = [
         Losses(),
-        GradientNoise(),
+        GradientNoise(geometries),
         StepNorms(geometries, norms.displacements),
         WeightNorms(parameters, norms.two),
     ]

@@ -56,7 +56,7 @@ class Recording:
     ) -> None:
         device = parameters[0].device
         layout = RowLayout(header.fields(), header.sizes(), header.gammas, header.real)
-        ranks.prepare(layout.places, layout.joins, device)
+        ranks.prepare(layout.places, {**layout.joins, **header.joins()}, device)
         self._ranks = ranks
         self._file: TraceWriter | None = ranks.agree(
             lambda: TraceWriter(path, header, mode),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -118,12 +119,14 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def prepare(self, places: Mapping[str, slice], joins: Mapping[str, Join], device: torch.device) -> None:
+    def prepare(
+        self, places: Mapping[str, slice], joins: Mapping[str, Join | Sequence[Join]], device: torch.device
+    ) -> None:
         """Work out, once, how rows are joined.
 
         Args:
             places: Where each quantity stands in a row.
-            joins: How its parts make the whole.
+            joins: How its parts make the whole; of one that has a join for each tensor, these over and over.
             device: Where rows are.
 
         Raises:
@@ -136,24 +139,27 @@ class Ranks:
         squared: list[bool] = []
         factors: list[float] = []
         for name, place in places.items():
-            share = 1.0 / self._copies
             join = joins[name]
-            if join == Join.MEAN:
-                share = 1.0 / self.size
-            elif not self.sharded or join == Join.SAME:
-                continue
-            elif join == Join.MAX:
-                maxima += range(place.start, place.stop)
-                continue
-            elif join == Join.UNKNOWN:
-                raise InvalidArgumentError(
-                    f"{name} cannot be joined from the shards of fully_shard; leave it out, or train with "
-                    "DistributedDataParallel."
-                )
-            positions = range(place.start, place.stop)
-            indices += positions
-            squared += [join == Join.NORM] * len(positions)
-            factors += [share] * len(positions)
+            for position, of_one in zip(
+                range(place.start, place.stop), itertools.cycle([join] if isinstance(join, Join) else join)
+            ):
+                if of_one == Join.MEAN:
+                    share = 1.0 / self.size
+                elif not self.sharded or of_one == Join.SAME:
+                    continue
+                elif of_one == Join.MAX:
+                    maxima.append(position)
+                    continue
+                elif of_one == Join.UNKNOWN:
+                    raise InvalidArgumentError(
+                        f"{name} cannot be joined from the shards of fully_shard; leave it out, or train with "
+                        "DistributedDataParallel."
+                    )
+                else:
+                    share = 1.0 / self._copies
+                indices.append(position)
+                squared.append(of_one == Join.NORM)
+                factors.append(share)
         self._indices = torch.tensor(indices, device=device)
         self._squared = torch.tensor(squared, device=device)
         self._factors = torch.tensor(factors, dtype=torch.float64, device=device)

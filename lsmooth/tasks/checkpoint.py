@@ -101,6 +101,7 @@ class _MeasuredSteps(TypedDict):
 class _Recording(_MeasuredSteps, total=False):
     densities: bool
     critical: bool
+    norms: Sequence[str | Mapping[str, str]]
 
 
 class _OldestContent(TypedDict):
@@ -125,7 +126,7 @@ class Checkpoint:
         plan: What the run computes.
         run: `TrainingRun.state_dict()`.
         recorder: `Recorder.state_dict()`.
-        recording: The recorder's arguments: every, coordinates, densities, critical.
+        recording: The recorder's arguments: every, coordinates, densities, critical, norms.
         ranks: Where several processes train together, `TrainingRun.state_of_rank()` of each; else empty.
         run_id: What the run's trace says too, so that neither is taken for another's; None from an older lsmooth.
     """

@@ -66,6 +66,9 @@ def check_norm(trace: TraceFile, norm: str) -> None:
     if not trace.has(GEOMETRIES[norm].dataset("grad_diff")):
         raise TraceError(
             f"{trace.path} was recorded without the {norm} norm; record with norms=('l2', {norm!r}) to have it."
+            if norm != "layers"
+            else f"{trace.path} was recorded without norms by layer; record with norms={{'PATTERN': 'spectral', "
+            "'*': 'l2'}} to have them."
         )
 
 

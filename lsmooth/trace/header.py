@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmooth.trace.layout import FORMAT_VERSION, Field, fields_of
+from lsmooth.join import Join
+from lsmooth.trace.layout import FORMAT_VERSION, GEOMETRIES, Field, fields_of
 from lsmooth.trace.recent import record_of
 
 
@@ -61,6 +62,16 @@ class Header:
         }
         there = (name for name, measures in measured.items() if measures)
         return fields_of(frozenset({*self.norms, *there}), self.format_version)
+
+    def joins(self) -> dict[str, Join | tuple[Join, ...]]:
+        """Return how the ranks' shares make the whole of each dataset; of the geometry "layers", by tensor."""
+        found: dict[str, Join | tuple[Join, ...]] = {field.name: field.join for field in self.fields()}
+        own = [GEOMETRIES[name].sharded for name in self.attributes.get("layer_norms", ())]
+        layers = GEOMETRIES["layers"]
+        for name in found if own else ():
+            if name.startswith(layers.dataset("")):
+                found[name] = tuple(of_step if name == layers.dataset("step_norm") else dual for of_step, dual in own)
+        return found
 
     def sizes(self) -> dict[str, int]:
         """Return the length of every dimension but `step`."""

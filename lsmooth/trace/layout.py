@@ -36,6 +36,18 @@ CHUNK_STEPS = 32
 CHUNK_WIDTH = 64
 
 
+def version_number(version: str) -> tuple[int, int]:
+    """Return the major and minor number of a format version; versions are compared by them.
+
+    Raises:
+        ValueError: It is not two numbers with a point between.
+    """
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
+    if match is None:
+        raise ValueError(f"its format version reads {version[:40]!r}")
+    return int(match[1]), int(match[2])
+
+
 class Status(IntFlag):
     """What became of a measured step; only a step that is `MEASURED` enters fits."""
 
@@ -51,7 +63,8 @@ class Status(IntFlag):
     PARTIAL = 128  # the optimizer also stepped parameters that the trace does not have
 
 
-NormKind = Literal["l2", "l1", "linf", "nuclear", "spectral"]
+# "own" is each tensor's own kind, in the geometry of layers.
+NormKind = Literal["l2", "l1", "linf", "nuclear", "spectral", "own"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,21 @@ GEOMETRIES: dict[str, Geometry] = {
             r"_{\mathrm{nuc}}",
             "spectral geometry",
         ),
+        Geometry(
+            "layers",
+            "own",
+            "own",
+            Join.MAX,
+            Join.SUM,
+            (Join.UNKNOWN, Join.UNKNOWN),
+            ("the tensor's own norm", "dual of the tensor's own norm"),
+            r"_\star",
+            "geometry by layer",
+        ),
     )
 }
+# What a tensor's own norm may be.
+LAYER_NORMS = ("l2", "linf", "spectral")
 # Their names, l2 first, which is always measured.
 NORMS = tuple(GEOMETRIES)
 
@@ -169,14 +195,23 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
     displacement, gradient = geometry.words
     by = ", by parameter tensor" + (_SINGULAR if geometry.name == "spectral" else "")
     needs = "" if geometry.name == "l2" else geometry.name
+    first = "1.2" if geometry.name == "layers" else FIRST_FORMAT
     of_step, of_gradient = geometry.sharded
 
     def field(
         quantity: str, dims: tuple[str, ...], meaning: str, join: Join, also: str = "", since: str = FIRST_FORMAT
     ) -> Field:
-        needed = f"{needs} {also}".strip()
+        needed, since = f"{needs} {also}".strip(), max(since, first, key=version_number)
         return Field(geometry.dataset(quantity), dims, "real", "1", f"{meaning}{by}", join, since, needed)
 
+    noise = field(
+        "grad_noise",
+        ("step", "parameter"),
+        f"standard deviation of the probes' gradients at x_t, {gradient}",
+        of_gradient,
+        also="noise",
+        since="1.2",
+    )
     return (
         field("grad_norm", ("step", "parameter"), f"{gradient} of grad f(x_t)", of_gradient),
         field("step_norm", ("step", "parameter"), f"{displacement} of d", of_step),
@@ -194,6 +229,8 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
             also="endpoint",
             since="1.2",
         ),
+        # The 2-norm's is older than the others', and stands elsewhere.
+        *(() if geometry.name == "l2" else (noise,)),
     )
 
 
@@ -365,18 +402,6 @@ FIELDS = (
     Field("status", ("step",), "status", "1", "bit flags, see flag_meanings", column="status"),
     Field("step", ("step",), "int", "1", "optimizer step index, counted from 0", column="step"),
 )
-
-
-def version_number(version: str) -> tuple[int, int]:
-    """Return the major and minor number of a format version; versions are compared by them.
-
-    Raises:
-        ValueError: It is not two numbers with a point between.
-    """
-    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
-    if match is None:
-        raise ValueError(f"its format version reads {version[:40]!r}")
-    return int(match[1]), int(match[2])
 
 
 def fields_of(measured: frozenset[str], version: str = FORMAT_VERSION) -> list[Field]:

@@ -95,6 +95,29 @@ def test_a_folder_of_text(train, tmp_path):
     assert "(paper)" in done.output
 
 
+def test_norms_by_layer_and_critical_rates_are_recorded_and_resumed(train):
+    asked = ["--norm", "linf", "--layer-norm", "layers=spectral", "--layer-norm", "*=linf", "--critical"]
+    done = train(*TINY, "--steps", 10, *asked)
+    assert done.exit_code == 0, done.output
+    done = train("--resume", "--trace", "transformer-encoder.h5", "--steps", 20, *asked)
+    assert done.exit_code == 0, done.output
+    with lsmooth.Trace("transformer-encoder.h5") as trace:
+        assert trace.steps.tolist() == [0, 5, 10, 15]
+        assert set(trace.metadata["layer_norms"]) == {"spectral", "linf"}
+        assert trace.metadata["norms"] == ["l2", "linf", "layers"]
+        assert not np.isnan(trace.critical_lr().critical_gamma).any()
+    for wrong, sentence in (
+        (["--layer-norm", "layers=linf"], "was begun with --layer-norm"),
+        (["--norm", "spectral"], "was begun with --norm"),
+    ):
+        done = train("--resume", "--trace", "transformer-encoder.h5", *wrong)
+        assert done.exit_code == 1
+        assert sentence in done.output
+    done = train(*TINY, "--steps", 10, "--force", "--layer-norm", "spectral")
+    assert done.exit_code == 1
+    assert "not of the form PATTERN=NORM" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lsmooth.loop.gradient import GradientKeeper, StepGradient
-from lsmooth.measure.norms import NormsInUse
+from lsmooth.measure.geometries import NormsInUse
 from lsmooth.trace.layout import GEOMETRIES
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -75,3 +75,32 @@ def test_the_probe_on_a_quadratic_has_its_curvature(tmp_path):
     d = model.x.detach() - before
     got = lsmooth.Trace(tmp_path / "run.h5").cloud().smoothness.item()
     assert got == pytest.approx(((hessian @ d).norm() / d.norm()).item(), rel=1e-9)
+
+
+def test_noise_is_measured_in_each_geometry(tmp_path):
+    """Linear losses, whose gradients are known: by the formula in every norm, and by its expectation."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    count = 300
+    slopes = 3 + torch.randn(count, 6, 4, generator=generator, dtype=torch.float64, device="cpu")
+    model = Function(torch.zeros(6, 4, dtype=torch.float64), lambda x: x.sum())
+    optimizer = sgd(model, 1e-3)
+    probes = [lambda c=c: (model.x * c).sum() for c in slopes.to(model.x)]
+    with lsmooth.Recorder(
+        model, optimizer, tmp_path / "run.h5", probe=probes, norms=["linf", "spectral"], gammas=[1.0]
+    ) as recorder:
+        optimizer.zero_grad()
+        recorder.backward(lambda: model.x.sum())
+        optimizer.step()
+    norms = {
+        "": lambda g: np.linalg.norm(g),
+        "linf/": lambda g: np.abs(g).sum(),
+        "spectral/": lambda g: np.linalg.svd(g, compute_uv=False).sum(),
+    }
+    gradients = slopes.numpy()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        for name, norm in norms.items():
+            parts = [(i / (i + 1)) * norm(gradients[i] - gradients[:i].mean(axis=0)) ** 2 for i in range(1, count)]
+            found = float(trace.read(f"{name}grad_noise")[0, 0])
+            assert found == pytest.approx(np.sqrt(np.sum(parts) / (count - 1)), rel=1e-9)
+            assert found == pytest.approx(np.sqrt(np.mean([norm(g - 3) ** 2 for g in gradients])), rel=0.02)
+        assert trace.metadata["probes"] == count

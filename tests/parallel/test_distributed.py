@@ -17,7 +17,7 @@ from lsmooth.trace.layout import FIELDS
 WORKER = Path(__file__).with_name("worker.py")
 SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-adam", "fsdp-watched", "fsdp-deferred",
         "ddp-resumed", "ddp-probes", "fsdp-probes", "fsdp-linf", "ddp-norms",
-        "ddp-critical", "fsdp-critical", "ddp-compiled", "fsdp-compiled",
+        "ddp-exact", "fsdp-exact", "ddp-compiled", "fsdp-compiled",
         "ddp-several", "ddp-several-watched", "fsdp-several", "fsdp-several-watched"]  # fmt: skip
 OTHERS = ["ddp-noisy", "fsdp-noisy", "ddp-static", "fsdp-mixed", "ddp-communication", "fsdp-communication",
           "linf-communication", "ddp-unwritable", "fsdp-unwritable", "refusals"]  # fmt: skip

@@ -492,8 +492,10 @@ CASES = {
     "ddp-resumed": lambda path: resumed(path, "ddp"),
     "ddp-probes": lambda path: probes(path, "ddp"),
     "fsdp-probes": lambda path: probes(path, "fsdp"),
-    "ddp-critical": lambda path: run(path, "ddp", Exact, critical=True),
-    "fsdp-critical": lambda path: run(path, "fsdp", Exact, adam_for, critical=True, parts=2),
+    "ddp-exact": lambda path: run(path, "ddp", Exact, critical=True, norms={"head": "spectral", "*": "linf"}),
+    "fsdp-exact": lambda path: run(
+        path, "fsdp", Exact, adam_for, critical=True, norms={"head": "l2", "*": "linf"}, parts=2
+    ),
     "ddp-compiled": lambda path: run(path, "ddp-compiled:aot_eager"),
     "fsdp-compiled": lambda path: run(path, "fsdp-compiled:aot_eager"),
     "ddp-inductor": lambda path: run(path, "ddp-compiled:inductor", how="watch"),

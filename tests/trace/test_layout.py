@@ -140,4 +140,5 @@ def test_a_geometry_more_is_a_geometry_more_to_fields(monkeypatch):
         "l1/step_norm",
         "l1/grad_diff",
         "l1/grad_diff_next",
+        "l1/grad_noise",
     ]
