@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmooth.cli.numbers import SEED, Number
+from lsmooth.cli.numbers import SEED, Count, Number
 from lsmooth.fit.conditions import CONDITIONS
 from lsmooth.fit.methods import METHODS
 from lsmooth.trace.layout import NORMS
@@ -24,6 +24,18 @@ _NOT_COMPARED = {
     "q": "--q",
     "tau": "--tau",
     "confidence": "--confidence",
+    "seed": "--seed",
+}
+# Options that do not go with --noise.
+_NOT_OF_NOISE = {
+    "comparing": "--compare",
+    "methods": "--method",
+    "condition": "--condition",
+    "displacement": "--displacement",
+    "endpoint": "--endpoint",
+    "q": "--q",
+    "tau": "--tau",
+    "f_low": "--f-low",
     "seed": "--seed",
 }
 
@@ -58,6 +70,17 @@ _NOT_COMPARED = {
     "comparing",
     is_flag=True,
     help="Print which condition describes unseen steps best, instead of L0 and L1.",
+)
+@click.option(
+    "--noise",
+    "of_noise",
+    is_flag=True,
+    help="Print how the probes' noise grows with the gradient, sigma^2 = s0^2 + s1^2 |g|^2, and the noise scale.",
+)
+@click.option(
+    "--probe-size",
+    type=Count(),
+    help="With --noise: number of examples in a probe.  [default: what the recorder was told]",
 )
 @click.option(
     "--norm",
@@ -105,6 +128,8 @@ _NOT_COMPARED = {
 def command(ctx: click.Context, /, trace: str, as_csv: bool, as_json: bool, **options: Any) -> None:
     """Print L0 and L1 of TRACE: the line smoothness = L0 + L1 x gradient norm.
 
+    With --noise, the command prints the noise of the gradient. It needs a run with two probes or more.
+
     The trend runs through the middle of the points, a quantile line above a share of them, the envelope above all of
     them. Intervals stand in brackets. "rank corr" is the rank correlation of smoothness and gradient norm. "below" is
     the share of points that are not above the line.
@@ -120,7 +145,8 @@ def command(ctx: click.Context, /, trace: str, as_csv: bool, as_json: bool, **op
     elif as_json:
         click.echo(_json({"trace": trace, "by": options["by"], **settings}, frame, options["comparing"]))
     else:
-        for line in _comparison(frame) if options["comparing"] else _estimates(frame):
+        show = _noise if options["of_noise"] else _comparison if options["comparing"] else _estimates
+        for line in show(frame):
             click.echo(line)
 
 
@@ -131,6 +157,12 @@ def _check(ctx: click.Context, options: Mapping[str, Any]) -> None:
         return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
     comparing = options["comparing"]
+    if options["of_noise"]:
+        for name, option in _NOT_OF_NOISE.items():
+            if given(name):
+                raise click.UsageError(f"--noise fits the noise of the probes by a trend; leave out {option}.")
+    elif options["probe_size"] is not None:
+        raise click.UsageError("--probe-size goes with --noise.")
     if options["endpoint"] and options["by"] != "coordinate":
         raise click.UsageError("--endpoint goes with --by coordinate.")
     if options["f_low"] is not None and not comparing and options["condition"] != "suboptimality":
@@ -148,9 +180,14 @@ def _check(ctx: click.Context, options: Mapping[str, Any]) -> None:
 
 def _fit(path: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the settings of the fits, and their results, one row a line."""
-    from lsmooth.fit import compare, estimate
+    from lsmooth.fit import compare, estimate, estimate_noise
     from lsmooth.trace.reader import Trace
 
+    if options["of_noise"]:
+        settings = {"norm": options["norm"], "probe_size": options["probe_size"]}
+        settings["confidence"] = options["confidence"] or None
+        with Trace(path) as trace:
+            return settings, estimate_noise(trace, options["by"], **settings)
     settings = {name: options[name] for name in ("norm", "displacement", "endpoint")}
     with Trace(path) as trace:
         if options["comparing"]:
@@ -181,6 +218,25 @@ def _json(about: dict[str, Any], frame: pd.DataFrame, comparing: bool) -> str:
     return json.dumps(about, indent=2)
 
 
+def _noise(frame: pd.DataFrame) -> list[str]:
+    """Return a table of the noise of each group, and below it the reasons of what is missing."""
+    from lsmooth.cli.table import Column, numbers, table
+
+    columns = [
+        Column("group", left=True),
+        *(Column(name, left=True) for name in ("s0", "s1", "noise scale")),
+        Column("sigma", dispensable=True),
+        Column("points", dispensable=True),
+    ]
+    cells = [
+        frame["group"].astype(str),
+        *(_with_intervals(frame, name, 2) for name in ("s0", "s1", "noise_scale")),
+        numbers(frame["sigma"]),
+        frame["points"].astype(str),
+    ]
+    return [*table(columns, list(zip(*cells, strict=True))), *_reasons(frame)]
+
+
 def _comparison(frame: pd.DataFrame) -> list[str]:
     """Return a table of held-out losses relative to a constant, one line a group, and the verdicts."""
     from lsmooth.cli.table import Column, table, wrapped
@@ -202,7 +258,7 @@ def _comparison(frame: pd.DataFrame) -> list[str]:
 
 def _estimates(frame: pd.DataFrame) -> list[str]:
     """Return a table of the lines that were fitted, and below it the reasons of all that was left out."""
-    from lsmooth.cli.table import Column, numbers, table, terminal_width, wrapped
+    from lsmooth.cli.table import Column, numbers, table, terminal_width
 
     level, slope = (name.removesuffix("_low") for name in frame.columns if name.endswith("_low") and name != "f_low")
     rho = ["rho"] if "rho" in frame.columns else []
@@ -229,6 +285,14 @@ def _estimates(frame: pd.DataFrame) -> list[str]:
         lines = table(columns, list(zip(*cells, strict=True)))
         if max(map(len, lines)) <= terminal_width():
             break
+    return lines + _reasons(frame)
+
+
+def _reasons(frame: pd.DataFrame) -> list[str]:
+    """Return the reasons of all that was left out, with the groups that share each."""
+    from lsmooth.cli.table import wrapped
+
+    lines: list[str] = []
     # Each method of a group has its reason; the methods share parts of it.
     said = frame[["group", "reason"]].assign(reason=frame["reason"].str.split("; ")).explode("reason")
     for reason, rows in said[said["reason"] != ""].groupby("reason", sort=False):

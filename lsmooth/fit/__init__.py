@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lsmooth.fit.comparison import compare, verdict
     from lsmooth.fit.envelopes import envelope
     from lsmooth.fit.groups import estimate
+    from lsmooth.fit.noise import estimate_noise
     from lsmooth.fit.quantiles import quantile
     from lsmooth.fit.squares import expectile, least_squares
     from lsmooth.fit.trends import trend
@@ -21,6 +22,7 @@ _HOME = {
     "compare": "lsmooth.fit.comparison",
     "envelope": "lsmooth.fit.envelopes",
     "estimate": "lsmooth.fit.groups",
+    "estimate_noise": "lsmooth.fit.noise",
     "expectile": "lsmooth.fit.squares",
     "least_squares": "lsmooth.fit.squares",
     "quantile": "lsmooth.fit.quantiles",
@@ -28,7 +30,17 @@ _HOME = {
     "verdict": "lsmooth.fit.comparison",
 }
 
-__all__ = ["compare", "envelope", "estimate", "expectile", "least_squares", "quantile", "trend", "verdict"]
+__all__ = [
+    "compare",
+    "envelope",
+    "estimate",
+    "estimate_noise",
+    "expectile",
+    "least_squares",
+    "quantile",
+    "trend",
+    "verdict",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from made_up import made_up
+from noisy_runs import simulated
 
 import lsmooth
 from lsmooth import fit
@@ -223,3 +224,26 @@ def test_reading_and_fitting_never_import_torch(small_trace):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert np.char.startswith(done.stdout.splitlines()[1], "global")
+
+
+def test_noise_is_told_of_runs_with_probes_and_refused_beside_other_fits(tmp_path, small_trace):
+    simulated(tmp_path / "run.h5", steps=40)
+    runner = CliRunner(env={"COLUMNS": "100"})
+    done = runner.invoke(main, ["estimate", str(tmp_path / "run.h5"), "--noise"])
+    assert done.exit_code == 0, done.output
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        row = fit.estimate_noise(trace).iloc[0]
+    head, line = done.output.splitlines()[:2]
+    assert head.split() == ["group", "s0", "s1", "noise", "scale", "sigma", "points"]
+    for name in ("s0", "s1", "noise_scale"):
+        assert f"{row[name]:.3g} [{row[name + '_low']:.2g}, {row[name + '_high']:.2g}]" in line
+    done = runner.invoke(main, ["estimate", str(tmp_path / "run.h5"), "--noise", "--json", "--probe-size", "64"])
+    assert json.loads(done.output)["estimates"][0]["noise_scale"] == pytest.approx(2 * row.noise_scale)
+    for arguments, words in (
+        ([small_trace, "--noise"], "record with two probes or more"),
+        ([small_trace, "--noise", "--method", "trend"], "leave out --method"),
+        ([small_trace, "--probe-size", "3"], "--probe-size goes with --noise"),
+    ):
+        done = runner.invoke(main, ["estimate", *map(str, arguments)])
+        assert done.exit_code in (1, 2)
+        assert words in done.output
