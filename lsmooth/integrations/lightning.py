@@ -35,12 +35,17 @@ class SmoothnessCallback(Callback):
     steps: `self.log` does nothing then, and metrics of torchmetrics are put back. What else it does (writing to a
     logger directly, appending to lists) it can leave out while `lsmooth.replay.replaying()`.
 
+    Under optimization by hand (`automatic_optimization=False`), where Lightning allows several optimizers, the loss is
+    what the method named by `loss` returns, and all optimizers take each step together: see `lsmooth.Recorder`.
+
     A run that is resumed from a checkpoint, or goes on by another `fit()` of its Trainer, goes on in the trace it left.
     A run that starts over after it failed (a smaller batch after running out of memory) replaces what this callback has
     written. Another Trainer's `fit()`, after one that came to its end, is recorded in `run-2.h5`; a warning says so.
 
     Args:
         path: Where the trace goes.
+        loss: Name of the module's method that returns the loss, under optimization by hand; `training_step` calls it,
+            and `self.manual_backward` on what it returns.
         every: Measure every so many optimizer steps, or those for which `every(step)` is true.
         mode: "x" refuses an existing file (unless a run is being resumed), "w" replaces it.
         **arguments: All else that `lsmooth.Recorder` takes.
@@ -54,10 +59,12 @@ class SmoothnessCallback(Callback):
         self,
         path: str | os.PathLike[str],
         *,
+        loss: str | None = None,
         every: int | Callable[[int], bool] = 50,
         mode: Mode = "x",
         **arguments: Any,
     ) -> None:
+        self._loss = loss
         self._paths = SuccessivePaths(path, mode)
         self._arguments = {"every": every, **arguments}
         self._put_back: Callable[[], None] | None = None
@@ -65,40 +72,25 @@ class SmoothnessCallback(Callback):
         self.recorder: Recorder | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach to the optimizer and the loss."""
+        """Attach to the optimizers and the loss."""
         self._detach()
         strategy = trainer.strategy
-        if not pl_module.automatic_optimization:
-            raise RecorderError(
-                f"{type(pl_module).__name__} optimizes by hand (automatic_optimization=False), where the callback "
-                "cannot tell which losses belong to a step; make an lsmooth.Recorder in on_train_start, and use "
-                "recorder.backward(closure) in place of self.manual_backward(loss)."
-            )
-        # Subclasses of these (as DeepSpeed's is) own gradients and steps.
-        if type(strategy) not in (DDPStrategy, SingleDeviceStrategy):
-            raise RecorderError(
-                f"{type(strategy).__name__} is not measured; use the strategy 'ddp', or lsmooth.Recorder in a loop of "
-                "your own over fully_shard."
-            )
-        if len(trainer.optimizers) != 1:
-            raise RecorderError(
-                f"The Trainer has {len(trainer.optimizers)} optimizers, and the callback measures one; make an "
-                "lsmooth.Recorder in on_train_start for each that is to be measured."
-            )
-        (optimizer,) = trainer.optimizers
+        self._check(trainer, pl_module)
         checkpoint, self._checkpoint = self._checkpoint, None
         resumed = trainer.global_step > 0
         path, mode = self._paths.begin(resumed=resumed)
-        self.recorder = Recorder(strategy.model or pl_module, optimizer, path, mode=mode, **self._arguments)
+        before = self.recorder
+        self.recorder = Recorder(strategy.model or pl_module, trainer.optimizers, path, mode=mode, **self._arguments)
         self._paths.begun(path, resumed=resumed)
         if resumed:
-            self.recorder.load_state_dict(checkpoint or {"step": trainer.global_step})
-        vars(strategy)["training_step"] = self.recorder.watch(
-            strategy.training_step,
+            self.recorder.load_state_dict(checkpoint or {"step": _steps_so_far(trainer, before)})
+        owner, name = (strategy, "training_step") if self._loss is None else (pl_module, self._loss)
+        vars(owner)[name] = self.recorder.watch(
+            getattr(owner, name),
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             during_replay=lambda: _without_side_effects(pl_module),
         )
-        self._put_back = lambda: vars(strategy).pop("training_step")
+        self._put_back = lambda: vars(owner).pop(name)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the trace."""
@@ -107,6 +99,9 @@ class SmoothnessCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish the trace with what was measured until then."""
+        if self.recorder is not None:
+            # Nothing is evaluated any more.
+            self.recorder.__exit__(type(exception), exception, exception.__traceback__)
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,12 +112,51 @@ class SmoothnessCallback(Callback):
         """Take in what a checkpoint holds of the recording."""
         self._checkpoint = state_dict or None
 
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse trainings that are not measured.
+
+        Raises:
+            RecorderError: This is one.
+        """
+        kind, strategy = type(module).__name__, trainer.strategy
+        if not module.automatic_optimization and self._loss is None:
+            raise RecorderError(
+                f"{kind} optimizes by hand (automatic_optimization=False), where the callback cannot tell which losses "
+                "belong to a step; name the method that returns the loss, SmoothnessCallback(path, loss=...), or make "
+                "an lsmooth.Recorder in on_train_start and call recorder.backward(closure)."
+            )
+        if module.automatic_optimization and self._loss is not None:
+            raise RecorderError(
+                f"{kind} leaves optimization to Lightning, where training_step returns the loss; leave out "
+                f"loss={self._loss!r}."
+            )
+        if self._loss is not None and not callable(getattr(module, self._loss, None)):
+            raise RecorderError(f"{kind} has no method {self._loss!r}; name the one that returns the loss.")
+        # Subclasses of these (as DeepSpeed's is) own gradients and steps.
+        if type(strategy) not in (DDPStrategy, SingleDeviceStrategy):
+            raise RecorderError(
+                f"{type(strategy).__name__} is not measured; use the strategy 'ddp', or lsmooth.Recorder in a loop of "
+                "your own over fully_shard."
+            )
+        if self._loss is not None and isinstance(strategy, DDPStrategy):
+            raise RecorderError(
+                f"{kind} optimizes by hand on several devices, where its loss alone does not pass through "
+                "DistributedDataParallel; train on one device, or use lsmooth.Recorder in a loop of your own."
+            )
+
     def _detach(self) -> None:
         if self._put_back is not None:
             self._put_back()
             self._put_back = None
         if self.recorder is not None:
             self.recorder.close()
+
+
+def _steps_so_far(trainer: Trainer, before: Recorder | None) -> int:
+    """Return how many steps a Trainer has taken, of whose last recorder there is no checkpoint."""
+    count = len(trainer.optimizers)
+    # Lightning counts a step of each optimizer, and not how often all of them have stepped.
+    return before.step if before is not None and count > 1 else trainer.global_step // count
 
 
 @contextlib.contextmanager

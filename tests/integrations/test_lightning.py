@@ -278,6 +278,110 @@ def test_a_step_that_returns_none_for_a_loss_that_is_not_finite(tmp_path):
         assert trace.status_counts()["non_finite"] >= 1
 
 
+class Several(Module):
+    """Two optimizers on one loss, the second every second time, by hand."""
+
+    def __init__(self, dropout=0.3):
+        super().__init__(dropout=dropout)
+        self.automatic_optimization = False
+
+    def compute_loss(self, batch):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(self.compute_loss(batch))
+        for optimizer in self.optimizers()[: 1 + batch_idx % 2]:
+            optimizer.step()
+
+    def on_train_epoch_end(self):
+        pass
+
+    def configure_optimizers(self):
+        matrices = [p for p in self.parameters() if p.ndim == 2]
+        others = [p for p in self.parameters() if p.ndim != 2]
+        muon = getattr(torch.optim, "Muon", torch.optim.SGD)
+        return [muon(matrices, lr=0.05), torch.optim.AdamW(others, lr=0.02)]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_several_optimizers_on_a_named_loss(precision, tmp_path):
+    ends = []
+    for callbacks in ([], [SmoothnessCallback(tmp_path / "run.h5", loss="compute_loss", every=1)]):
+        module = Several()
+        trainer = trainer_for(tmp_path, callbacks, max_epochs=1, precision=precision)
+        trainer.fit(module, loader())
+        assert "compute_loss" not in vars(module)
+        ends.append((dict(module.state_dict()), trainer.logger.told, torch.get_rng_state()))
+    assert all(torch.equal(value, ends[1][0][name]) for name, value in ends[0][0].items())
+    assert ends[0][1] == ends[1][1]
+    assert torch.equal(ends[0][2], ends[1][2])
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 12}
+        assert trace.lr.shape == (12, 2)
+        shapes = [len(shape) for shape in trace.metadata["parameter_shapes"]]
+        moved = trace.read("step_norm") > 0
+        assert moved[1::2].all()
+        assert (moved[::2] == [dims == 2 for dims in shapes]).all()
+
+
+def test_several_optimizers_are_measured_as_in_a_loop_by_hand_and_resumed(tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def fit(name, epochs, resume=None):
+        keep = ModelCheckpoint(tmp_path / name, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+        callback = SmoothnessCallback(tmp_path / f"{name}.h5", loss="compute_loss", every=1)
+        trainer = trainer_for(tmp_path, [callback, keep], max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(Several(dropout=0.0), loader(), ckpt_path=resume)
+        return trainer, callback
+
+    fit("trainer", 1)
+    trainer, _ = fit("trainer", 2, tmp_path / "trainer" / "epoch=0.ckpt")
+    # Goes on without a checkpoint: Lightning has counted the steps of each optimizer by then.
+    assert trainer.global_step == 36
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.lightning_module, loader())
+    hand = Several(dropout=0.0)
+    optimizers = hand.configure_optimizers()
+    with lsmooth.Recorder(hand, optimizers, tmp_path / "hand.h5") as recorder:
+        for i, (x, y) in enumerate(list(loader()) * 2):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            recorder.backward(lambda x=x, y=y: nn.functional.cross_entropy(hand.net(x), y))
+            for optimizer in optimizers[: 1 + i % 2]:
+                optimizer.step()
+    with lsmooth.Trace(tmp_path / "trainer.h5") as trace, lsmooth.Trace(tmp_path / "hand.h5") as expected:
+        assert trace.steps.tolist() == list(range(36))
+        for name in FIELDS:
+            np.testing.assert_allclose(trace.read(name)[:24], expected.read(name), rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_under_automatic_optimization_lightning_itself_refuses_several_optimizers(tmp_path):
+    class Automatic(Several):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = True
+
+    with pytest.raises(RuntimeError, match="multiple optimizers"):
+        trainer_for(tmp_path, [SmoothnessCallback(tmp_path / "run.h5")]).fit(Automatic(), loader())
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "message"),
+    [
+        (Several, "misspelt", "Several has no method 'misspelt'"),
+        (Module, "training_step", "leaves optimization to Lightning"),
+    ],
+)
+def test_a_loss_that_cannot_be_named_is_refused(module, loss, message, tmp_path):
+    with pytest.raises(lsmooth.LsmoothError, match=message):
+        trainer_for(tmp_path, [SmoothnessCallback(tmp_path / "run.h5", loss=loss)]).fit(module(), loader())
+    assert not (tmp_path / "run.h5").exists()
+
+
 @pytest.mark.parametrize("how", ["backward", "watch"])
 def test_a_recorder_inside_of_a_module_that_optimizes_by_hand(how, tmp_path):
     class ByHand(Module):

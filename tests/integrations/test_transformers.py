@@ -242,3 +242,53 @@ def test_another_attempt_takes_over_the_trace_of_the_last(tmp_path):
     # Another callback's file is not its own.
     with pytest.raises(lsmooth.LsmoothError, match="exists already"):
         trainer_for(tmp_path / "out", gpt2(), [SmoothnessCallback(tmp_path / "run.h5")]).train()
+
+
+class Both(torch.optim.Optimizer):
+    """Muon for matrices and AdamW for all else, as one: what a Trainer takes."""
+
+    def __init__(self, model):
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        others = [p for p in model.parameters() if p.ndim != 2]
+        muon = getattr(torch.optim, "Muon", torch.optim.SGD)
+        self.optimizers = [muon(matrices, lr=0.02), torch.optim.AdamW(others, lr=0.01)]
+        super().__init__([group for optimizer in self.optimizers for group in optimizer.param_groups], {})
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, closure=None):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def test_an_optimizer_that_holds_several_is_measured_as_these_are(tmp_path):
+    seen = []
+
+    class Seeing(transformers.Trainer):
+        def compute_loss(self, model, inputs, **arguments):
+            if not lsmooth.replay.replaying():
+                seen.append((inputs, arguments))
+            return super().compute_loss(model, inputs, **arguments)
+
+    model = gpt2()
+    trainer = trainer_for(
+        tmp_path / "out", model, [SmoothnessCallback(tmp_path / "trainer.h5", every=1)], kind=Seeing, max_steps=4,
+        gradient_accumulation_steps=1, max_grad_norm=0.0,
+    )  # fmt: skip
+    trainer.optimizer = Both(model)
+    trainer.train()
+    hand = gpt2()
+    hand.train()
+    both = Both(hand).optimizers
+    with lsmooth.Recorder(hand, both, tmp_path / "hand.h5") as recorder:
+        for inputs, arguments in seen:
+            hand.zero_grad()
+            recorder.backward(lambda i=inputs, a=arguments: transformers.Trainer.compute_loss(trainer, hand, i, **a))
+            for one in both:
+                one.step()
+    with lsmooth.Trace(tmp_path / "trainer.h5") as trace, lsmooth.Trace(tmp_path / "hand.h5") as expected:
+        assert trace.status_counts() == expected.status_counts() == {"measured": 4}
+        assert trace.metadata["optimizer"] == "Both"
+        assert trace.lr.shape == (4, 2)
+        for name in FIELDS:
+            values = expected.read(name)
+            np.testing.assert_allclose(trace.read(name), values, rtol=1e-5, atol=1e-6 * np.abs(values).max())
