@@ -2,7 +2,8 @@
 # make test    the test suite (make test-slow: the long tests)
 # make test-oldest  the test suite with the oldest versions that pyproject.toml admits, in .venv-oldest; needs Python 3.11
 #              (PYTHON=python3.11), and gets a PyTorch of about 3 GB
-# make fuzz    read edited traces for SECONDS seconds (60), each in a process of its own, and say which went wrong
+# make fuzz    attack what lsmooth reads (traces by structure, bytes and pages; checkpoints; options) for SECONDS seconds
+#              (3600), each case in a process of its own, and say which went wrong
 # make lint    ruff and mypy
 # make docs    build docs/ into build/site, strictly
 # make gallery draw figures/gallery/ anew
@@ -47,9 +48,9 @@ test-slow: $(VENV)/.installed
 test-oldest:
 	MALLOC_MMAP_THRESHOLD_=65536 $(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
-SECONDS ?= 60
+SECONDS ?= 3600
 fuzz: $(VENV)/.installed
-	$(BIN)/python tests/hostile.py --seconds $(SECONDS)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
 
 lint: $(VENV)/.installed-dev types
 	$(BIN)/ruff check .

@@ -1,11 +1,10 @@
 """Traces that somebody has prepared: edits of a sound one that HDF5 itself calls valid, or nearly.
 
 Each edit starts from a trace whose structures are in order and changes what they say: kinds, shapes, sizes, links,
-storage, filters, texts. `python tests/hostile.py --seconds 60` (`make fuzz`) tries edits, alone and several at once,
-for as long as it is told; the suite tries each edit once, and some mixtures.
+storage, filters, texts. `make fuzz` tries edits, alone and several at once, for as long as it is told; the suite tries
+each edit once, and some mixtures.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -13,9 +12,6 @@ import os
 import random
 import resource
 import shutil
-import sys
-import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -496,47 +492,3 @@ def read_everything(path):
 def tried(path):
     """Read a file in a process of its own; return "read", "refused", or what went wrong."""
     return forked(quietly(lambda: read_everything(path)), SECONDS)
-
-
-def fuzz():
-    from rows import header, rows
-
-    from lsmooth.trace.writer import TraceWriter
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on")
-    parser.add_argument("--seed", type=int, default=0, help="the first case")
-    arguments = parser.parse_args()
-    end = time.monotonic() + arguments.seconds
-    counts = {}
-    failed = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        secrets(folder)
-        made = header(norms=("linf",), densities=True)
-        for version in ("1.1", None):
-            path = folder / f"sound-{version}.h5"
-            writer = TraceWriter(path, header(format_version="1.1") if version else made)
-            writer.append(rows(header(format_version="1.1") if version else made, 0, 70))
-            writer.close() if version is None else writer.abandon()
-        seed = arguments.seed
-        while time.monotonic() < end:
-            generator = random.Random(seed)
-            edits = generator.choices(EDITS, k=generator.choice([1, 1, 2, 3]))
-            path = folder / "run.h5"
-            prepare(folder / f"sound-{generator.choice(['1.1', 'None'])}.h5", path, folder, edits, seed)
-            answer = tried(path)
-            if answer not in ("read", "refused"):
-                failed += 1
-                print(f"case {seed} ({', '.join(edit.__name__ for edit in edits)}): {answer}", flush=True)
-                answer = "wrong"
-            counts[answer] = counts.get(answer, 0) + 1
-            seed += 1
-    print(
-        f"{seed - arguments.seed} files: {', '.join(f'{count} {answer}' for answer, count in sorted(counts.items()))}"
-    )
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(fuzz())

@@ -1,8 +1,5 @@
 """Checkpoints: one a trace, none damaged or edited that is believed, and one sentence for each that is not."""
 
-import copy
-import hashlib
-import io
 import itertools
 import os
 import random
@@ -10,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from edited_checkpoint import edited, edits, putting, replaced, write
 
 import lsmooth
 from lsmooth.errors import LsmoothError
@@ -67,14 +65,6 @@ def copied(run, tmp_path):
 def content_of(path):
     """What is in a checkpoint."""
     return torch.load(path, weights_only=True)
-
-
-def write(path, content, *, checksum=True):
-    """Write a checkpoint as its format has it: what torch.save writes, a mark, and the SHA-256 of the former."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getvalue()
-    path.write_bytes(payload + b"\nlsmooth-sha256:" + hashlib.sha256(payload).digest() if checksum else payload)
 
 
 def refusal(trace):
@@ -174,96 +164,12 @@ def test_what_is_no_file_is_not_read(copied):
 # --- edited by someone who wrote the checksum anew ---
 
 
-def _places(value, path=()):
-    """Yield the path of every entry in nested dictionaries and lists."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for key, item in entries:
-        yield (*path, key)
-        yield from _places(item, (*path, key))
-
-
-def _replaced(content, path, change):
-    """Return a copy of nested containers in which `change(container, key)` was called on the one at a path."""
-    content = copy.deepcopy(content)
-    holder = content
-    for key in path[:-1]:
-        if isinstance(holder[key], tuple):
-            holder[key] = list(holder[key])
-        holder = holder[key]
-    change(holder, path[-1])
-    return content
-
-
-def _removed(holder, key):
-    del holder[key]
-
-
-def _put(value):
-    def put(holder, key):
-        holder[key] = value
-
-    return put
-
-
-WRONG = (
-    *("text", None, True, -7, 2**70, float("nan"), [], {}, {"a": 1}, [[1]]),
-    *(torch.ones(3), torch.ones(2, 2, dtype=torch.int8), torch.ones(4, 4).to_sparse(), torch.ones(2, device="meta")),
-)
-# Nobody reads these: hyperparameters are the plan's.
-_UNREAD = ("run", "optimizer", "param_groups")
-
-
-# Older lsmooth did not write them, or they have defaults; the last report may not have been due.
-_MAY_BE_MISSING = {
-    *(("plan", name) for name in ("seed", "device", "amp", "compile", "hold_out")),
-    *(("ranks",), ("recording", "densities"), ("recorder", "densities"), ("recorder", "seconds")),
-    ("run", "reports", 1),
-    *(("run", "problem"), ("run", "problem", "averaging")),
-}
-_MAY_BE_NONE = {("plan", "settings", name) for name in ("steps", "report_every", "max_norm")}
-
-
-def _could_be_right(place, value, kind, wrong):
-    """Whether an edit leaves a checkpoint that a run could have written."""
-    if kind == "remove":
-        # Each validation loss stands for itself.
-        in_losses = place[:4] == ("run", "problem", "averaging", "losses") and len(place) == 5
-        return place in _MAY_BE_MISSING or (place[0] == "plan" and len(place) == 3) or in_losses
-    if isinstance(value, torch.Tensor):
-        return False
-    return (
-        type(value) is type(wrong)
-        or (wrong.__class__ is list and not wrong and isinstance(value, tuple))
-        or (wrong.__class__ is int and isinstance(value, float) and abs(wrong) < 2**63)
-        or (wrong is None and place in _MAY_BE_NONE)
-    )
-
-
-def _edits(content, count, rng):
-    """Draw edits of the entries of a checkpoint: a place, what is done there, and with which value."""
-    places = [place for place in _places(content) if place[:3] != _UNREAD]
-    while count:
-        place, kind, wrong = rng.choice(places), rng.choice(["remove", "add", "put", "put", "put"]), rng.choice(WRONG)
-        value = content
-        for key in place:
-            value = value[key]
-        if not _could_be_right(place, value, kind, wrong) and (kind != "add" or isinstance(value, dict)):
-            count -= 1
-            yield place, kind, wrong
-
-
-def _edited(content, place, kind, wrong):
-    if kind == "add":
-        return _replaced(content, (*place, "one too many"), _put(wrong))
-    return _replaced(content, place, _removed if kind == "remove" else _put(wrong))
-
-
 def test_no_edited_structure_is_resumed(copied):
     """A fixed number of random edits: an entry removed, added, or replaced by a value of another kind."""
     path = checkpoint_path(copied)
     content = content_of(path)
-    for place, kind, wrong in _edits(content, 200, random.Random(2)):
-        write(path, _edited(content, place, kind, wrong))
+    for place, kind, wrong in edits(content, 200, random.Random(2)):
+        write(path, edited(content, place, kind, wrong))
         try:
             refusal(copied)
         except BaseException as error:
@@ -273,7 +179,7 @@ def test_no_edited_structure_is_resumed(copied):
 def test_less_than_no_averaged_steps_are_refused(copied):
     path = checkpoint_path(copied)
     place = ("run", "problem", "averaging", "steps")
-    write(path, _replaced(content_of(path), place, _put(-1)))
+    write(path, replaced(content_of(path), place, putting(-1)))
     assert "the number of averaged steps is not a number from 0 on" in refusal(copied)
 
 
@@ -302,7 +208,7 @@ def test_tensors_of_another_shape_dtype_or_layout_are_refused_by_name(place, wha
     def changed(holder, key):
         holder[key] = change(holder[key])
 
-    write(path, _replaced(content, ("run", *place), changed))
+    write(path, replaced(content, ("run", *place), changed))
     sentence = refusal(copied)
     assert what in sentence
     assert place[-1] in sentence
