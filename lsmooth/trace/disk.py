@@ -125,6 +125,24 @@ def redirect(descriptor: int) -> None:
     os.close(nowhere)
 
 
+# Files that HDF5 has open in a forked process because a writer of its parent had: device and inode.
+_INHERITED: set[tuple[int, int]] = set()
+
+
+def note_inherited(descriptor: int) -> None:
+    """Remember, in a forked process, a file whose HDF5 handles are the parent's."""
+    found = os.fstat(descriptor)
+    _INHERITED.add((found.st_dev, found.st_ino))
+
+
+def is_inherited(path: Path) -> bool:
+    """Say whether HDF5 would take up the parent's handles of a file, were it opened here by its path."""
+    if not _INHERITED:
+        return False
+    found = os.stat(path)
+    return (found.st_dev, found.st_ino) in _INHERITED
+
+
 def rename_without_replacing(source: Path, target: Path) -> None:
     """Give a file its name, unless another file has it.
 

@@ -181,6 +181,7 @@ class GrowingFile:
         # No call of HDF5 here: another thread may have been inside it when the process was forked.
         if self.is_open:
             self.is_open = False
+            disk.note_inherited(self._lock)
             disk.redirect(self._hdf5_descriptor)
             leave_open(self._file, self._datasets.values())
             disk.redirect(self._lock)

@@ -91,7 +91,8 @@ def open_file(path: Path) -> h5py.File:
     try:
         with path.open("rb") as file:
             head = file.read(len(_SIGNATURE))
-        missing, mend = missing_bytes(path), needs_mending(path)
+        # By way of a Python object, HDF5 does not see that it is a file which it has open.
+        missing, mend = missing_bytes(path), needs_mending(path) or disk.is_inherited(path)
     except OSError as error:
         raise _refused_by_the_system(path, error) from error
     if not head:
