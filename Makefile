@@ -67,7 +67,7 @@ types: $(VENV)/.installed-dev build/types
 	$(BIN)/mypy --config-file pyproject.toml build/types/lsmooth
 
 docs: $(VENV)/.installed-docs build/types
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict > build/docs.log 2>&1 || { grep -v INFO build/docs.log; exit 1; }
 	@echo "Wrote build/site/index.html"
 
 gallery: $(VENV)/.installed

@@ -11,7 +11,7 @@ def abbreviations(name: str) -> Iterator[str]:
 
     Numbers stay, also those at the end of a part (`l2` for linear2), since they tell layers apart.
 
-    Example:
+    Examples:
         >>> list(abbreviations("encoder.layers.0.linear2"))
         ['encoder.layers.0.linear2', 'e.layers.0.linear2', 'e.l.0.linear2', 'e.l.0.linear2']
     """
@@ -28,7 +28,7 @@ def explain(names: Iterable[tuple[str, str]]) -> str:
     Args:
         names: Pairs of a whole name and what it was abbreviated to.
 
-    Example:
+    Examples:
         >>> explain([("encoder.layers.0.linear2", "e.l.0.linear2")])
         'e=encoder, l=layers'
     """

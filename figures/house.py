@@ -85,7 +85,7 @@ def style(extra: str | os.PathLike[str] | dict[str, Any] | None = None) -> Itera
     Raises:
         InvalidArgumentError: There is no such style, or its file cannot be read as one.
 
-    Example:
+    Examples:
         >>> with lsmooth.figures.style():  # doctest: +SKIP
         ...     figure, axes = plt.subplots(1, 2, layout="constrained")
         ...     lsmooth.figures.smoothness_scatter(trace, ax=axes[0])

@@ -63,7 +63,7 @@ def advise(trace: Trace, *, beta2: float = 0.0) -> Report:
     Raises:
         TraceError: The trace is damaged.
 
-    Example:
+    Examples:
         >>> with lsmooth.Trace("run.h5") as trace:  # doctest: +SKIP
         ...     for advice in advise(trace).advice:
         ...         print(advice.text)

@@ -120,7 +120,7 @@ class Recorder:
     Where the system lets nothing be written (permissions, a full disk), from the start or from some step on, training
     goes on without measurements, and one `TraceWarning` says so.
 
-    Example:
+    Examples:
         >>> with lsmooth.Recorder(model, optimizer, "run.h5", every=10) as recorder:  # doctest: +SKIP
         ...     for inputs, targets in loader:
         ...         optimizer.zero_grad()
@@ -213,7 +213,7 @@ class Recorder:
             scaler: The gradient scaler, where one is used.
             during_replay: Makes a context for calling again, without what else is done; see `lsmooth.replay.replaying`.
 
-        Example:
+        Examples:
             >>> criterion = recorder.watch(model, criterion)  # doctest: +SKIP
             >>> for inputs, targets in loader:
             ...     optimizer.zero_grad()
@@ -232,7 +232,7 @@ class Recorder:
             loss: Picks the loss out of the output; by default as in `watch`.
             scaler: The gradient scaler, where one is used.
 
-        Example:
+        Examples:
             >>> with lsmooth.Recorder(model, optimizer, "run.h5").watch_forward():  # doctest: +SKIP
             ...     for batch in loader:
             ...         optimizer.zero_grad()

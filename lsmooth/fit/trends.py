@@ -45,7 +45,7 @@ def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
     Raises:
         InvalidArgumentError: The arrays do not match, hold anything else, or all points lie at one gradient norm.
 
-    Example:
+    Examples:
         >>> [round(constant, 6) for constant in trend([1.0, 2.0, 3.0], [3.0, 5.0, 7.0])]
         [1.0, 2.0]
     """

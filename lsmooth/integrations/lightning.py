@@ -50,7 +50,7 @@ class SmoothnessCallback(Callback):
         mode: "x" refuses an existing file (unless a run is being resumed), "w" replaces it.
         **arguments: All else that `lsmooth.Recorder` takes.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(callbacks=[SmoothnessCallback("run.h5", every=50)])  # doctest: +SKIP
         >>> trainer.fit(module, loader)  # doctest: +SKIP
     """

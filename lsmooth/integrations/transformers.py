@@ -42,7 +42,7 @@ class SmoothnessCallback(TrainerCallback):
         mode: "x" refuses an existing file (unless a run is being resumed), "w" replaces it.
         **arguments: All else that `lsmooth.Recorder` takes.
 
-    Example:
+    Examples:
         >>> trainer.add_callback(SmoothnessCallback("run.h5", every=50))  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """

@@ -78,7 +78,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
         InvalidArgumentError: There is no optimizer of that name, it does not take one of the hyperparameters, or
             one has a value out of range.
 
-    Example:
+    Examples:
         >>> import torch, lsmooth
         >>> weights = [torch.nn.Parameter(torch.ones(3))]
         >>> lsmooth.optim.build("signum", weights, lr=0.01, momentum=0.95).defaults["betas"]

@@ -45,7 +45,7 @@ class SGDClip(MomentumOptimizer):
     Source: Zhang, Jin, Fang, Wang, "Improved Analysis of Clipping Algorithms for Non-convex Optimization",
     NeurIPS 2020, Algorithm 1.
 
-    Example:
+    Examples:
         >>> x = torch.nn.Parameter(torch.zeros(2))
         >>> optimizer = SGDClip([x], lr=1.0, max_norm=0.5)
         >>> x.grad = torch.tensor([3.0, 4.0])

@@ -41,7 +41,7 @@ class SGDNormalized(MomentumOptimizer):
     Source: Jin, Zhang, Wang, Wang, "Non-convex Distributionally Robust Optimization: Non-asymptotic Analysis",
     NeurIPS 2021 (normalized SGD with momentum).
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.nn.Parameter(torch.zeros(2))
         >>> optimizer = SGDNormalized([x], lr=0.5)

@@ -43,7 +43,7 @@ def gd_lower_bound(L0: float, L1: float, M: float, delta: float, epsilon: float)
     Raises:
         InvalidArgumentError: An argument is out of range.
 
-    Example:
+    Examples:
         >>> round(gd_lower_bound(L0=1.0, L1=1.0, M=100.0, delta=100.0, epsilon=0.1))
         89199
     """

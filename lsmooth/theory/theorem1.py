@@ -93,7 +93,7 @@ def theorem1(
     Raises:
         InvalidArgumentError: A value is out of range, or beta2 breaks √beta2 / beta1 < 1.
 
-    Example:
+    Examples:
         >>> result = theorem1(L0=[1.0, 2.0], L1=0.1, sigma=1.0, delta=3.0, steps=10_000)
         >>> round(result.beta1, 3), round(result.lr, 5)
         (0.985, 0.00122)

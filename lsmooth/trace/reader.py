@@ -44,7 +44,7 @@ class Trace(TraceFile):
         gammas: Positions between x_t and x_{t+1} at which gradients were taken, float64.
         coordinate_names: The followed coordinates, as `parameter[index]`.
 
-    Example:
+    Examples:
         >>> trace = lsmooth.Trace("run.h5")  # doctest: +SKIP
         >>> trace.smoothness(by="module")  # doctest: +SKIP
     """

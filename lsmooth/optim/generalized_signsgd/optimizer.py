@@ -53,7 +53,7 @@ class GeneralizedSignSGD(CheckedOptimizer):
     Source: Crawshaw, Liu, Orabona, Zhang, Zhuang, "Robustness to Unbounded Smoothness of Generalized SignSGD",
     NeurIPS 2022, Algorithm 1; eps, weight decay and bias correction follow torch.optim.Adam.
 
-    Example:
+    Examples:
         >>> x = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
         >>> optimizer = GeneralizedSignSGD([x], lr=0.5, betas=(0.0, 0.0), eps=0.0)
         >>> x.grad = torch.tensor([1e-9, 1e9])
