@@ -270,7 +270,7 @@ class Watch:
                 with attempts.contained():
                     attempts.begin()
                 backward.versions = attempts.versions()
-                backward.hooks = count_arrivals(attempts.subject.parameters, backward.arrivals)
+                count_arrivals(attempts.subject.parameters, backward.arrivals, backward.hooks)
             else:
                 # Zeroing gradients between forward and backward can end a skipped step: what was captured for it does
                 # not serve the next one, which goes unmeasured.

@@ -83,18 +83,30 @@ class Arrivals:
 def counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]]:
     """Count how often a backward pass accumulates into each parameter."""
     counts: dict[Tensor, int] = {}
-    hooks = count_arrivals(parameters, counts)
+    hooks: list[RemovableHandle] = []
     try:
+        count_arrivals(parameters, counts, hooks)
         yield counts
     finally:
-        for hook in hooks:
-            hook.remove()
+        try:
+            _remove(hooks)
+        finally:
+            # Ctrl-C may have come in between.
+            _remove(hooks)
 
 
-def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int]) -> list[RemovableHandle]:
-    """Have `counts` say how often backward passes accumulate into each parameter, until the hooks are removed."""
+def _remove(hooks: Sequence[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
+def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int], hooks: list[RemovableHandle]) -> None:
+    """Have `counts` say how often backward passes accumulate into each parameter, until the hooks are removed.
+
+    They are added to `hooks` one by one: Ctrl-C may come in between.
+    """
 
     def count(parameter: Tensor) -> None:
         counts[parameter] = counts.get(parameter, 0) + 1
 
-    return [p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad]
+    hooks.extend(p.register_post_accumulate_grad_hook(count) for p in parameters if p.requires_grad)

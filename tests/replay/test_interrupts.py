@@ -1,7 +1,10 @@
 """Signals that Python handles wait until the model is where training left it."""
 
+import linecache
 import os
+import random
 import signal
+import sys
 
 import pytest
 import torch
@@ -107,3 +110,109 @@ def test_an_exception_while_signals_are_taken_over_leaves_none_of_them_taken(cal
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGUSR1) is mine
+
+
+# --- Ctrl-C at any line of a measured step ---
+
+PACKAGE = os.path.dirname(lsmooth.__file__)
+
+
+class Striking:
+    """Counts the lines of lsmooth that are run in a block, and presses Ctrl-C at one of them."""
+
+    def __init__(self, line=None):
+        self.line, self.count, self.place = line, 0, ""
+
+    def __enter__(self):
+        sys.settrace(self.traced)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def traced(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            self.count += 1
+            if self.count == self.line:
+                self.place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                signal.raise_signal(signal.SIGINT)
+        return self.traced
+
+
+def moment(model):
+    """All that a measured step moves, at one moment."""
+    return [
+        *(p.detach().clone() for p in model.parameters()),
+        *(torch.zeros(0) if p.grad is None else p.grad.clone() for p in model.parameters()),
+        *(buffer.clone() for buffer in model.buffers()),
+        torch.get_rng_state(),
+    ]
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def struck(path, way, phase, line=None):
+    """Train two steps, pressing Ctrl-C in the second; return what was found, and the moments of training itself."""
+    torch.manual_seed(0)
+    model = mlp(torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2))
+    optimizer = sgd(model, momentum=0.9)
+    (x, y), *_ = batches(1)
+    recorder = lsmooth.Recorder(model, optimizer, path, mode="w")
+    watched = recorder.watch(classify) if way == "watch" else None
+
+    def backward():
+        if watched is None:
+            recorder.backward(lambda: classify(model, x, y))
+        else:
+            watched(model, x, y).backward()
+
+    strike = Striking(line)
+    moments = []
+    try:
+        for step in range(2):
+            optimizer.zero_grad()
+            moments.append(moment(model))
+            with strike if step and phase == "backward" else Striking():
+                backward()
+            moments.append(moment(model))
+            with strike if step and phase == "step" else Striking():
+                optimizer.step()
+        raised = False
+    except KeyboardInterrupt:
+        raised = True
+    found = moment(model)
+    handler = signal.getsignal(signal.SIGINT)
+    recorder.close()
+    hooks = sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+    return strike, raised, found, moments, (hooks, handler)
+
+
+@pytest.mark.parametrize("way", ["backward", "watch"])
+def test_ctrl_c_at_any_line_of_a_measured_step_leaves_the_weights_before_or_after_it(way, tmp_path):
+    strike, raised, after, moments, _ = struck(tmp_path / "run.h5", way, "step")
+    assert not raised
+    assert strike.count > 5000
+    for line in sorted(random.Random(0).sample(range(1, strike.count + 1), 40)):
+        strike, raised, found, moments, left = struck(tmp_path / "run.h5", way, "step", line)
+        assert raised, strike.place
+        assert equal(found, moments[-1]) or equal(found, after), strike.place
+        assert left == (0, signal.default_int_handler), strike.place
+
+
+@pytest.mark.parametrize("way", ["backward", "watch"])
+def test_ctrl_c_in_a_backward_pass_leaves_the_weights_and_no_hook(way, tmp_path):
+    strike, *_ = struck(tmp_path / "run.h5", way, "backward")
+    parameters = len(list(mlp(torch.nn.BatchNorm1d(8)).parameters()))
+    for line in sorted(random.Random(1).sample(range(1, strike.count + 1), 40)):
+        strike, raised, found, moments, left = struck(tmp_path / "run.h5", way, "backward", line)
+        assert raised, strike.place
+        # Gradients are where the pass has got to, as without a recorder.
+        assert equal(found[:parameters], moments[-1][:parameters]), strike.place
+        assert left[1] is signal.default_int_handler, strike.place
+        # Python has no means against an exception at the very door of a `finally`.
+        path, _, number = strike.place.rpartition(":")
+        assert left[0] == 0 or linecache.getline(path, int(number)).strip() in ("try:", "finally:"), strike.place
