@@ -71,3 +71,9 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if not target.startswith(("http:", "https:", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_tests_that_are_named_are_there():
+    named = {name for page in PAGES for name in re.findall(r"`(tests/[\w/]+(?:\.py|/))`", page.read_text())}
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
