@@ -9,6 +9,7 @@ from lsmooth.loop.gradient import GradientKeeper
 from lsmooth.loop.settings import Settings
 from lsmooth.loop.step import Step
 from lsmooth.loop.subject import Subject
+from lsmooth.measure.blocks import BlockCurvature
 from lsmooth.measure.coordinates import FollowedCoordinates
 from lsmooth.measure.critical import CriticalRate
 from lsmooth.measure.geometries import NormsInUse
@@ -77,6 +78,9 @@ class Instrument:
         if settings.critical:
             eps = max(torch.finfo(p.dtype).eps for p in parameters)
             self._quantities.append(CriticalRate(ranks.agreed, ranks.alone, eps, faults.tell))
+        if settings.blocks is not None:
+            members = list(settings.blocks.members.values())
+            self._quantities.append(BlockCurvature(members, settings.blocks.asks_for, norms.two))
         self._points = points_of(settings.gammas, settings.endpoint)
         self._ranks = ranks
         self._faults = faults

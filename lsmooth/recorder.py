@@ -103,6 +103,8 @@ class Recorder:
             all). A measured step then holds two more numbers a coordinate; the trace grows by 144 KiB a tensor.
         critical: Also search by forward passes for the first gamma, also beyond 1, at which the loss is above its
             start: lr times it is the critical learning rate. Each pass, of some two to ten, waits for the GPU.
+        blocks: Also move groups of layers by themselves, one evaluation each: how many groups, or what groups
+            parameters as `by=` does; or a pair of that and of how many steps lie between, such as ("module", 100).
         cuda_graphs: On a GPU, capture a measured step's evaluation at the first point as a CUDA graph and play it back
             at the others: the same numbers, several times sooner where launching kernels takes longer than running
             them (small models, small batches). No closure may wait for the GPU then, and the graph takes as much
@@ -144,6 +146,7 @@ class Recorder:
         norms: Sequence[str | Mapping[str, str]] | Mapping[str, str] = ("l2",),
         densities: bool = False,
         critical: bool = False,
+        blocks: Any = None,
         cuda_graphs: bool = False,
         log: Any = None,
         mode: Mode = "x",
@@ -153,7 +156,7 @@ class Recorder:
         self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
         function = (every, gammas, endpoint, coordinates, seed, probe, probe_size)
-        quantities = (norms, densities, critical, cuda_graphs)
+        quantities = (norms, densities, critical, blocks, cuda_graphs)
         self._settings = settings = Settings.checked(subject.device, subject.names, *function, *quantities)
         self._ranks = ranks = Ranks(model, subject.names, subject.parameters)
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)

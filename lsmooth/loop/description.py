@@ -49,6 +49,7 @@ def header_of(
         norms=tuple(geometry.name for geometry in settings.geometries if geometry.name != "l2"),
         densities=settings.densities,
         critical=settings.critical,
+        blocks=settings.blocks is not None,
     )
 
 
@@ -76,6 +77,7 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
         "endpoint": int(settings.endpoint),
         "norms": [geometry.name for geometry in settings.geometries],
         **({"layer_norms": [geometry.name for geometry in settings.layers]} if settings.layers else {}),
+        **({"blocks": settings.blocks.names_of(len(subject.names))} if settings.blocks is not None else {}),
         **({"probes": probes} if probes else {}),
         **({} if settings.probe_size is None else {"probe_size": settings.probe_size}),
         "objective": objective if ranks == 1 else f"{objective}, mean over {ranks} ranks",

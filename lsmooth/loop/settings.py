@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,70 @@ import torch
 from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.precision import accumulation_dtype
 from lsmooth.replay.microbatch import Closure
+from lsmooth.trace.grouping import group_parameters
 from lsmooth.trace.layout import GEOMETRIES, LAYER_NORMS, NORMS, Geometry
 
 # HDF5 keeps whole numbers in 64 bits, with or without a sign.
 _LARGEST_STEP = 2**63 - 1
 _LARGEST_SEED = 2**64 - 1
 DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Groups of layers that are moved by themselves.
+
+    Attributes:
+        members: Positions of the parameters of each group, by its name.
+        every: The groups are moved at measured steps whose number is a multiple of it.
+    """
+
+    members: Mapping[str, tuple[int, ...]]
+    every: int
+
+    @classmethod
+    def checked(cls, blocks: Any, names: Sequence[str]) -> Blocks | None:
+        """Return the groups that are asked for: a number of them, a way to group parameters, or a pair with `every`.
+
+        Raises:
+            InvalidArgumentError: It is none of these, or no parameter falls into any group.
+        """
+        if blocks is None or blocks is False:
+            return None
+        by, every = blocks if isinstance(blocks, (tuple, list)) and len(blocks) == 2 else (blocks, 1)
+        if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+            raise InvalidArgumentError(f"blocks={blocks!r}: every {every!r} steps makes no sense; give a positive int.")
+        if isinstance(by, bool) or not isinstance(by, (Integral, str, Mapping, re.Pattern)):
+            raise InvalidArgumentError(
+                f"blocks={blocks!r} is neither a number of groups nor a way to group parameters such as 'module'."
+            )
+        groups = _runs_of_modules(names, int(by)) if isinstance(by, Integral) else group_parameters(names, by)
+        return cls({name: tuple(members) for name, members in groups.items()}, int(every))
+
+    def asks_for(self, step: int) -> bool:
+        """Say whether groups are moved at a step."""
+        return step % self.every == 0
+
+    def names_of(self, parameters: int) -> list[str]:
+        """Return the group of each of so many parameters, "" for none."""
+        owners = {position: name for name, members in self.members.items() for position in members}
+        return [owners.get(position, "") for position in range(parameters)]
+
+
+def _runs_of_modules(names: Sequence[str], count: int) -> dict[str, list[int]]:
+    """Cut the modules, in the network's order, into so many runs of about equal length."""
+    modules = group_parameters(names, "module")
+    if not 1 <= count <= len(modules):
+        raise InvalidArgumentError(
+            f"blocks={count}: the model has {len(modules)} modules; give a number from 1 to that."
+        )
+    order = list(modules)
+    ends = [round(len(order) * i / count) for i in range(count + 1)]
+    runs = [order[start:stop] for start, stop in itertools.pairwise(ends)]
+    return {
+        run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}": [p for module in run for p in modules[module]]
+        for run in runs
+    }
 
 
 @dataclass(frozen=True)
@@ -37,6 +96,7 @@ class Settings:
         geometries: The geometries to measure in, l2 first.
         layers: The geometry of each parameter's own norm, where "layers" is among them; else none.
         densities: Whether all coordinates are counted.
+        blocks: Which layers are moved by themselves, and when; None for none.
         critical: Whether the critical learning rate is searched for.
         cuda_graphs: Whether evaluations are played back as CUDA graphs.
     """
@@ -52,6 +112,7 @@ class Settings:
     layers: tuple[Geometry, ...]
     densities: bool
     critical: bool
+    blocks: Blocks | None
     cuda_graphs: bool
 
     @classmethod
@@ -69,6 +130,7 @@ class Settings:
         norms: Any,
         densities: bool,
         critical: bool,
+        blocks: Any,
         cuda_graphs: bool,
     ) -> Settings:
         """Return the settings that a recorder is given, whose parameters have names and lie on a device.
@@ -87,6 +149,7 @@ class Settings:
             *checked_norms(norms, device, names),
             bool(densities),
             bool(critical),
+            Blocks.checked(blocks, names),
             bool(cuda_graphs),
         )
 

@@ -173,8 +173,17 @@ class Replay:
             gamma: The position, 0 for x_t and 1 for x_{t+1}.
             consume: Takes the gradients as they arrive, those of probes averaged over them.
         """
+        self._step.segment.move_to(gamma)
+        return self._evaluated(consume)
+
+    def at_part(self, places: Sequence[int], consume: Consumer) -> Tensor:
+        """Do what `at` does where only some of the segment's parameters, by place, have taken their step."""
+        self._step.segment.move_part(places)
+        return self._evaluated(consume)
+
+    def _evaluated(self, consume: Consumer) -> Tensor:
+        """Evaluate the step's loss where the parameters are, and hand its gradients on."""
         step = self._step
-        step.segment.move_to(gamma)
         if not self._captured:
             self._microbatches, self._captured = self._evaluation.captured(step.microbatches), True
 

@@ -68,6 +68,15 @@ class Segment:
             for parameter, start, stop in zip(self.parameters, self.start, self.stop, strict=True):
                 torch.lerp(start, stop, gamma, out=parameter)
 
+    @torch.no_grad()
+    def move_part(self, places: Sequence[int]) -> None:
+        """Set the parameters at some places to x_{t+1}, and all others to x_t."""
+        self._at_stop = False
+        chosen = set(places)
+        ends = [(self.stop if place in chosen else self.start)[place] for place in range(len(self.parameters))]
+        if ends:
+            torch._foreach_copy_(self.parameters, ends)
+
     def put_back(self) -> None:
         """Set the parameters to x_{t+1}, bit for bit."""
         if not self._at_stop:

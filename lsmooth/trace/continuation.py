@@ -137,6 +137,8 @@ def _differences(old: TraceFile, header: Header) -> list[str]:
         found.append("it follows other coordinates (another seed?)")
     if old.metadata.get("layer_norms", []) != header.attributes.get("layer_norms", []):
         found.append("its layers have other norms")
+    if old.has("blocks/change") and old.metadata.get("blocks") != header.attributes.get("blocks"):
+        found.append("its blocks of layers are others")
     if old.has_densities != header.densities:
         found.append("only one of the two keeps densities")
     if old.read("grad_norm", slice(0, 0)).dtype != np.dtype(header.real):

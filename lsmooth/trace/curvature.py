@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.estimators import joined_norms
+from lsmooth.join import Join
 from lsmooth.trace.clouds import check_norm
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By, group_parameters
@@ -90,6 +91,40 @@ def critical(trace: TraceFile) -> pd.DataFrame:
     gamma = trace.read("critical_gamma")
     usable = (trace.status == Status.MEASURED) & ~np.isnan(gamma)
     return pd.DataFrame({"step": trace.steps, "critical_gamma": gamma, **critical_rates(trace), "usable": usable})
+
+
+def blocks(trace: TraceFile) -> pd.DataFrame:
+    """Return where the curvature of a trace's steps sits; `Trace.blocks` defines the columns."""
+    if not trace.has("blocks/change"):
+        raise TraceError(f"{trace.path} holds no blocks of layers; record with blocks=, such as blocks=8.")
+    owners = trace.metadata.get("blocks")
+    if not isinstance(owners, list) or len(owners) != len(trace.parameters):
+        raise TraceError(f"{trace.path} does not say which tensors its blocks have; record again.")
+    members: dict[str, list[int]] = {}
+    for position, owner in enumerate(owners):
+        if owner:
+            members.setdefault(str(owner), []).append(position)
+    groups = list(members.values())
+    own = _summed(trace, "blocks/change", groups)
+    moved = joined_norms(trace.read("step_norm"), groups, Join.NORM)
+    there = ~np.isnan(own).all(axis=1)
+    columns = {"own": own}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if trace.has("curvature/change_next"):
+            columns["others"] = _summed(trace, "curvature/change_next", groups) - own
+        columns["own_smoothness"] = joined_norms(trace.read("blocks/grad_diff"), groups, Join.NORM) / moved
+        if trace.has("grad_diff_next"):
+            columns["smoothness"] = joined_norms(trace.read("grad_diff_next"), groups, Join.NORM) / moved
+    usable = (trace.status == Status.MEASURED)[:, None] & np.isfinite(own) & np.isfinite(columns["own_smoothness"])
+    codes = np.tile(np.arange(len(groups)), int(there.sum()))
+    return pd.DataFrame(
+        {
+            "step": np.repeat(trace.steps[there], len(groups)),
+            "group": pd.Categorical.from_codes(codes, categories=list(members)),
+            **{name: values[there].ravel() for name, values in columns.items()},
+            "usable": usable[there].ravel(),
+        }
+    )
 
 
 def _summed(trace: TraceFile, name: str, groups: list[list[int]]) -> NDArray[np.float64]:

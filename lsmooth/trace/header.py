@@ -28,6 +28,7 @@ class Header:
         noise: Whether the probes' gradient noise is kept.
         norms: Geometries that are measured besides l2.
         densities: Whether all coordinates are counted.
+        blocks: Whether blocks of layers are moved by themselves.
         critical: Whether the critical learning rate is searched for.
         coordinate_names: Labels of the followed coordinates; empty for none.
         coordinate_owners: Positions of their parameter tensors.
@@ -49,6 +50,7 @@ class Header:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
     densities: bool = False
+    blocks: bool = False
     critical: bool = False
     format_version: str = FORMAT_VERSION
 
@@ -59,6 +61,7 @@ class Header:
             "noise": self.noise,
             "coordinates": bool(self.coordinate_names),
             "critical": self.critical,
+            "blocks": self.blocks,
         }
         there = (name for name, measures in measured.items() if measures)
         return fields_of(frozenset({*self.norms, *there}), self.format_version)

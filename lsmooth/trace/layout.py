@@ -157,8 +157,8 @@ class Field:
         description: Its meaning.
         join: How the ranks' shares make the whole.
         since: The format that it came with. Traces of earlier formats lack it.
-        needs: What a run must measure for it to be there: words of "endpoint", "coordinates", "noise", "critical" and
-            geometries; empty for what every run has.
+        needs: What a run must measure for it to be there: words of "endpoint", "coordinates", "noise", "critical",
+            "blocks" and geometries; empty for what every run has.
         total_of: The dataset by parameter tensor that the writer joins into this one, so that the commonest question
             is answered from a small part of the file; empty for what is measured.
         column: Its column in tables: in `Trace.to_frame` for fields along `step`, or along `step` and `group`; in
@@ -362,6 +362,29 @@ FIELDS = (
         Join.SUM,
         since="1.2",
         needs="endpoint",
+    ),
+    Field(
+        "blocks/change",
+        ("step", "parameter"),
+        "real",
+        "1",
+        "scalar product of grad f(x_t + d_S) - grad f(x_t) and d_S, by parameter tensor, d_S the step of the tensor's "
+        "block alone; NaN at steps where blocks were not moved",
+        Join.SUM,
+        since="1.2",
+        needs="blocks",
+        finite=False,
+    ),
+    Field(
+        "blocks/grad_diff",
+        ("step", "parameter"),
+        "real",
+        "1",
+        "2-norm of grad f(x_t + d_S) - grad f(x_t), by parameter tensor, d_S the step of the tensor's block alone",
+        Join.NORM,
+        since="1.2",
+        needs="blocks",
+        finite=False,
     ),
     Field(
         "coordinate/grad",

@@ -13,7 +13,7 @@ from lsmooth.errors import unknown_name
 from lsmooth.trace import clouds, opening, tables
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import Displacement
-from lsmooth.trace.curvature import critical, curvature
+from lsmooth.trace.curvature import blocks, critical, curvature
 from lsmooth.trace.density import Density, read_edges
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By
@@ -186,6 +186,24 @@ class Trace(TraceFile):
             TraceError: The trace lacks what is asked for, or is damaged.
         """
         return curvature(self, by, norm)
+
+    def blocks(self) -> pd.DataFrame:
+        """Return where the curvature along the steps sits, by block of layers S, since format 1.2.
+
+        With d_S the block's part of the step d, and every other layer left at x_t,
+
+            own = ⟨grad_S f(x_t + d_S) - grad_S f(x_t), d_S⟩, which is ⟨d_S, H_SS d_S⟩ on a quadratic;
+            others = ⟨grad_S f(x_{t+1}) - grad_S f(x_t), d_S⟩ - own: what the other layers' steps add, with `endpoint`;
+            own_smoothness = ‖grad_S f(x_t + d_S) - grad_S f(x_t)‖ / ‖d_S‖, in the 2-norm;
+            smoothness = ‖grad_S f(x_{t+1}) - grad_S f(x_t)‖ / ‖d_S‖, to be held against it, with `endpoint`.
+
+        Returns:
+            One row a block, and step at which blocks were moved: step, group, these columns, usable.
+
+        Raises:
+            TraceError: The trace was recorded without `blocks=`, or is damaged.
+        """
+        return blocks(self)
 
     def critical_lr(self) -> pd.DataFrame:
         """Return how large the learning rate of each step could have been before its loss rose, since format 1.2.

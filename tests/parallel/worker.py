@@ -492,9 +492,9 @@ CASES = {
     "ddp-resumed": lambda path: resumed(path, "ddp"),
     "ddp-probes": lambda path: probes(path, "ddp"),
     "fsdp-probes": lambda path: probes(path, "fsdp"),
-    "ddp-exact": lambda path: run(path, "ddp", Exact, critical=True, norms={"head": "spectral", "*": "linf"}),
+    "ddp-exact": lambda path: run(path, "ddp", Exact, critical=True, blocks=2, norms={"head": "spectral", "*": "linf"}),
     "fsdp-exact": lambda path: run(
-        path, "fsdp", Exact, adam_for, critical=True, norms={"head": "l2", "*": "linf"}, parts=2
+        path, "fsdp", Exact, adam_for, critical=True, blocks=2, norms={"head": "l2", "*": "linf"}, parts=2
     ),
     "ddp-compiled": lambda path: run(path, "ddp-compiled:aot_eager"),
     "fsdp-compiled": lambda path: run(path, "fsdp-compiled:aot_eager"),

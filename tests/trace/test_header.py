@@ -12,10 +12,10 @@ def names(**arguments):
 
 
 def test_what_is_not_measured_has_no_dataset():
-    everything = names(noise=True, norms=("linf", "spectral", "layers"), critical=True)
+    everything = names(noise=True, norms=("linf", "spectral", "layers"), critical=True, blocks=True)
     assert everything == {field.name for field in FIELDS}
     assert names(coordinates=0) & {f.name for f in FIELDS if "coordinates" in f.needs} == set()
-    fewer = names(noise=True, norms=("linf", "layers"), critical=True)
+    fewer = names(noise=True, norms=("linf", "layers"), critical=True, blocks=True)
     assert everything - fewer == {f.name for f in FIELDS if "spectral" in f.needs}
     assert "critical_gamma" not in names()
     assert "loss_next" not in names(endpoint=False)
