@@ -3,10 +3,16 @@
 import doctest
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import matplotlib
 import pytest
+from click.testing import CliRunner
+from noisy_runs import simulated
+from small_trace import write_small_trace
+
+from lsmooth.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -77,3 +83,18 @@ def test_tests_that_are_named_are_there():
     named = {name for page in PAGES for name in re.findall(r"`(tests/[\w/]+(?:\.py|/))`", page.read_text())}
     assert len(named) > 15
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_each_command_of_the_table_of_conditions_runs(tmp_path, monkeypatch):
+    """A run with norms by layer, and one with probes, answer every question that the table says can be asked."""
+    monkeypatch.chdir(tmp_path)
+    write_small_trace("run.h5", steps=12, norms=["spectral", {"encoder": "spectral", "*": "linf"}])
+    simulated("probed.h5", steps=20)
+    page = (ROOT / "docs" / "estimates.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "`lsmooth estimate " in line]
+    commands = [re.findall(r"`lsmooth (estimate [^`]+)`", row)[-1] for row in rows]
+    assert len(commands) == len(set(commands)) >= 9
+    for command in commands:
+        done = CliRunner().invoke(main, [*shlex.split(command), "--confidence", "0"])
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        assert re.search(r"\d", done.output), command
