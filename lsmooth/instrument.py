@@ -24,6 +24,7 @@ from lsmooth.replay.graphs import Player
 from lsmooth.replay.leftovers import Leftovers
 from lsmooth.replay.leftovers import sentence as leftovers_sentence
 from lsmooth.trace.header import Header
+from lsmooth.trace.layout import Status
 
 
 class Instrument:
@@ -86,9 +87,10 @@ class Instrument:
         self._faults = faults
         # A second evaluation at x_t is compared with the first once; at each step, if it was found to differ.
         self._checked = False
+        self._found_to_differ = recording.handover.found_difference
+        self._differs = False
         # What evaluations change for good is looked for once.
         self._looked = False
-        self._differs = recording.handover.found_difference
 
     def measure(self, step: Step, row: Row) -> None:
         """Fill and judge the row of a step that has been taken; after an error, the row says that there is nothing.
@@ -107,7 +109,8 @@ class Instrument:
         self._faults.measured = True
 
     def _measure(self, step: Step, row: Row) -> None:
-        points = [CHECK, *self._points] if self._differs() or not self._checked else self._points
+        checks = not self._checked or self._differs or self._found_to_differ()
+        points = [CHECK, *self._points] if checks else self._points
         starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
         leftovers = None if self._looked else Leftovers(starts)
         measure(step, self.evaluation, self._quantities, points, row)
@@ -118,6 +121,9 @@ class Instrument:
         self._checked = self._checked or not step.gradient.changed
         self._ranks.join(row.numbers)
         well = row.judge()
+        # On a GPU, where nothing waits for a number, the writer's thread finds out a few steps later.
+        if checks and well.device.type == "cpu" and int(row["status"].numpy()) & Status.NOT_REPEATED:
+            self._differs = True
         for quantity in self._quantities:
             quantity.at_end(well, step)
 

@@ -1,6 +1,7 @@
 """What a loop does in the middle of a run, and user code that fails when it is evaluated again, end no training."""
 
 import contextlib
+import itertools
 import warnings
 
 import numpy as np
@@ -217,3 +218,27 @@ def test_a_compiled_step_gives_the_same_trace(tmp_path):
     plain, compiled = run(tmp_path / "plain.h5", False), run(tmp_path / "compiled.h5", True)
     assert compiled.status_counts() == {"measured": 2}
     np.testing.assert_allclose(compiled.read("grad_diff"), plain.read("grad_diff"), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_loss_that_draws_another_batch_each_time_is_flagged_at_every_step(tmp_path):
+    if torch.get_default_device().type != "cpu":
+        pytest.skip("nothing waits for the verdict there: the writer's thread brings it a few steps later")
+    seed_all()
+    model = mlp()
+    optimizer = sgd(model)
+    drawn = itertools.cycle(batches(7))
+    with (
+        warnings.catch_warnings(record=True) as told,
+        lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder,
+    ):
+        warnings.simplefilter("always")
+        for _ in range(5):
+            optimizer.zero_grad()
+            recorder.backward(lambda: classify(model, *next(drawn)))
+            optimizer.step()
+    assert [str(warning.message)[:60] for warning in told] == [
+        "Evaluating the loss again has changed an itertools.cycle, wh",
+        "At step 0 the gradient at x_t, evaluated a second time, diff",
+    ]
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"not_repeated": 5}
