@@ -83,6 +83,7 @@ class Instrument:
             members = list(settings.blocks.members.values())
             self._quantities.append(BlockCurvature(members, settings.blocks.asks_for, norms.two))
         self._points = points_of(settings.gammas, settings.endpoint)
+        self._settings = settings
         self._ranks = ranks
         self._faults = faults
         # A second evaluation at x_t is compared with the first once; at each step, if it was found to differ.
@@ -113,7 +114,10 @@ class Instrument:
         points = [CHECK, *self._points] if checks else self._points
         starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
         leftovers = None if self._looked else Leftovers(starts)
-        measure(step, self.evaluation, self._quantities, points, row)
+        keeping = self.probes if self._keeps(step) else None
+        measure(step, self.evaluation, self._quantities, points, row, keeping)
+        if keeping is not None:
+            keeping.settle()
         self._looked = True
         changed = leftovers.changed() if leftovers is not None else []
         if changed:
@@ -127,6 +131,18 @@ class Instrument:
         for quantity in self._quantities:
             quantity.at_end(well, step)
 
+    def _keeps(self, step: Step) -> bool:
+        """Say whether what the probes give at x_{t+1} is kept for the next step.
+
+        A function `every` is asked when its step has come, and no sooner. Of several ranks, each would have to know
+        that nothing has changed on the others.
+        """
+        every = self._settings.every
+        next_is_due = isinstance(every, int) and self._settings.asks_for(step.number + 1)
+        return next_is_due and self._ranks.alone and not self._settings.cuda_graphs
+
     def close(self) -> None:
         """Give back memory."""
+        if self.probes is not None:
+            self.probes.forget()
         self.evaluation.close()

@@ -281,6 +281,7 @@ class Attempts:
             lr=self.subject.rates(),
             flags=self._partial_flag(),
             arrivals=probes.arrivals,
+            foreign=probes.stale,
             noise=probes.noise,
             divisor=len(probes.losses),
         )

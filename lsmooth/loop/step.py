@@ -62,7 +62,8 @@ class Step:
         arrivals: How often its backward passes accumulated into each parameter.
         leaves: The leaf tensors that they accumulated into, with their versions then.
         companions: What other optimizers step.
-        foreign: Sum of norms of gradients that were there before the first backward; None for none.
+        foreign: Sum of norms of gradients that were there before the first backward; for probes, how many tensors have
+            changed since their gradient was evaluated; None for none.
         noise: Standard deviation of the probes' gradients, by kind of norm, (p,) each; None without.
     """
 

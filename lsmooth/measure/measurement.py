@@ -15,6 +15,7 @@ from lsmooth.trace.layout import Status
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
+    from lsmooth.measure.probes import Probes
 
 # x_t, where a second evaluation shows whether the closure computes the same function twice.
 CHECK = Point(0.0)
@@ -29,12 +30,18 @@ def points_of(gammas: Sequence[float], endpoint: bool) -> list[Point]:
 
 
 def measure(
-    step: Step, evaluation: Evaluation, quantities: Sequence[Quantity], points: Sequence[Point], row: Row
+    step: Step,
+    evaluation: Evaluation,
+    quantities: Sequence[Quantity],
+    points: Sequence[Point],
+    row: Row,
+    keeping: Probes | None = None,
 ) -> None:
     """Fill the row of a step that has been taken; afterwards everything but the row is what it was.
 
     At each point the step's loss is evaluated again, and each quantity sees the gradients as they arrive. A gradient
-    that training has changed since it was borrowed is first evaluated again at x_t.
+    that training has changed since it was borrowed is first evaluated again at x_t. Probes that are `keeping` evaluate
+    x_{t+1} themselves, for the next step.
     """
     try:
         step.segment.end()
@@ -64,7 +71,10 @@ def measure(
                     for quantity in quantities:
                         quantity.arrived(point, positions, gradients, step)
 
-                loss = replay.at(point.gamma, take)
+                if keeping is not None and point.gamma == 1.0:
+                    loss = keeping.at_end(step, replay, take)
+                else:
+                    loss = replay.at(point.gamma, take)
                 row.evaluated = True
                 _take_absent(step, point, arrived, quantities)
                 for quantity in quantities:

@@ -81,6 +81,15 @@ class TensorState:
                 kept.append(Content(tensor, None, now))
         return TensorState(tuple(kept))
 
+    def holds(self) -> bool:
+        """Say whether the tensors contain what they did; off the CPU, as far as their version counters tell."""
+        return all(
+            differs(content.tensor, content.copy) is False
+            if content.copy is not None and content.tensor.device.type == "cpu"
+            else imprint(content.tensor) == content.imprint
+            for content in self.contents
+        )
+
     def restore(self) -> None:
         """Write to the tensors what they contained, where that is known.
 

@@ -98,6 +98,18 @@ class ContextState:
             stack.enter_context(self.autocast.restored())
             yield
 
+    def holds(self) -> bool:
+        """Say whether the same contexts are in force now."""
+        now = ContextState.capture(self.autocast.devices[-1][0] if self.autocast.devices else "cpu")
+        return (
+            (now.autocast, now.grad, now.settings) == (self.autocast, self.grad, self.settings)
+            and _same(now.function_modes, self.function_modes)
+            and _same(now.dispatch_modes, self.dispatch_modes)
+            and _same(now.saved_tensors_hooks or (), self.saved_tensors_hooks or ())
+            and {variable: id(value) for variable, value in now.variables.items()}
+            == {variable: id(value) for variable, value in self.variables.items()}
+        )
+
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function with the context variables of that moment; those that it sets are set for it alone."""
         return self.variables.copy().run(function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Takes positions of parameters, and their gradients at one point: it may overwrite them.
 Consumer = Callable[[Sequence[int], Sequence[Tensor]], None]
 
+Result = TypeVar("Result")
+
 # Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
 BUCKET_SHARE = 1 / 16
 BUCKET_LEAST_BYTES = 1 << 16
@@ -39,6 +41,9 @@ class Evaluation:
         plain_gradients: Whether `.grad` is autograd's alone, so that it may be taken away during backward.
         shares_gradient_memory: Whether the next backward writes into the memory of the last one's `.grad`.
         player: Plays evaluations back as CUDA graphs, where that was asked for.
+
+    Attributes:
+        bucket_bytes: Gradients are handed on together once they are this large.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Evaluation:
         self._shares_gradient_memory = shares_gradient_memory
         self._player = player
         total = sum(p.numel() * p.element_size() for p in parameters)
-        self._bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
+        self.bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
         # The wrappers of parallel training average gradients on their own schedule; a graph's are there when all of it
         # has run.
         self._takes_early = total > TAKEN_WHOLE_BYTES and plain_gradients and player is None
@@ -79,7 +84,7 @@ class Evaluation:
                 step.segment,
                 copies=step.gradient.in_graphs,
             ),
-            Arrivals(self._parameters, step.arrivals if early else None, self._bucket_bytes) as arrivals,
+            Arrivals(self._parameters, step.arrivals if early else None, self.bucket_bytes) as arrivals,
         ):
             yield Replay(self, step, microbatches, arrivals, interrupts)
 
@@ -197,6 +202,11 @@ class Replay:
                 for microbatch in self._microbatches
             ]
         return joined(losses, step.divisor)
+
+    def by(self, gamma: float, evaluate: Callable[[DeferredSignals], Result]) -> Result:
+        """Return what a function of one's own evaluates at x_t + gamma d."""
+        self._step.segment.move_to(gamma)
+        return evaluate(self._interrupts)
 
     def loss_at(self, gamma: float) -> Tensor:
         """Evaluate the step's loss alone at x_t + gamma d, without gradients, and return it, a scalar.

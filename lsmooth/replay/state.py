@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lsmooth.replay.contents import SMALL_BYTES, TensorState, contents_put_back, overwrite
+from lsmooth.replay.contents import SMALL_BYTES, TensorState, contents_put_back, differs, overwrite
 from lsmooth.replay.contexts import ContextState
 from lsmooth.replay.objects import ObjectState, joined
 from lsmooth.replay.reach import Generator, reached
@@ -54,6 +55,10 @@ class RandomState:
         finally:
             now.restore()
 
+    def others_hold(self) -> bool:
+        """Say whether the given generators, which have no seed of ours, are in this state."""
+        return all(_same_state(_state_of(generator), state) for generator, state in self.others)
+
     def restore(self) -> None:
         """Put every generator back into this state."""
         torch.set_rng_state(self.cpu)
@@ -72,6 +77,13 @@ def _state_of(generator: Generator) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    # Numbers and arrays in dicts and tuples.
+    return pickle.dumps(one) == pickle.dumps(other)
 
 
 def _set_state(generator: Generator, state: Any) -> None:
@@ -126,6 +138,23 @@ class ModuleState:
             for buffer, copy, version in self.contents
         )
         return replace(self, contents=kept)
+
+    def holds(self) -> bool:
+        """Say whether buffers and flags are what they were; off the CPU, as far as version counters tell."""
+        return (
+            all(
+                module._buffers.keys() == named.keys()
+                and all(module._buffers[name] is buffer for name, buffer in named.items())
+                for module, named in self.buffers
+            )
+            and all(
+                not differs(buffer, copy) if copy is not None and buffer.device.type == "cpu" else now == version
+                for buffer, copy, version in self.contents
+                for now in (buffer._version,)
+            )
+            and all(module.training is flag for module, flag in self.training)
+            and all(parameter.requires_grad is flag for parameter, flag in self.requires_grad)
+        )
 
     def restore(self) -> None:
         """Put the buffers (the same tensors, with the same contents) and the flags back."""
@@ -200,6 +229,16 @@ class Surroundings:
     def without_unchanged(self) -> Surroundings:
         """Return the same, the forward pass being over, without copies of large tensors that it has not written to."""
         return replace(self, modules=self.modules.without_unchanged(), tensors=self.tensors.after_forward())
+
+    def holds(self) -> bool:
+        """Say whether an evaluation that begins now finds what is here, parameters and torch's seeds aside."""
+        return (
+            self.random.others_hold()
+            and self.modules.holds()
+            and self.contexts.holds()
+            and self.objects.holds()
+            and self.tensors.holds()
+        )
 
     def restore(self) -> None:
         """Put everything but contexts back to where the first evaluation found it.

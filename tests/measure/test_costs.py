@@ -88,6 +88,26 @@ def test_probes_need_one_copy_more_to_be_summed_in_and_accumulation_none(tmp_pat
     assert 3.9 < extra_copies(tmp_path, probe=3) <= 4.15
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_probes_keep_for_the_next_step_is_one_copy_more(count, tmp_path):
+    def peak(every):
+        model = deep()
+        optimizer = sgd(model)
+        x = torch.randn(2, 128)
+
+        def recorded():
+            probes = [lambda: model(x).square().mean()] * count
+            with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", probe=probes, every=every, mode="w"):
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    model(x).square().mean().backward()
+                    optimizer.step()
+
+        return peak_bytes(lambda: None, recorded) / sum(p.numel() * p.element_size() for p in model.parameters())
+
+    assert 0.9 < peak(1) - peak(lambda step: True) < 1.15
+
+
 def test_other_norms_hold_no_further_copy(tmp_path):
     # Gram matrices in float64, of one layer at a time.
     assert extra_copies(tmp_path, norms=("l2", "linf", "spectral")) <= 3.3

@@ -1,5 +1,8 @@
 """Fixed probe batches in place of the step's own loss."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from loops import Bare, Function, Recorded, batches, classify, differences, ever
 from torch import nn
 
 import lsmooth
+from lsmooth.trace.layout import FIELDS
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -104,3 +108,174 @@ def test_noise_is_measured_in_each_geometry(tmp_path):
             assert found == pytest.approx(np.sqrt(np.sum(parts) / (count - 1)), rel=1e-9)
             assert found == pytest.approx(np.sqrt(np.mean([norm(g - 3) ** 2 for g in gradients])), rel=0.02)
         assert trace.metadata["probes"] == count
+
+
+class Settable(nn.Module):
+    """A network that reads all kinds of things besides its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(nn.Dropout(0.3), nn.BatchNorm1d(8))
+        self.register_buffer("shift", torch.zeros(6))
+        self.scale = 1.0
+        self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.generator = torch.Generator("cpu").manual_seed(3)
+        self.noise = 0.0
+
+    def forward(self, x):
+        noise = self.noise and self.noise * torch.rand(1, generator=self.generator, device="cpu").to(x.device)
+        return self.net((x + self.shift) * self.scale * self.frozen + noise)
+
+
+def in_data(parameter):
+    parameter.data.mul_(1.01)
+
+
+def replace_parameter(model):
+    model.frozen = nn.Parameter(torch.full((6,), 1.1), requires_grad=False)
+
+
+def draw(model):
+    model.noise = 0.1
+    torch.rand(1, generator=model.generator, device="cpu")
+
+
+# What a loop may do between two steps that changes what the probes give, or nothing.
+CHANGES = {
+    "nothing": lambda model, x: None,
+    "evaluation of another batch": lambda model, x: model.eval()(x + 1) if not model.training else None,
+    "global draws": lambda model, x: (torch.rand(3), np.random.rand()),
+    "a parameter": lambda model, x: model.net[0].weight.detach().mul_(1.01),
+    "a parameter in .data": lambda model, x: in_data(model.net[0].weight),
+    "a frozen parameter": lambda model, x: model.frozen.detach().mul_(1.01),
+    "another parameter": lambda model, x: replace_parameter(model),
+    "a buffer": lambda model, x: model.shift.add_(0.01),
+    "a buffer in .data": lambda model, x: model.shift.data.add_(0.01),
+    "another buffer": lambda model, x: setattr(model, "shift", model.shift + 0.01),
+    "a flag": lambda model, x: model.train(not model.training),
+    "an attribute": lambda model, x: setattr(model, "scale", model.scale * 1.01),
+    "an input": lambda model, x: x.mul_(1.01),
+    "an input in .data": lambda model, x: x.data.mul_(1.01),
+    "a generator": lambda model, x: draw(model),
+    "what is trained": lambda model, x: model.net[0].bias.requires_grad_(not model.net[0].bias.requires_grad),
+    "autocast": None,
+}
+SAME = {"nothing", "evaluation of another batch", "global draws"}
+POINTS = 6
+
+
+def probed_run(path, change="nothing", *, every=1, count=2, training=False, steps=5, autocast=False, **arguments):
+    """Train; return how often the probes were evaluated, the end of the run, and the trace."""
+    seed_all()
+    model = Settable()
+    model.train(training)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    # What is written to a file is not put back.
+    calls = io.StringIO()
+    fixed = batches(count, size=16, seed=7)
+
+    def probe(x, y):
+        calls.write(".")
+        return classify(model, x, y)
+
+    probes = [lambda x=x, y=y: probe(x, y) for x, y in fixed]
+    with lsmooth.Recorder(model, optimizer, path, every=every, probe=probes, seed=5, **arguments) as recorder:
+        for i, (x, y) in enumerate(batches(steps)):
+            optimizer.zero_grad()
+            classify(model, x, y).backward()
+            with torch.autocast(x.device.type, torch.bfloat16) if autocast and i % 2 else contextlib.nullcontext():
+                optimizer.step()
+            if i != 1 and change in CHANGES and CHANGES[change] is not None:
+                with torch.no_grad():
+                    CHANGES[change](model, fixed[0][0])
+        assert recorder.failure is None or "StringIO" in recorder.failure
+    return len(calls.getvalue()), everything(model, optimizer), lsmooth.Trace(path)
+
+
+def always(step):
+    return True
+
+
+def assert_same_trace(one, other):
+    assert one.steps.tolist() == other.steps.tolist()
+    assert one.status.tolist() == other.status.tolist()
+    names = {field.name for field in FIELDS if one.has(field.name)} - {"time"}
+    assert {"grad_noise", "grad_diff", "loss_next", "coordinate/grad_next", "curvature/change_next"} <= names
+    for name in names:
+        np.testing.assert_array_equal(one.read(name), other.read(name), err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:Evaluating the loss again has changed the file")
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_gradient_at_the_end_of_a_step_serves_the_next_one_bit_for_bit(change, tmp_path):
+    """A function `every` is asked too late for that: its trace is evaluated anew at each step."""
+    autocast = change == "autocast"
+    calls, end, trace = probed_run(tmp_path / "kept.h5", change, autocast=autocast, norms=("l2", "linf"))
+    anew, expected, other = probed_run(
+        tmp_path / "anew.h5", change, every=always, autocast=autocast, norms=("l2", "linf")
+    )
+    assert differences(end, expected) == []
+    assert_same_trace(trace, other)
+    # Two probes: at the start and five points and the end, once more at the first step.
+    assert anew == 2 * (5 * (1 + POINTS) + 1)
+    # After step 1 nothing changes, whatever changes after the others: but for what training itself goes on changing.
+    kept = 4 if change in SAME else 0 if change in ("a flag", "a generator", "autocast") else 1
+    assert calls == anew - 2 * kept
+
+
+@pytest.mark.filterwarnings("ignore:Evaluating the loss again has changed the file")
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ({"count": 1}, 4),
+        ({"count": 3, "gammas": (0.5, 1.0)}, 4),
+        ({"endpoint": False}, 0),
+        ({"endpoint": False, "gammas": (1.0, 0.5)}, 4),
+        ({"every": 2}, 0),
+        # Training moves the running statistics of batch norm.
+        ({"training": True}, 0),
+    ],
+)
+def test_evaluations_that_are_saved(arguments, kept, tmp_path):
+    calls, end, trace = probed_run(tmp_path / "kept.h5", **arguments)
+    every = always if arguments.get("every", 1) == 1 else lambda step: step % 2 == 0
+    anew, expected, other = probed_run(tmp_path / "anew.h5", **arguments | {"every": every})
+    assert calls == anew - kept * arguments.get("count", 2)
+    assert differences(end, expected) == []
+    for name in ("loss", "grad_norm", "grad_diff", "step_norm"):
+        np.testing.assert_array_equal(trace.read(name), other.read(name))
+
+
+@pytest.mark.filterwarnings("ignore:Evaluating the loss again has changed the file")
+@pytest.mark.parametrize(("gammas", "last"), [((0.5,), 2), ((1.0, 0.5), 2)])
+def test_what_was_kept_of_a_step_that_failed_is_not_used(gammas, last, tmp_path):
+    """The last evaluation of step 1, at its end or after it, fails; step 2 is measured all the same."""
+
+    def run(path, every, fails):
+        seed_all()
+        model = mlp()
+        optimizer = sgd(model)
+        # What is written to a file is not put back, and is not seen to change either.
+        calls = io.StringIO()
+        fixed = batches(1, size=16, seed=7)[0]
+
+        def probe():
+            calls.write(".")
+            if calls.getvalue().endswith("x" + last * "."):
+                raise FloatingPointError("mine")
+            return classify(model, *fixed)
+
+        with lsmooth.Recorder(model, optimizer, path, probe=probe, every=every, gammas=gammas):
+            for i, (x, y) in enumerate(batches(4)):
+                calls.write("x" if i == 1 and fails else " ")
+                optimizer.zero_grad()
+                classify(model, x, y).backward()
+                optimizer.step()
+        return lsmooth.Trace(path)
+
+    with pytest.warns(UserWarning, match="mine"):
+        trace = run(tmp_path / "kept.h5", 1, fails=True)
+    expected = run(tmp_path / "anew.h5", always, fails=False)
+    assert trace.status_counts() == {"measured": 3, "not_repeated": 1, "non_finite": 1}
+    for name in ("loss", "grad_norm", "grad_diff", "step_norm"):
+        np.testing.assert_array_equal(trace.read(name)[[0, 2, 3]], expected.read(name)[[0, 2, 3]])
