@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lsmooth import __version__
+from lsmooth.errors import InvalidArgumentError
 from lsmooth.loop.settings import Settings
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.coordinates import choose_coordinates
@@ -81,8 +82,17 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
         **({"probes": probes} if probes else {}),
         **({} if settings.probe_size is None else {"probe_size": settings.probe_size}),
         "objective": objective if ranks == 1 else f"{objective}, mean over {ranks} ranks",
-        "user_metadata": plain(dict(metadata)),
+        "user_metadata": _users(metadata),
     }
+
+
+def _users(metadata: Mapping[str, Any]) -> Any:
+    try:
+        return plain(dict(metadata))
+    except RecursionError:
+        raise InvalidArgumentError(
+            "metadata is nested deeper than JSON can be read back; give it with fewer levels, or as a text."
+        ) from None
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
 from lsmooth.loop.losses import Choice, loss_in
-from lsmooth.replay.microbatch import Closure, reachable_leaves
+from lsmooth.replay.microbatch import Closure, may_reach
 from lsmooth.replay.objects import ObjectState
 from lsmooth.replay.redone import CannotBeRedone, Output, Recipe, calls_of, made_of, make, rebuilt, tensors_in
 from lsmooth.replay.state import Surroundings
@@ -193,8 +193,7 @@ class OutputsOfCalls:
             try:
                 recipe = made_of(tensor, self._source)
             except CannotBeRedone as error:
-                moved = set(parameters)
-                if not any(leaf in moved for leaf in reachable_leaves(tensor)):
+                if not may_reach(tensor, set(parameters)):
                     # Another network's output stays what it is.
                     return tensor.detach().requires_grad_()
                 refusals.append(_from_outside(function, args, kwargs, tensor, str(error)))
@@ -251,4 +250,8 @@ def _loss_of_replay(returned: Any, choose: Choice | None) -> Tensor:
 
 def _containers_copied(value: Any) -> Any:
     """Return a value whose dicts, lists and tuples are new, with the same things in them: callees take items out."""
-    return pytree.tree_map(lambda leaf: copy.copy(leaf) if isinstance(leaf, MutableMapping) else leaf, value)
+    try:
+        return pytree.tree_map(lambda leaf: copy.copy(leaf) if isinstance(leaf, MutableMapping) else leaf, value)
+    except RecursionError:
+        # Nested deeper than Python calls itself: what callees take out of there is not put back.
+        return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,11 @@ def detached(returned: Any, copy: bool = False) -> Any:
     def of(tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if copy else tensor.detach()
 
-    return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
+    try:
+        return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
+    except RecursionError:
+        # Nested deeper than Python calls itself: it stays as the closure has made it.
+        return returned
 
 
 # So many nodes of a graph are looked at. PyTorch frees those that Python has seen by recursion, one within the other:
@@ -184,3 +188,8 @@ def reachable_leaves(root: Tensor) -> list[Tensor]:
         return [root] if root.requires_grad else []
     variables = (getattr(node, "variable", None) for node in nodes_of(root))
     return [variable for variable in variables if isinstance(variable, Tensor)]
+
+
+def may_reach(root: Tensor, tensors: Collection[Tensor]) -> bool:
+    """Say whether a backward pass from `root` may accumulate into one of these; a large graph rules nothing out."""
+    return len(nodes_of(root)) == _MOST_NODES or any(leaf in tensors for leaf in reachable_leaves(root))

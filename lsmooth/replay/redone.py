@@ -22,6 +22,8 @@ _DEPTH = 8
 _DEPTH_OF_OBJECT = 3
 # Arguments of operations with at most so many entries are copied.
 _SMALL = 1 << 16
+# So many operations may lie in a row between an output and an input: each is done again by a call within a call.
+_MOST_IN_A_ROW = 100
 # autograd keeps negative positions as unsigned numbers of 64 bits.
 _WRAPS = 1 << 64
 
@@ -67,30 +69,31 @@ def made_of(tensor: Tensor, source: Callable[[Any, int], Output | None]) -> Reci
         source: Returns whose output it is that a node of the graph, and its position there, belongs to; None for none.
 
     Raises:
-        CannotBeRedone: An operation on the way to an output is none of those that are done again.
+        CannotBeRedone: An operation on the way to an output is none of those that are done again, or one too many.
     """
     known: dict[tuple[Any, int], Recipe] = {}
 
-    def recipe(node: Any, position: int) -> Recipe:
+    def recipe(node: Any, position: int, depth: int) -> Recipe:
         if (node, position) not in known:
             found: Recipe | None = source(node, position)
             if found is None:
                 variable = getattr(node, "variable", None)
-                found = variable if isinstance(variable, Tensor) else redone(node, position)
+                found = variable if isinstance(variable, Tensor) else redone(node, position, depth)
             known[node, position] = found
         return known[node, position]
 
-    def redone(node: Any, position: int) -> Recipe:
+    def redone(node: Any, position: int, depth: int) -> Recipe:
         maker = _REDONE.get(node.name())
-        if maker is None:
+        if maker is None or depth == _MOST_IN_A_ROW:
             raise CannotBeRedone(node.name())
         operation = maker(node, position)
-        inputs = [None if parent is None else recipe(parent, index) for parent, index in node.next_functions]
+        parents = node.next_functions
+        inputs = [None if parent is None else recipe(parent, index, depth + 1) for parent, index in parents]
         constants = _constants(node, inputs)
         return Redone(operation, tuple(constants.get(i, value) for i, value in enumerate(inputs)))  # type: ignore[misc]
 
     assert tensor.grad_fn is not None
-    return recipe(tensor.grad_fn, tensor.output_nr)
+    return recipe(tensor.grad_fn, tensor.output_nr, 0)
 
 
 def _constants(node: Any, inputs: Sequence[Recipe | None]) -> dict[int, Tensor]:
