@@ -205,6 +205,46 @@ def test_every_module_has_its_room():
 
 
 # Whatever is wrong in a made-up house, and the check that finds it.
+# Modules whose tests stand elsewhere: backends of one optimizer, which are held against one reference together.
+TESTED_ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            f"lsmooth/optim/generalized_signsgd/{name}.py"
+            for name in ("functional", "fused", "hyperparameters", "multi_tensor", "single_tensor")
+        ),
+        "optim/generalized_signsgd/test_optimizer.py",
+    ),
+    **dict.fromkeys(
+        (
+            *(f"lsmooth/optim/momentum/{name}.py" for name in ("directions", "multi_tensor", "single_tensor")),
+            "lsmooth/optim/sgd_clip.py",
+            "lsmooth/optim/sgd_normalized.py",
+        ),
+        "optim/momentum/test_optimizer.py",
+    ),
+    # Records without behaviour.
+    "lsmooth/loop/step.py": "loop/test_attempt.py",
+    "cli/__main__.py": "cli/test_main.py",
+}
+
+
+def tests_of(path: str) -> str:
+    """Return where the tests of a module stand, in `tests/`."""
+    room = Path(path).relative_to("lsmooth") if path.startswith("lsmooth/") else Path(path)
+    return TESTED_ELSEWHERE.get(path) or str(room.with_name(f"test_{room.name}"))
+
+
+@pytest.mark.parametrize(
+    "path", [module.path for module in read_house(ROOT).values() if not module.path.endswith("__init__.py")]
+)
+def test_every_module_has_its_tests(path):
+    assert (ROOT / "tests" / tests_of(path)).is_file()
+
+
+def test_no_test_is_looked_for_elsewhere_in_vain():
+    assert all((ROOT / path).is_file() for path in TESTED_ELSEWHERE)
+
+
 SMALL = "x = 1\n"
 LONG_FUNCTION = "def long():\n" + "    pass\n" * 60
 LONG_CLASS = "class Long:\n" + "    x = 1\n" * 300
