@@ -228,7 +228,7 @@ TESTED_ELSEWHERE = {
 }
 
 
-def tests_of(path: str) -> str:
+def where_tested(path: str) -> str:
     """Return where the tests of a module stand, in `tests/`."""
     room = Path(path).relative_to("lsmooth") if path.startswith("lsmooth/") else Path(path)
     return TESTED_ELSEWHERE.get(path) or str(room.with_name(f"test_{room.name}"))
@@ -238,7 +238,7 @@ def tests_of(path: str) -> str:
     "path", [module.path for module in read_house(ROOT).values() if not module.path.endswith("__init__.py")]
 )
 def test_every_module_has_its_tests(path):
-    assert (ROOT / "tests" / tests_of(path)).is_file()
+    assert (ROOT / "tests" / where_tested(path)).is_file()
 
 
 def test_no_test_is_looked_for_elsewhere_in_vain():
