@@ -33,11 +33,12 @@ from lsmooth.loop.settings import DEFAULT_GAMMAS, Settings
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.handover import Measurement
 from lsmooth.measure.recording import Recording
-from lsmooth.measure.scalars import Scalars
+from lsmooth.measure.scalars import Scalars, logged_groups
 from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.microbatch import Closure
 from lsmooth.stepping import Stepping
 from lsmooth.trace.background import wait_for_closed_writers
+from lsmooth.trace.grouping import By
 from lsmooth.trace.writer import Mode
 
 # Recorders at work in this process. None is kept alive, and no model: a notebook's cell may be run again.
@@ -111,7 +112,9 @@ class Recorder:
             memory as another evaluation.
         log: Hears of each well measured step as the trace does, a few seconds late: an object with
             `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a function of the same. It gets
-            the global smoothness, the gradient norm, 2 / lr, and the critical learning rate.
+            the global smoothness, the gradient norm, 2 / lr, the critical learning rate, and the edge ratio.
+        log_by: Also log smoothness, gradient norm and edge ratio of groups of parameters: "module", "parameter", or
+            another grouping that `Trace.smoothness(by=…)` takes.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
         metadata: Anything that JSON can hold, kept with the trace.
 
@@ -149,6 +152,7 @@ class Recorder:
         blocks: Any = None,
         cuda_graphs: bool = False,
         log: Any = None,
+        log_by: By | None = None,
         mode: Mode = "x",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -162,7 +166,8 @@ class Recorder:
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)
         header = header_of(subject, settings, ranks.size, metadata or {})
         listener = None if log is None else Scalars(log)
-        self._recording = Recording(path, header, mode, ranks, subject.parameters, settings.facts(), listener)
+        logged = logged_groups(subject.names, log, log_by)
+        self._recording = Recording(path, header, mode, ranks, subject.parameters, settings.facts(), listener, logged)
         self._faults = Faults(alone=ranks.alone)
         self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)
         self._stepping = Stepping(subject, settings, self._instrument, self._recording, ranks, self._faults)

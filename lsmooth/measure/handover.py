@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -26,6 +26,21 @@ BLOCK_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
+class GroupMeasurement:
+    """A well measured step as a group of parameter tensors has it; see `Measurement`.
+
+    Attributes:
+        smoothness: max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2, of the group's parts; NaN where it did not move.
+        grad_norm: ‖grad f(x_t)‖2.
+        edge_ratio: ⟨Delta(1), d⟩ / -⟨g, d⟩; None without the endpoint.
+    """
+
+    smoothness: float
+    grad_norm: float
+    edge_ratio: float | None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The last well measured step that has reached the host, for progress lines.
 
@@ -36,6 +51,8 @@ class Measurement:
         smoothness: The global estimate, max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2.
         lr: The learning rate, the largest of several groups'.
         critical_lr: lr times the first gamma at which the loss is above its start; None where it is not measured.
+        edge_ratio: ⟨Delta(1), d⟩ / -⟨g, d⟩ over all parameters; None without the endpoint.
+        groups: The same of groups of parameters, where a log asks for them.
     """
 
     step: int
@@ -44,6 +61,8 @@ class Measurement:
     smoothness: float
     lr: float
     critical_lr: float | None = None
+    edge_ratio: float | None = None
+    groups: Mapping[str, GroupMeasurement] = field(default_factory=dict)
 
 
 class Listener(Protocol):
@@ -84,6 +103,7 @@ class Handover:
         writer: Who writes them, on its thread.
         densities: Counts of all coordinates, which go to the writer with each block.
         listener: Who is to hear of each well measured step.
+        groups: Positions of the parameters of each group that the listener hears of.
     """
 
     def __init__(
@@ -93,8 +113,10 @@ class Handover:
         writer: Writer,
         densities: DensityCounter | None = None,
         listener: Listener | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.layout = layout
+        self._groups = groups or {}
         self._listener = listener
         self._densities = densities
         self._device = device
@@ -192,17 +214,19 @@ class Handover:
     def _note_latest(self, rows: dict[str, NDArray[Any]]) -> None:
         well = np.flatnonzero(rows["status"] == Status.MEASURED)
         for i in well if self._listener is not None else well[-1:]:
-            moved = np.linalg.norm(rows["step_norm"][i])
-            changes = np.linalg.norm(rows["grad_diff"][i], axis=-1)
+            row = {name: values[i] for name, values in rows.items()}
+            whole = _of_group(row, self.layout.gammas, slice(None))
             lr = float(rows["lr"][i].max())
             critical = lr * float(rows["critical_gamma"][i]) if "critical_gamma" in rows else None
             self.latest = Measurement(
                 step=int(rows["step"][i]),
                 loss=float(rows["loss"][i]),
-                grad_norm=float(np.linalg.norm(rows["grad_norm"][i])),
-                smoothness=float((changes / (self.layout.gammas * moved)).max()),
+                grad_norm=whole.grad_norm,
+                smoothness=whole.smoothness,
                 lr=lr,
                 critical_lr=critical,
+                edge_ratio=whole.edge_ratio,
+                groups={name: _of_group(row, self.layout.gammas, where) for name, where in self._groups.items()},
             )
             if self._listener is not None:
                 self._listener.put(self.latest)
@@ -220,6 +244,18 @@ class Handover:
                     "the loop adds terms to it outside of what is watched); such steps are flagged as not repeated, "
                     "and each measured step is checked from now on."
                 )
+
+
+def _of_group(row: Mapping[str, NDArray[Any]], gammas: NDArray[Any], where: Sequence[int] | slice) -> GroupMeasurement:
+    """Return what a row says of the parameters at some positions."""
+    moved = np.linalg.norm(row["step_norm"][where])
+    changes = np.linalg.norm(row["grad_diff"][:, where], axis=-1)
+    edge = None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if "curvature/change_next" in row:
+            edge = float(row["curvature/change_next"][where].sum() / -row["curvature/slope"][where].sum())
+        smoothness = float((changes / (gammas * moved)).max()) if moved > 0 else np.nan
+    return GroupMeasurement(smoothness, float(np.linalg.norm(row["grad_norm"][where])), edge)
 
 
 def _fetch(rows: Tensor, dtype: torch.dtype) -> Callable[[], NDArray[Any]]:

@@ -34,6 +34,7 @@ class Recording:
         parameters: The measured parameters.
         facts: What must be the same on all ranks, beside what the header says.
         listener: Who is to hear of each well measured step.
+        groups: Positions of the parameters of each group that the listener hears of.
 
     Raises:
         TraceError: There is no folder for `path`, or what is there is not to be replaced, or not to be continued.
@@ -53,6 +54,7 @@ class Recording:
         parameters: Sequence[Tensor],
         facts: Mapping[str, Any],
         listener: Listener | None = None,
+        groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         device = parameters[0].device
         layout = RowLayout(header.fields(), header.sizes(), header.gammas, header.real)
@@ -74,7 +76,7 @@ class Recording:
         self.densities = DensityCounter(parameters, device) if header.densities else None
         if self.densities is not None and self._file is not None and self._file.density is not None:
             self.densities.load(self.densities.packed(self._file.density))
-        self.handover = Handover(layout, device, self._writer, self.densities, listener)
+        self.handover = Handover(layout, device, self._writer, self.densities, listener, groups)
         self.handover.tell()
         # `time` goes on where a continued trace left off.
         self._started = time.monotonic() - (self._file.seconds if self._file is not None else 0.0)
