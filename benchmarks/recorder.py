@@ -34,6 +34,7 @@ import lsmooth.measure.row
 from lsmooth.measure.coordinates import CoordinateReader
 from lsmooth.measure.handover import Handover
 from lsmooth.measure.norms import TensorNorms
+from lsmooth.measure.quantities import Curvature
 from lsmooth.replay.microbatch import Microbatch
 from lsmooth.replay.segment import Segment
 from lsmooth.replay.state import ModuleState, RandomState
@@ -145,6 +146,7 @@ def rows(short):
     if not short:
         # What a measured step costs beyond its gradients does not grow with the batch.
         found.append(measured("5_2048", timed(*SETTINGS["5_2048"], ("floor", "measured"))))
+    found.append(curvature("1" if short else "5", 7 if short else 21))
     found.append(unmeasured_alone(101 if short else 501))
     found += of_options("1" if short else "5", 3 if short else 7)
     found.append(points_at_once(7))
@@ -241,6 +243,29 @@ def measured(size, times):
         {"5": 1.05, "5_2048": 1.05, "30": 1.02}.get(size),
         note=f"floor {1e3 * times['floor']:.0f} ms, a step and {POINTS} gradient evaluations. The recorder's own work, "
         f"whatever the batch: {listed}; {100 * sum(own.values()) / times['floor']:.1f} % of the floor.",
+    )
+
+
+def curvature(size, repeats):
+    """Return the row of what curvature along the step takes of a measured step."""
+    methods = tuple((Curvature, name) for name in ("at_start", "arrived", "absent", "at_point"))
+    shares, spent = [], []
+    with attached(*setting(*SETTINGS[size])) as step:
+        step(True)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            with clocked({"curvature": methods}) as parts:
+                step(True)
+            spent.append(parts["curvature"])
+            shares.append(100 * spent[-1] / (time.perf_counter() - started))
+    return Row(
+        f"recorder.curvature_{size}",
+        f"curvature along the step, share of a measured step, {millions(size)} parameters",
+        statistics.median(shares),
+        "%",
+        1.0 if size == "5" else None,
+        note=f"{1e3 * statistics.median(spent):.1f} ms a measured step: three passes over gradients and both ends of "
+        f"the step at each of {POINTS} points, and one at x_t.",
     )
 
 
