@@ -143,6 +143,41 @@ def test_gradient_changes_of_a_wrapper_around_another_point_are_those_of_a_quadr
         np.testing.assert_allclose(trace.read("grad_diff")[:, 0, 0], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ScheduleFreeWrapper", "ScheduleFreeWrapperReference"])
+def test_the_wrappers_of_schedulefree(name, tmp_path):
+    wrapper = getattr(pytest.importorskip("schedulefree"), name)
+
+    def make(model):
+        optimizer = wrapper(sgd(model), momentum=0.9)
+        optimizer.train()
+        return optimizer
+
+    bare, weights = trained(make)
+    watched, _ = trained(make, tmp_path / "run.h5")
+    assert differences(bare, watched) == []
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 6}
+        moved = [[float((b - a).norm()) for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(weights)]
+        np.testing.assert_allclose(trace.read("step_norm"), moved, rtol=1e-5)
+
+
+def test_radam_schedule_free_takes_no_step_in_its_silent_phase(tmp_path):
+    """Its learning rate is 0 until the variance of its second moment can be told: these steps displace nothing."""
+    schedulefree = pytest.importorskip("schedulefree")
+    model = mlp()
+    optimizer = schedulefree.RAdamScheduleFree(model.parameters(), lr=0.1)
+    optimizer.train()
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for x, y in batches(8):
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.zero_grad()
+            recorder.backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+            still = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+            assert still == (recorder.step <= 4)
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"no_displacement": 4, "measured": 4}
+
+
 def test_the_optimizer_inside_of_such_a_wrapper_leads_to_the_wrapper(tmp_path):
     seed_all()
     model = mlp()
