@@ -1,5 +1,8 @@
-"""How cost grows: a measured step's time with the size of the model, a run's memory with its length."""
+"""How cost grows: a measured step's time with the size of the model; what a run holds, with its length."""
 
+import itertools
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,44 +40,92 @@ def rows(short):
         )
     )
     found.append(Row("growth.size_spread", "the same, worst over best", worst / best, "x"))
-    few, many = (100, 2_000) if short else (1_000, 100_000)
-    megabytes = {steps: run_memory(steps) for steps in (few, many)}
-    found.append(
-        Row(
-            "growth.length",
-            f"resident memory after {many:,} measured steps over that after {few:,}",
-            megabytes[many] / megabytes[few],
-            "x",
-            1.02,
-            note=f"{megabytes[few]:.0f} MB and {megabytes[many]:.0f} MB.",
-        )
-    )
+    found += soak(*((100, 2_000) if short else (1_000, 100_000)))
     return found
 
 
-def run_memory(steps):
-    """Return the resident set, in MB, at the end of a run of so many measured steps of a tiny model."""
+def soak(few, many):
+    """Return the rows of a run of `many` measured steps, against the same run after `few`."""
+    moments = long_run_in_process(few, (few + many) // 2, many)
+    early, late = moments[0], moments[-1]
+    growths = ((b["bytes"] - a["bytes"], b["steps"] - a["steps"]) for a, b in itertools.pairwise(moments))
+    first, second = (size / steps for size, steps in growths)
+    return [
+        Row(
+            "growth.length",
+            f"resident memory after {many:,} measured steps over that after {few:,}",
+            late["resident"] / early["resident"],
+            "x",
+            1.02,
+            note=f"{early['resident']:.0f} MB and {late['resident']:.0f} MB, "
+            f"{1e6 * (late['resident'] - early['resident']) / (many - few):.1f} bytes a step.",
+        ),
+        Row(
+            "growth.file",
+            f"bytes a step of the trace in the second half of {many:,} measured steps over those in the first",
+            second / first,
+            "x",
+            1.02,
+            note=f"{first:.1f} and {second:.1f} bytes a step, {late['bytes'] / 1e6:.1f} MB in all.",
+        ),
+        Row(
+            "growth.descriptors",
+            f"open descriptors after {many:,} measured steps over those after {few:,}",
+            late["descriptors"] / early["descriptors"],
+            "x",
+            1.0,
+            note=f"{early['descriptors']} and {late['descriptors']}.",
+        ),
+        Row(
+            "growth.threads",
+            f"threads after {many:,} measured steps over those after {few:,}",
+            late["threads"] / early["threads"],
+            "x",
+            1.0,
+            note=f"{early['threads']} and {late['threads']}.",
+        ),
+    ]
+
+
+def long_run_in_process(*moments):
+    """Return what `long_run` finds, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, str(steps)], check=True, capture_output=True, text=True, cwd=Path(__file__).parent
+        [sys.executable, __file__, *map(str, moments)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
-    return float(done.stdout)
+    return json.loads(done.stdout)
 
 
-def long_run(steps):
+def long_run(*moments):
+    """Measure every step of a tiny model's training; return what the process holds after so many steps, each time."""
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     inputs = torch.randn(8, 4)
+    found = []
     with (
         tempfile.TemporaryDirectory() as folder,
         lsmooth.Recorder(model, optimizer, Path(folder) / "run.h5", gammas=(0.5,), endpoint=False) as recorder,
     ):
-        for _ in range(steps):
+        for step in range(1, moments[-1] + 1):
             optimizer.zero_grad()
             recorder.backward(lambda: model(inputs).square().mean())
             optimizer.step()
-        recorder.flush()
-        print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6)
+            if step in moments:
+                recorder.flush()
+                found.append(
+                    {
+                        "steps": step,
+                        "resident": int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6,
+                        "bytes": (Path(folder) / "run.h5").stat().st_size,
+                        "descriptors": len(os.listdir("/proc/self/fd")),
+                        "threads": len(os.listdir("/proc/self/task")),
+                    }
+                )
+    return found
 
 
 if __name__ == "__main__":
-    long_run(int(sys.argv[1]))
+    print(json.dumps(long_run(*map(int, sys.argv[1:]))))
