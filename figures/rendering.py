@@ -22,6 +22,24 @@ def empty_figure() -> Figure:
     return Figure(layout="constrained")
 
 
+# An image takes four bytes a pixel while it is drawn, and viewers refuse much larger ones.
+_MOST_PIXELS = 100_000_000
+
+
+def _check_pixels(figure: Figure, suffix: str, dpi: float | str) -> None:
+    """Refuse an image that would fill the memory."""
+    if suffix.lower() != ".png":
+        return
+    width, height = figure.get_size_inches()
+    dots = figure.dpi if isinstance(dpi, str) else dpi
+    pixels = width * dots * height * dots
+    if pixels > _MOST_PIXELS:
+        raise InvalidArgumentError(
+            f"{width:g}x{height:g} inches at {dots:g} dots an inch are {pixels / 1e6:,.0f} million pixels, and an "
+            f"image has at most {_MOST_PIXELS / 1e6:.0f} million; take a smaller --size or --dpi, or write a .pdf."
+        )
+
+
 def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
     """Return the figure as the content of a file.
 
@@ -31,14 +49,16 @@ def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
         dpi: Dots an inch of images; that of the style by default.
 
     Raises:
-        InvalidArgumentError: The figure is too small for its labels or its legend, or its style wants LaTeX, which is
-            not there.
+        InvalidArgumentError: The image has too many pixels; the figure is too small for its labels or its legend; or
+            its style wants LaTeX, which is not there.
     """
+    dpi = dpi or matplotlib.rcParams["savefig.dpi"]
+    _check_pixels(figure, suffix, dpi)
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout not applied")
         try:
-            figure.savefig(content, format=suffix.lower()[1:], dpi=dpi or matplotlib.rcParams["savefig.dpi"])
+            figure.savefig(content, format=suffix.lower()[1:], dpi=dpi)
             complete = _fits(figure)
         except UserWarning:
             complete = False

@@ -275,3 +275,14 @@ def test_marginals_stand_beside_the_scatter_of_one_trace_alone(small_trace, tmp_
     refused(plot(small_trace, *other, "--kind", "heatmap"), "--marginals goes with the scatter")
     refused(plot(small_trace, small_trace, *other), "--marginals goes with the scatter")
     refused(plot(small_trace, *other, "--by", "module"), "--by")
+
+
+def test_an_image_of_too_many_pixels_is_one_sentence(small_trace, tmp_path):
+    output = tmp_path / "huge.png"
+    arguments = ["plot", str(small_trace), "-o", str(output), "--size", "50x50", "--dpi", "2400"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"Error: 50x50 inches at 2400 dots .* take a smaller --size or --dpi, or write a \.pdf\.", result.output.strip()
+    )
+    assert not output.exists()

@@ -41,3 +41,16 @@ def test_another_error_is_not_taken_for_one_of_latex(monkeypatch):
     monkeypatch.setattr(ax, "draw", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         render(ax.figure, ".png")
+
+
+def test_an_image_that_would_fill_the_memory_is_refused_before_it_is_drawn(monkeypatch):
+    figure = empty_figure()
+    figure.set_size_inches(50, 40)
+    figure.add_subplot()
+    monkeypatch.setattr(figure, "savefig", lambda content, **_: content.write(b"drawn"))
+    with pytest.raises(InvalidArgumentError, match=r"50x40 inches at 2400 dots an inch are 11,520 million pixels, and"):
+        render(figure, ".png", 2400)
+    with style(), pytest.raises(InvalidArgumentError, match="50x40 inches at 300 dots an inch are 180 million"):
+        render(figure, ".png")
+    # 100 million are allowed, and other formats are drawn in lines.
+    assert render(figure, ".PNG", 223) == render(figure, ".pdf", 2400) == b"drawn"
