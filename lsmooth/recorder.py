@@ -39,6 +39,7 @@ from lsmooth.replay.microbatch import Closure
 from lsmooth.stepping import Stepping
 from lsmooth.trace.background import wait_for_closed_writers
 from lsmooth.trace.grouping import By
+from lsmooth.trace.html import table_html
 from lsmooth.trace.writer import Mode
 
 # Recorders at work in this process. None is kept alive, and no model: a notebook's cell may be run again.
@@ -326,6 +327,20 @@ class Recorder:
     def __repr__(self) -> str:
         state = f"next step {self.step}" if self._open else "closed"
         return f"Recorder({self._path!r}, {len(self._subject.parameters)} parameter tensors, {state})"
+
+    def _repr_html_(self) -> str:
+        model, size = type(self._subject.model).__name__, sum(p.numel() for p in self._subject.parameters)
+        facts = [
+            ("state", "recording" if self._open else "closed"),
+            ("model", f"{model}: {len(self._subject.parameters)} parameter tensors, {size:,} parameters"),
+            ("optimizer", self._subject.optimizer_name),
+            ("measured", f"every {self._settings.every} steps" if isinstance(self._settings.every, int) else "on call"),
+            ("next step", f"{self.step:,}"),
+        ]
+        if (latest := self.latest) is not None:
+            seen = f"step {latest.step:,}: loss {latest.loss:.4g}, smoothness {latest.smoothness:.4g}"
+            facts.append(("last well measured", seen))
+        return table_html("lsmooth recorder", self._path, [*facts, ("failure", self.failure or "none")])
 
 
 @contextlib.contextmanager

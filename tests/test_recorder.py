@@ -139,3 +139,19 @@ def test_torchs_defaults_for_new_tensors_do_not_matter(arguments, other_default,
     assert {"grad_diff", "step_norm", "coordinate/grad_along"} <= expected.keys() == found.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_a_recorder_shows_itself_in_a_notebook(tmp_path, model):
+    optimizer = sgd(model)
+    path = tmp_path / "<b>run&.h5"
+    with lsmooth.Recorder(model, optimizer, path, every=2) as recorder:
+        assert "last well measured" not in recorder._repr_html_()
+        train(recorder, model, optimizer, 3)
+        recorder.flush()
+        shown = recorder._repr_html_()
+        assert "recording" in shown
+        for text in ("SGD", "every 2 steps", ">3<", "step 2: loss", "4 parameter tensors", "none"):
+            assert text in shown
+        assert "&lt;b&gt;run&amp;.h5" in shown
+        assert "<b>run" not in shown
+    assert "closed" in recorder._repr_html_()

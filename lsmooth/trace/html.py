@@ -1,7 +1,8 @@
-"""A trace in a notebook: what it holds, as a small table."""
+"""A trace or a recorder in a notebook: what it holds, as a small table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,22 @@ def summary_html(trace: Trace) -> str:
     Raises:
         TraceError: The trace is damaged.
     """
+    return table_html("lsmooth trace", str(trace.path), _facts(trace))
+
+
+def table_html(kind: str, path: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Return named facts as an HTML table, with every text escaped.
+
+    Args:
+        kind: What is shown, for the caption.
+        path: Its file.
+        facts: Names, and what is to be said of each.
+    """
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
-        for name, text in _facts(trace)
+        for name, text in facts
     )
-    return f"<table><caption><b>lsmooth trace</b> {escape(str(trace.path))}</caption><tbody>{rows}</tbody></table>"
+    return f"<table><caption><b>{escape(kind)}</b> {escape(path)}</caption><tbody>{rows}</tbody></table>"
 
 
 def _facts(trace: Trace) -> list[tuple[str, str]]:
