@@ -170,8 +170,13 @@ class Recorder:
         logged = logged_groups(subject.names, log, log_by)
         self._recording = Recording(path, header, mode, ranks, subject.parameters, settings.facts(), listener, logged)
         self._faults = Faults(alone=ranks.alone)
-        self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)
-        self._stepping = Stepping(subject, settings, self._instrument, self._recording, ranks, self._faults)
+        try:
+            self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)
+            self._stepping = Stepping(subject, settings, self._instrument, self._recording, ranks, self._faults)
+        except BaseException:
+            # Nobody else could close the file, which this process has locked.
+            self._recording.close(self._recording.next_step, wait=True)
+            raise
         self._open = True
         _OPEN_IN_PROCESS.add(self)
 

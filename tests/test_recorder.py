@@ -155,3 +155,17 @@ def test_a_recorder_shows_itself_in_a_notebook(tmp_path, model):
         assert "&lt;b&gt;run&amp;.h5" in shown
         assert "<b>run" not in shown
     assert "closed" in recorder._repr_html_()
+
+
+def test_a_recorder_that_cannot_be_made_leaves_no_file_locked(tmp_path, model, monkeypatch):
+    def fails(*arguments):
+        raise MemoryError
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with monkeypatch.context() as patched:
+        patched.setattr(lsmooth.recorder, "Instrument", fails)
+        with pytest.raises(MemoryError):
+            lsmooth.Recorder(model, optimizer, tmp_path / "run.h5")
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.state == "complete"
+    lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", mode="a").close()
