@@ -23,11 +23,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from row import Row, interleaved
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lsmooth
 import lsmooth.measure.row
@@ -150,7 +152,57 @@ def rows(short):
     found.append(unmeasured_alone(101 if short else 501))
     found += of_options("1" if short else "5", 3 if short else 7)
     found.append(points_at_once(7))
+    found.append(operations())
     return found
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts the operations that are dispatched in a block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _parameters_of(model, _):
+    return [name for name, _ in model.named_parameters()], list(model.parameters())
+
+
+def operations():
+    """Return the row of what a point has a GPU's host dispatch, on a device that runs nothing."""
+    found = {}
+    with (
+        mock.patch("lsmooth.loop.subject.measured_parameters", _parameters_of),
+        # What leaves the device does so in blocks, and is read on another thread.
+        mock.patch.object(Handover, "flush", return_value=None),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        for points in (2, 6):
+            model, optimizer, _ = many_small_tensors()
+            model.to("meta")
+            x = torch.zeros(4, 4, device="meta")
+            gammas = [(i + 1) / (points + 1) for i in range(points)]
+            with lsmooth.Recorder(model, optimizer, Path(folder) / f"{points}.h5", gammas=gammas) as recorder:
+                for _ in range(2):
+                    optimizer.zero_grad()
+                    recorder.backward(lambda: model(x).square().mean())  # noqa: B023
+                    with Dispatched() as counted:
+                        optimizer.step()
+            found[points] = counted.count
+    return Row(
+        "recorder.operations",
+        "operations that a point has a GPU's host dispatch beyond its evaluation, 150 tensors",
+        (found[6] - found[2]) / 4,
+        "operations",
+        15,
+        note="counted on PyTorch's meta device, whatever the number of tensors: 2 move the parameters, 2 form "
+        "differences and take their norms, 4 form products with the step and sum them up, 2 bring results together, 2 "
+        "detach and copy the loss, 3 read the followed coordinates. What is done once a step, most of it to find "
+        f"edited gradients, takes {found[2] - (found[6] - found[2]) // 2} more, the optimizer's own among them. Models "
+        "above 8 MB take gradients as they arrive, in up to 16 buckets with 7 to 9 operations each.",
+    )
 
 
 def timed(shape, tokens, kinds, device="cpu", repeats=7, steps=1):
@@ -337,7 +389,7 @@ def of_size(size):
 
 # What a measured step does besides evaluating gradients, by what it is spent on.
 PARTS = {
-    "norms": ((TensorNorms, "add"), (TensorNorms, "result_and_product")),
+    "norms": ((TensorNorms, "add"), (TensorNorms, "parts")),
     "copies and interpolation": ((Segment, "begin"), (Segment, "end"), (Segment, "move_to")),
     "followed coordinates": ((CoordinateReader, "read"),),
     "generators and buffers": (

@@ -166,8 +166,8 @@ class StepGradient:
         The loop has come to use CUDA graphs meanwhile; gradients of later steps are copied.
         """
         if not self.borrowed or not any(
-            # Empty tensors lie nowhere.
-            gradient.numel() and position in self.borrowed and self.borrowed[position][1][0] == gradient.data_ptr()
+            # Empty tensors lie nowhere, at 0.
+            position in self.borrowed and self.borrowed[position][1][0] == gradient.data_ptr() != 0
             for position, gradient in zip(positions, gradients, strict=True)
         ):
             return False

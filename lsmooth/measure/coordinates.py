@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# On a GPU, tensors up to this many elements are read end to end: copying them costs less than a kernel for each.
+from lsmooth.replay.arrivals import taken_whole
+
+# On a GPU, tensors up to this many elements are read end to end: copying them costs less than a kernel for each. So are
+# all tensors of a model that is small in all.
 _SMALL = 1 << 13
 # Sets of tensors for which it is remembered how to read them.
 _MOST_PLANS = 1 << 10
@@ -63,12 +67,16 @@ class _Plan:
 
     Attributes:
         together: Places, in the list of tensors, of those that are read end to end.
-        joint: Indices in all of these end to end, if there are any.
+        slots: Where each of these is copied to, in its shape.
+        flat: All slots, end to end.
+        joint: Indices in it, if there are any.
         alone: Places of the others, with the indices in each.
         places: Where the values go, in this order.
     """
 
     together: tuple[int, ...]
+    slots: list[Tensor]
+    flat: Tensor
     joint: Tensor | None
     alone: tuple[tuple[int, Tensor], ...]
     places: slice | Tensor
@@ -77,7 +85,8 @@ class _Plan:
         """Return the followed coordinates."""
         found = [torch.take(tensors[place], indices) for place, indices in self.alone]
         if self.joint is not None:
-            found.insert(0, torch.take(torch.cat([tensors[place].reshape(-1) for place in self.together]), self.joint))
+            torch._foreach_copy_(self.slots, [tensors[place] for place in self.together])
+            found.insert(0, torch.take(self.flat, self.joint))
         return torch.cat(found) if len(found) > 1 else found[0]
 
 
@@ -110,6 +119,10 @@ class CoordinateReader:
                 self._indices[position] = torch.from_numpy(indices).to(tensor.device)
                 self._places[position] = torch.from_numpy(mine[here]).to(device)
                 self._numbers[position] = mine[here]
+        sizes = {t.device: sum(o.numel() * o.element_size() for o in tensors if o.device == t.device) for t in tensors}
+        self._small = {d: math.inf if taken_whole(size, d) else _SMALL for d, size in sizes.items()}
+        # By device and dtype, memory that tensors are copied to; all plans share it.
+        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         # By the positions that arrived together before, which are the same from step to step.
         self._plans: dict[tuple[int, ...], list[_Plan]] = {}
 
@@ -122,11 +135,12 @@ class CoordinateReader:
                 self._plans.clear()
             self._plans[key] = self._planned(positions, tensors)
         for plan in self._plans[key]:
-            values = plan.values(tensors).to(into.device, into.dtype, non_blocking=True)
+            values = plan.values(tensors)
             if isinstance(plan.places, slice):
-                into[plan.places].copy_(values)
+                part = into if len(values) == len(into) else into[plan.places]
+                part.copy_(values, non_blocking=True)
             else:
-                into.index_copy_(0, plan.places, values)
+                into.index_copy_(0, plan.places, values.to(into.device, into.dtype, non_blocking=True))
 
     def _planned(self, positions: Sequence[int], tensors: Sequence[Tensor]) -> list[_Plan]:
         """Return how to read tensors that arrive together, by device."""
@@ -134,7 +148,7 @@ class CoordinateReader:
         followed = [place for place, position in enumerate(positions) if position in self._indices]
         for device in dict.fromkeys(tensors[place].device for place in followed):
             here = [place for place in followed if tensors[place].device == device]
-            together = [place for place in here if device.type != "cpu" and tensors[place].numel() <= _SMALL]
+            together = [p for p in here if device.type != "cpu" and tensors[p].numel() <= self._small[device]]
             alone = [place for place in here if place not in together]
             joint, start = [], 0
             for place in together:
@@ -145,6 +159,7 @@ class CoordinateReader:
             plans.append(
                 _Plan(
                     tuple(together),
+                    *self._slots([tensors[place] for place in together], device),
                     torch.cat(joint) if joint else None,
                     tuple((place, self._indices[positions[place]]) for place in alone),
                     slice(int(numbers[0]), int(numbers[-1]) + 1)
@@ -153,3 +168,12 @@ class CoordinateReader:
                 )
             )
         return plans
+
+    def _slots(self, tensors: Sequence[Tensor], device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Return where tensors are copied to end to end, each in its shape and all of it."""
+        sizes = [tensor.numel() for tensor in tensors]
+        key = device, tensors[0].dtype if tensors else torch.float32
+        if key not in self._memory or len(self._memory[key]) < sum(sizes):
+            self._memory[key] = torch.empty(sum(sizes), dtype=key[1], device=device)
+        flat = self._memory[key][: sum(sizes)]
+        return [part.view(tensor.shape) for part, tensor in zip(flat.split(sizes), tensors, strict=True)], flat

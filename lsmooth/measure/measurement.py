@@ -80,6 +80,8 @@ def measure(
                 for quantity in quantities:
                     quantity.at_point(point, loss, row, step)
             for quantity in quantities:
+                quantity.at_last(row, step)
+            for quantity in quantities:
                 quantity.further(replay, row, step)
     except BaseException:
         for quantity in quantities:

@@ -9,7 +9,7 @@ To measure something new, write a class here, add it to `quantities_of`, and its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,21 +19,16 @@ from torch import Tensor
 from lsmooth.measure.coordinates import CoordinateReader, FollowedCoordinates
 from lsmooth.measure.densities import DensityCounter
 from lsmooth.measure.geometries import NormsInUse
-from lsmooth.measure.norms import Kind, TensorNorms, piece_size
-from lsmooth.measure.products import products_with_step
+from lsmooth.measure.norms import Kind, TensorNorms, differences, products_of
+from lsmooth.measure.packed import Along
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
-from lsmooth.precision import accumulation_dtype
+from lsmooth.replay.arrivals import taken_whole
 from lsmooth.replay.evaluation import Replay
 from lsmooth.trace.layout import Geometry
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
-
-
-# Inner products take so large a share of all parameters at a time, but no fewer elements than pay for a call.
-_PIECES = 64
-_LEAST_PIECE = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,9 @@ class Quantity:
     def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
         """Fill in what is known at a point, all of whose gradients have arrived, and whose loss is given."""
 
+    def at_last(self, row: Row, step: Step) -> None:
+        """Fill in what is known when the last point has been seen."""
+
     def further(self, replay: Replay, row: Row, step: Step) -> None:
         """Evaluate the loss at positions of its own, after all points."""
 
@@ -84,7 +82,11 @@ class Quantity:
 class Losses(Quantity):
     """f(x_t), f(x_t + gamma d) and f(x_{t+1}), with the learning rates that led there."""
 
+    def __init__(self) -> None:
+        self._along: list[Tensor] = []
+
     def at_start(self, step: Step, row: Row) -> None:
+        self._along = []
         row["loss"].copy_(step.loss)
         row.put_lr(step.lr)
         if step.foreign is not None:
@@ -92,9 +94,17 @@ class Losses(Quantity):
 
     def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
         if point.index is not None:
-            row["loss_along"][point.index].copy_(loss)
+            self._along.append(loss)
         if point.endpoint:
             row["loss_next"].copy_(loss)
+
+    def at_last(self, row: Row, step: Step) -> None:
+        if self._along:
+            torch.stack(self._along, out=row["loss_along"])
+            self._along = []
+
+    def clear(self) -> None:
+        self._along = []
 
 
 class GradientNoise(Quantity):
@@ -110,7 +120,7 @@ class GradientNoise(Quantity):
 
 
 class StepNorms(Quantity):
-    """‖d‖ of each tensor in the norm of each geometry, and ⟨g, d⟩.
+    """‖d‖ of each tensor in the norm of each geometry, and ⟨g, d⟩, of each and in all.
 
     Args:
         geometries: Which norms.
@@ -124,11 +134,14 @@ class StepNorms(Quantity):
     def at_start(self, step: Step, row: Row) -> None:
         active, segment = step.active, step.segment
         along = [step.gradient.tensors[i] for i in active]
-        self._norms.add(active, segment.parameters_to_overwrite(), segment.start, along, consumed=True)
-        found, slope = self._norms.result_and_product()
+        live = segment.parameters_to_overwrite()
+        self._norms.add(active, live, segment.start, along, consumed=True, any_range=True)
+        found, slopes = self._norms.result_and_products()
         for geometry in self._geometries:
             row[geometry.dataset("step_norm")].copy_(found[geometry.displacement])
-        row["slope"].copy_(slope if step.scale is None else slope / step.scale)
+        slopes = slopes if step.scale is None else slopes / step.scale
+        row["curvature/slope"].copy_(slopes)
+        row["slope"].copy_(slopes.sum())
 
     def clear(self) -> None:
         self._norms.clear()
@@ -180,10 +193,14 @@ class Coordinates(Quantity):
 
     def __init__(self, reader: CoordinateReader) -> None:
         self._reader = reader
-        self._row: Row | None = None
+        # Where the points of the dimension `gamma` go, and the endpoint.
+        self._along: Sequence[Tensor] = ()
+        self._next: Tensor | None = None
 
     def at_start(self, step: Step, row: Row) -> None:
-        self._row = row
+        self._along = row["coordinate/grad_along"].unbind()
+        if "coordinate/grad_next" in row:
+            self._next = row["coordinate/grad_next"]
         grad, moved = row["coordinate/grad"], row["coordinate/displacement"]
         arrived = [(i, g) for i, g in enumerate(step.gradient.tensors) if g is not None]
         self._reader.read([i for i, _ in arrived], [g for _, g in arrived], grad)
@@ -203,20 +220,19 @@ class Coordinates(Quantity):
         into = self._place(point)
         if into is not None and step.scale is not None:
             into.div_(step.scale)
-        if into is not None and point.index is not None and point.endpoint:
-            row["coordinate/grad_next"].copy_(into)
+        if into is not None and self._next is not None and point.index is not None and point.endpoint:
+            self._next.copy_(into)
 
     def _place(self, point: Point) -> Tensor | None:
-        assert self._row is not None
         if point.index is not None:
-            return self._row["coordinate/grad_along"][point.index]
-        return self._row["coordinate/grad_next"] if point.endpoint else None
+            return self._along[point.index]
+        return self._next if point.endpoint else None
 
     def at_end(self, well: Tensor, step: Step) -> None:
-        self._row = None
+        self.clear()
 
     def clear(self) -> None:
-        self._row = None
+        self._along, self._next = (), None
 
 
 class Densities(Quantity):
@@ -244,85 +260,11 @@ class Densities(Quantity):
         self._counter.clear()
 
 
-class Curvature(Quantity):
-    """⟨g, d⟩, ⟨Delta(gamma), d⟩ and ⟨Delta(1), d⟩ of each tensor, of which curvature along the step is made.
-
-    Args:
-        parameters: The measured parameters, of whose size temporary memory is a small share.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        total = sum(local(p).numel() for p in parameters)
-        self._piece = min(piece_size(parameters[0].device), max(_LEAST_PIECE, total // _PIECES))
-        self._zero = torch.zeros((), dtype=accumulation_dtype(parameters[0].device), device=parameters[0].device)
-        # By position: x_t and x_{t+1}.
-        self._ends: dict[int, tuple[Tensor, Tensor]] = {}
-        self._row: Row | None = None
-
-    def at_start(self, step: Step, row: Row) -> None:
-        self._row = row
-        ends = zip(step.segment.start, step.segment.stop, strict=True)
-        self._ends = dict(zip(step.active, ends, strict=True))
-        arrived = [(i, g) for i, g in enumerate(step.gradient.tensors) if g is not None]
-        self._put(row["curvature/slope"], [i for i, _ in arrived], [g for _, g in arrived], [None] * len(arrived))
-        if step.scale is not None:
-            row["curvature/slope"].div_(step.scale)
-
-    def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
-        into = self._place(point)
-        if into is not None:
-            self._put(into, positions, gradients, [step.gradient.tensors[i] for i in positions])
-
-    def absent(self, point: Point, position: int, first: Tensor) -> None:
-        into = self._place(point)
-        if into is not None and position in self._ends:
-            self._put(into, [position], [first.neg()], [None])
-
-    def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
-        into = self._place(point)
-        if into is not None and step.scale is not None:
-            into.div_(step.scale)
-        if into is not None and point.index is not None and point.endpoint:
-            row["curvature/change_next"].copy_(into)
-
-    def _put(
-        self, into: Tensor, positions: Sequence[int], gradients: Sequence[Tensor], minus: Sequence[Tensor | None]
-    ) -> None:
-        """Put the products of gradients, less others, with the step into their places, (p,)."""
-        moving = [place for place, position in enumerate(positions) if position in self._ends]
-        if not moving:
-            return
-        ends = [self._ends[positions[place]] for place in moving]
-        products = products_with_step(
-            [gradients[place] for place in moving],
-            [minus[place] for place in moving],
-            [start for start, _ in ends],
-            [stop for _, stop in ends],
-            self._piece,
-        )
-        found: list[Tensor] = [self._zero] * len(into)
-        for place, product in zip(moving, products, strict=True):
-            found[positions[place]] = product.to(self._zero.device, self._zero.dtype, non_blocking=True)
-        into.add_(torch.stack(found))
-
-    def _place(self, point: Point) -> Tensor | None:
-        assert self._row is not None
-        if point.index is not None:
-            return self._row["curvature/change"][point.index]
-        return self._row["curvature/change_next"] if point.endpoint else None
-
-    def at_end(self, well: Tensor, step: Step) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self._row, self._ends = None, {}
-
-
 class GradientChanges(Quantity):
-    """‖g‖ and ‖Delta(gamma)‖ of each tensor in the dual norm of each geometry; the last quantity, for it overwrites.
+    """‖g‖ and ‖Delta(gamma)‖ of each tensor in the dual norm of each geometry, and ⟨Delta(gamma), d⟩ of each.
 
-    At gamma = 0, where training's own gradient is evaluated a second time, ‖Delta(0)‖2 over all tensors is the error
-    of a replay.
+    The last quantity, for it overwrites. At gamma = 0, where training's own gradient is evaluated a second time,
+    ‖Delta(0)‖2 over all tensors is the error of a replay.
 
     Args:
         geometries: Which norms.
@@ -334,29 +276,61 @@ class GradientChanges(Quantity):
         self._geometries = geometries
         self._norms = norms
         self._two_norms = two_norms
+        # By position of what moves: d, or x_t and x_{t+1}.
+        self._steps: dict[int, Along] = {}
+        # What was found at each point of the dimension `gamma`, and at the endpoint, gradients still scaled.
+        self._along: list[dict[str, Tensor]] = []
+        self._next: dict[str, Tensor] | None = None
 
     def at_start(self, step: Step, row: Row) -> None:
         found = _unscaled(step.gradient.norms, step.scale)
         for geometry in self._geometries:
             row[geometry.dataset("grad_norm")].copy_(found[geometry.gradient])
+        start, stop = step.segment.start, step.segment.stop
+        steps: Sequence[Along] = list(zip(start, stop, strict=True))
+        if start and taken_whole(sum(t.numel() * t.element_size() for t in start), start[0].device):
+            steps = differences(stop, start)
+        self._steps = dict(zip(step.active, steps, strict=True))
+        self._along, self._next = [], None
 
     def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
         first = [step.gradient.tensors[i] for i in positions]
-        self._norms_at(point).add(positions, gradients, first, consumed=True)
+        if point.is_check:
+            self._two_norms.add(positions, gradients, first, consumed=True)
+        else:
+            self._norms.add(positions, gradients, first, [self._steps.get(i) for i in positions], consumed=True)
 
     def absent(self, point: Point, position: int, first: Tensor) -> None:
-        self._norms_at(point).add([position], [first], [None])
+        ends = self._steps.get(position)
+        back = ends[::-1] if isinstance(ends, tuple) else None if ends is None else -ends
+        self._norms_at(point).add([position], [first], [None], None if point.is_check else [back])
 
     def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
-        found = _unscaled(self._norms_at(point).result(), step.scale)
         if point.is_check:
+            found = _unscaled(self._two_norms.result(), step.scale)
             row["replay_error"].copy_(torch.linalg.vector_norm(found["l2"]))
             return
+        parts = self._norms.parts()
+        if point.index is not None:
+            self._along.append(parts)
+        if point.endpoint:
+            self._next = parts
+
+    def at_last(self, row: Row, step: Step) -> None:
+        # All points at once, which on a GPU takes the time of one.
+        zeros = torch.zeros_like(row["weight_norm"])
+        named = {name: [p.get(name, zeros) for p in self._along] for p in self._along for name in p}
+        self._fill(row, step, {name: torch.stack(values) for name, values in named.items()}, "")
+        if self._next is not None:
+            self._fill(row, step, self._next, "_next")
+        self._steps, self._along, self._next = {}, [], None
+
+    def _fill(self, row: Row, step: Step, parts: Mapping[str, Tensor], suffix: str) -> None:
         for geometry in self._geometries:
-            if point.index is not None:
-                row[geometry.dataset("grad_diff")][point.index].copy_(found[geometry.gradient])
-            if point.endpoint:
-                row[geometry.dataset("grad_diff_next")].copy_(found[geometry.gradient])
+            found = parts[geometry.gradient]
+            row[geometry.dataset("grad_diff") + suffix].copy_(found if step.scale is None else found / step.scale)
+        products = products_of(parts)
+        row["curvature/change" + suffix].copy_(products if step.scale is None else products / step.scale)
 
     def _norms_at(self, point: Point) -> TensorNorms:
         return self._two_norms if point.is_check else self._norms
@@ -364,6 +338,7 @@ class GradientChanges(Quantity):
     def clear(self) -> None:
         self._norms.clear()
         self._two_norms.clear()
+        self._steps, self._along, self._next = {}, [], None
 
 
 def _unscaled(norms: dict[Kind, Tensor], scale: Tensor | None) -> dict[Kind, Tensor]:
@@ -397,6 +372,5 @@ def quantities_of(
         found.append(Coordinates(CoordinateReader(followed, parameters, device, held)))
     if densities is not None:
         found.append(Densities(densities))
-    found.append(Curvature(parameters))
     # Norms come last, since they may overwrite gradients.
     return [*found, GradientChanges(geometries, norms.gradients, norms.two)]

@@ -12,6 +12,16 @@ from torch.utils.hooks import RemovableHandle
 
 from lsmooth.parallel.shards import local
 
+# Up to so many bytes of gradients, a copy of them all costs less than taking them one by one: on a GPU, where each
+# call of a kernel costs the host time, whatever it works on, that is more.
+_TAKEN_WHOLE_BYTES = 1 << 20
+_TAKEN_WHOLE_BYTES_ON_GPU = 1 << 23
+
+
+def taken_whole(size: int, device: torch.device) -> bool:
+    """Say whether gradients of so many bytes are taken when all are there, and a step's displacement is kept."""
+    return size <= (_TAKEN_WHOLE_BYTES if device.type == "cpu" else _TAKEN_WHOLE_BYTES_ON_GPU)
+
 
 class Arrivals:
     """Takes gradients from the parameters as a backward pass delivers them, and hands them on in buckets.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lsmooth.replay.arrivals import Arrivals
+from lsmooth.replay.arrivals import Arrivals, taken_whole
 from lsmooth.replay.graphs import Played, Player
 from lsmooth.replay.interrupts import DeferredSignals
 from lsmooth.replay.microbatch import Microbatch
@@ -28,8 +28,6 @@ Result = TypeVar("Result")
 # Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
 BUCKET_SHARE = 1 / 16
 BUCKET_LEAST_BYTES = 1 << 16
-# Below this, a copy of all gradients costs less than taking them one by one.
-TAKEN_WHOLE_BYTES = 1 << 20
 
 
 class Evaluation:
@@ -63,7 +61,8 @@ class Evaluation:
         self.bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
         # The wrappers of parallel training average gradients on their own schedule; a graph's are there when all of it
         # has run.
-        self._takes_early = total > TAKEN_WHOLE_BYTES and plain_gradients and player is None
+        whole = taken_whole(total, parameters[0].device)
+        self._takes_early = not whole and plain_gradients and player is None
 
     @contextlib.contextmanager
     def set_aside(self, step: Step) -> Iterator[Replay]:
@@ -99,8 +98,9 @@ class Evaluation:
 
     def on_row_device(self, loss: Tensor) -> Tensor:
         """Return a loss as rows hold it: a scalar in memory of its own, on the device of the first parameter."""
-        device = self._parameters[0].device
-        return loss.detach().reshape(()).to(device, self._dtype, non_blocking=True, copy=True)
+        with torch.no_grad():
+            copied = loss.to(self._parameters[0].device, self._dtype, non_blocking=True, copy=True)
+            return copied.reshape(()) if copied.dim() else copied
 
     def captured(self, microbatches: Sequence[Microbatch]) -> Sequence[Microbatch | Played]:
         """Return what to evaluate: CUDA graphs of the microbatches, where these were asked for."""

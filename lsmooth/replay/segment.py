@@ -60,7 +60,7 @@ class Segment:
         elif gamma == 1.0:
             torch._foreach_copy_(self.parameters, self.stop)
             self._at_stop = True
-        elif all(parameter.is_cuda for parameter in self.parameters):
+        elif not any(parameter.is_cpu for parameter in self.parameters):
             # Two passes through memory in place of one, but a few kernels in place of one a tensor.
             torch._foreach_copy_(self.parameters, self.start)
             torch._foreach_lerp_(self.parameters, self.stop, gamma)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lsmooth.measure.norms import _CPU_PIECE, _CPU_SCRATCH, _GPU_PIECE, TensorNorms, _Scratch, tensor_norms
+from lsmooth.measure.norms import _CPU_PIECE, _GPU_PIECE, TensorNorms, tensor_norms
 
 pytestmark = pytest.mark.usefixtures("device")
 
 
-SIZES = [3, _CPU_SCRATCH * 2 + 7, 1, 40, _CPU_PIECE]
+SIZES = [3, _CPU_PIECE * 8 + 7, 1, 40, _CPU_PIECE]
 
 
 def pairs(dtype=torch.float32, scale=1.0):
@@ -58,8 +58,8 @@ def test_parts_of_a_tensor_may_differ_in_scale(scales, dtype):
 
 def product(along, left, right):
     norms = TensorNorms([a.numel() for a in left], torch.get_default_device())
-    norms.add(range(len(left)), left, right, along)
-    return norms.result_and_product()[1]
+    norms.add(range(len(left)), left, right, along, any_range=True)
+    return norms.result_and_products()[1].sum()
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_the_product_is_of_those_with_a_counterpart_and_begins_anew():
     norms = TensorNorms([3, 3, 20_000], torch.get_default_device(), ("linf", "spectral"))
     ones, large = torch.ones(3), torch.ones(20_000)
     norms.add([2, 0, 1], [2 * large, 2 * ones, 5 * ones], [large, None, ones], [large, 3 * ones, None])
-    found, total = norms.result_and_product()
+    found, products = norms.result_and_products()
     assert found["linf"].tolist() == [2, 4, 1]
-    assert total == 20_000 + 3 * 2 * 3
-    assert norms.result_and_product()[1] == 0
+    assert products.tolist() == [3 * 2 * 3, 0, 20_000]
+    assert norms.result_and_products()[1].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -108,18 +108,55 @@ def test_tensors_that_may_be_overwritten_give_the_same_norms_and_products(dtype)
     found = []
     for consumed in (False, True):
         norms = TensorNorms([t.numel() for t in left], torch.get_default_device(), kinds)
-        norms._scratch, norms._piece, norms._together, norms._overwrites = _Scratch(0), 50_000, 50_000, True
+        go_the_way_of_a_gpu(norms)
         given = [t.clone() for t in left]
         norms.add(range(6), given, right, along, consumed=consumed)
         assert torch.equal(given[1], left[1]) != (consumed and dtype != torch.bfloat16)
-        of, product = norms.result_and_product()
-        found.append(torch.cat([*of.values(), product[None]]))
+        of, products = norms.result_and_products()
+        found.append(torch.cat([*of.values(), products]))
     difference = [a.double() if b is None else a.double() - b.double() for a, b in zip(left, right, strict=True)]
-    product = sum((c.double() * d).sum() for c, d in zip(along, difference, strict=True) if c is not None)
+    terms = [d * (0 if c is None else c.double()) for c, d in zip(along, difference, strict=True)]
     expected = torch.stack([d.norm() for d in difference])
     torch.testing.assert_close(found[0], found[1], rtol=1e-7, atol=0)
     torch.testing.assert_close(found[0][:6], expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(found[0][-1], product, rtol=1e-5, atol=0)
+    errors = (found[0][-6:] - torch.stack([t.sum() for t in terms])).abs()
+    assert (errors <= 1e-6 * torch.stack([t.abs().sum() for t in terms])).all()
+
+
+def go_the_way_of_a_gpu(norms):
+    norms._packed, norms._piece, norms._together, norms._overwrites = None, 50_000, 50_000, True
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["together", "one by one", "of a GPU"])
+def test_products_with_a_step_that_is_given_by_its_ends(way, dtype):
+    """Those of neither sign and of both, of tensors that share most digits."""
+    torch.manual_seed(0)
+    sizes = [3, 900, 0, 20_000, 70_000] + ([] if way == "together" else [400_000])
+    given = [[(1 + 0.01 * torch.randn(size)).to(dtype) for size in sizes] for _ in range(4)]
+    norms = TensorNorms(sizes, torch.get_default_device())
+    if way == "of a GPU":
+        go_the_way_of_a_gpu(norms)
+    terms = [(a.double() - b.double()) * (y.double() - x.double()) for a, b, x, y in zip(*given, strict=True)]
+    absolute = torch.stack([t.abs().sum() for t in terms])
+    a, b, x, y = given
+    for ends in (
+        list(zip(x, y, strict=True)),
+        [y.to(d) - x.to(d) for x, y in zip(x, y, strict=True) for d in [wide(dtype)]],
+    ):
+        norms.add(range(len(sizes)), [t.clone() for t in a], b, ends, consumed=True)
+        found, products = norms.result_and_products()
+        torch.testing.assert_close(
+            found["l2"],
+            torch.stack([(s.double() - t.double()).norm() for s, t in zip(a, b, strict=True)]),
+            rtol=1e-6,
+            atol=0,
+        )
+        assert ((products - torch.stack([t.sum() for t in terms])).abs() <= 1e-6 * absolute).all()
+
+
+def wide(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -36,7 +36,7 @@ def seen_at_once(loop, device):
 @pytest.fixture(autouse=True)
 def gradients_taken_early(monkeypatch):
     """Take gradients as they arrive, in buckets of about one layer, as with models that are not as tiny as these."""
-    monkeypatch.setattr("lsmooth.replay.evaluation.TAKEN_WHOLE_BYTES", 0)
+    monkeypatch.setattr("lsmooth.replay.arrivals._TAKEN_WHOLE_BYTES", 0)
     monkeypatch.setattr("lsmooth.replay.evaluation.BUCKET_LEAST_BYTES", 100)
 
 
@@ -101,7 +101,7 @@ def test_estimates_agree_with_a_slow_reference(loop, seen_at_once, tmp_path):
 
 def test_gradients_taken_all_at_once_give_the_same_numbers(tmp_path, monkeypatch):
     finished(LOOPS["accumulation"], Recorded(tmp_path / "early.h5"))
-    monkeypatch.setattr("lsmooth.replay.evaluation.TAKEN_WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmooth.replay.arrivals._TAKEN_WHOLE_BYTES", 1 << 20)
     finished(LOOPS["accumulation"], Recorded(tmp_path / "whole.h5"))
     with lsmooth.Trace(tmp_path / "early.h5") as early, lsmooth.Trace(tmp_path / "whole.h5") as whole:
         for name in ("loss_along", "grad_diff", "coordinate/grad_along"):
