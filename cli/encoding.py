@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import sys
-import unicodedata
 
 # Close replacements in ASCII; the blocks of `lsmooth tail` rise from "_" to "@".
 _REPLACEMENTS = {
@@ -50,4 +49,7 @@ def _plain(character: str) -> str:
     """Return a character in ASCII: its replacement, its letters without accents, or "?"."""
     if character in _REPLACEMENTS:
         return _REPLACEMENTS[character]
+    # Imported here, for those whose terminals need it: the module takes its time.
+    import unicodedata
+
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"

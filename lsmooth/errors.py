@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -49,6 +48,9 @@ def compiler_failure(error: Exception) -> str | None:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentError:
     """Return the error for a `name` that is not among the `known` ones, with the closest of them as suggestions."""
+    # Imported here, for those who mistype: the module takes its time.
+    import difflib
+
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."

@@ -28,14 +28,21 @@ def get_attribute(item: h5py.HLObject, name: str) -> Any:
         KeyError: There is none of this name.
         ValueError: It is of a kind that traces do not have.
     """
-    if name not in item.attrs:
+    # By h5py's lower level: `item.attrs` would open the attribute again and again.
+    raw_name = name.encode("utf-8", "surrogateescape")
+    if not h5py.h5a.exists(item.id, raw_name):
         raise KeyError(f"it has no attribute {name}")
-    kind = item.attrs.get_id(name).get_type()
+    attribute = h5py.h5a.open(item.id, raw_name)
+    kind = attribute.get_type()
     if kind.get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING) or (
         kind.get_class() == h5py.h5t.STRING and kind.is_variable_str()
     ):
         raise ValueError(f"the attribute {name} is not of a kind that traces have")
-    value = item.attrs[name]
+    if attribute.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        return item.attrs[name]
+    values = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(values)
+    value = values[()]
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value.item() if isinstance(value, np.generic) else value

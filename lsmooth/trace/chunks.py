@@ -8,18 +8,18 @@ once it is written, so that an index either leads to the chunk of that place, or
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import h5py
 
 
-def check_chunks(file: h5py.File, names: Iterable[str], rows: int, *, closed: bool) -> None:
+def check_chunks(datasets: Mapping[str, h5py.Dataset], names: Iterable[str], rows: int, *, closed: bool) -> None:
     """Refuse datasets along `step` that do not hold all of their first rows.
 
     Args:
-        file: The open trace.
-        names: The datasets.
+        datasets: Datasets by name, such as those of an open trace.
+        names: Which of them.
         rows: How many rows each must hold.
         closed: Whether the run has closed the file, with that many rows.
 
@@ -27,7 +27,7 @@ def check_chunks(file: h5py.File, names: Iterable[str], rows: int, *, closed: bo
         ValueError: One of them lacks a chunk.
     """
     for name in names:
-        dataset = file[name]
+        dataset = datasets[name]
         lengths = (rows, *dataset.shape[1:])
         wanted = math.prod(-(-length // chunk) for length, chunk in zip(lengths, dataset.chunks, strict=True))
         # In a closed file there are no chunks beyond its rows, so that their number tells all.

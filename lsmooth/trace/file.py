@@ -87,14 +87,14 @@ class TraceFile:
         self.format_version, self.metadata = contents.format_version, contents.metadata
         self.parameters, self.parameter_sizes = contents.parameters, contents.parameter_sizes
         self.gammas, self.coordinate_names = contents.gammas, contents.coordinate_names
-        self._fields = contents.fields
+        self._fields = frozenset(contents.fields)
         # Of a row that was being appended when the run was killed, some datasets have more than others.
-        self._whole: int = min(self._file[name].shape[0] for name in self._fields)
-        self._recent = read_recent(self._file, self._fields, self._whole)
+        self._whole: int = min(dataset.shape[0] for dataset in contents.fields.values())
+        self._recent = read_recent(self._file, contents.fields, self._whole)
         self._closed = read_closed(self._file)
         if self._closed is not None and self._closed.rows != self._whole:
             raise ValueError(f"it was closed with {self._closed.rows} rows, and has {self._whole}")
-        check_chunks(self._file, self._fields, self._whole, closed=self._closed is not None)
+        check_chunks(contents.fields, self._fields, self._whole, closed=self._closed is not None)
         self._length = self._whole + len(self._recent)
 
     def __enter__(self: _Opened) -> _Opened:

@@ -31,18 +31,20 @@ _TABLES = (
 )
 
 
-def header_sum(file: h5py.File) -> int:
-    """Return the CRC-32 of a trace's root attributes, names along its dimensions, and kinds and shapes of datasets."""
+def header_sum(file: h5py.File, datasets: dict[str, h5py.Dataset] | None = None) -> int:
+    """Return the CRC-32 of a trace's root attributes, names along its dimensions, and kinds and shapes of datasets.
+
+    Args:
+        file: The open trace.
+        datasets: All its datasets by path, where they are known.
+    """
     facts: list[Any] = [[name, value] for name, value in sorted(get_attributes(file).items()) if name != NAME]
-    facts += [[name, _values(file[name])] for name in _TABLES if name in file]
-    growing: list[Any] = []
-
-    def look(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.maxshape[:1] == (None,):
-            growing.append([name, item.dtype.str, item.shape[1:]])
-
-    file.visititems(look)
-    facts += sorted(growing)
+    if datasets is None:
+        datasets = {}
+        file.visititems(lambda name, item: datasets.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    growing = [(name, item) for name, item in datasets.items() if item.maxshape[:1] == (None,)]
+    facts += [[name, _values(datasets[name])] for name in _TABLES if name in datasets]
+    facts += sorted([name, item.dtype.str, item.shape[1:]] for name, item in growing)
     facts.append(get_attribute(file[RECENT_GROUP], "record"))
     return zlib.crc32(json.dumps(facts, default=_text).encode())
 

@@ -38,7 +38,7 @@ class Contents:
         parameter_sizes: Number of elements of each, int64 (p,).
         gammas: Interpolation points, float64.
         coordinate_names: The followed coordinates.
-        fields: Names of the datasets along `step`.
+        fields: The datasets along `step`, by name.
     """
 
     format_version: str
@@ -47,7 +47,7 @@ class Contents:
     parameter_sizes: NDArray[np.int64]
     gammas: NDArray[np.float64]
     coordinate_names: list[str]
-    fields: frozenset[str]
+    fields: dict[str, h5py.Dataset]
 
 
 @contextlib.contextmanager
@@ -169,7 +169,7 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
         raise _cut_short(path, *missing) from error
     if missing is not None and not whole:
         raise _cut_short(path, *missing)
-    check_header_sum(file)
+    check_header_sum(file, datasets)
     return Contents(
         format_version=version,
         metadata=read_metadata(file),
@@ -177,15 +177,15 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
         parameter_sizes=file["parameter_size"][:],
         gammas=file["gamma"][:],
         coordinate_names=read_names(file["coordinate/coordinate"]) if "coordinate/grad" in fields else [],
-        fields=frozenset(fields),
+        fields=fields,
     )
 
 
-def check_header_sum(file: h5py.File) -> None:
-    """Refuse a file whose header does not match its checksum.
+def check_header_sum(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
+    """Refuse a file, all of whose datasets are given by path, whose header does not match its checksum.
 
     Raises:
         ValueError: It does not.
     """
-    if header_sum.header_sum(file) != get_attribute(file, header_sum.NAME):
+    if header_sum.header_sum(file, datasets) != get_attribute(file, header_sum.NAME):
         raise ValueError("it does not match its checksum")

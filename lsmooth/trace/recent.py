@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +126,7 @@ class RecentWriter:
         write_at(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
 
 
-def read_recent(file: h5py.File, fields: Iterable[str], rows: int) -> NDArray[Any]:
+def read_recent(file: h5py.File, fields: Mapping[str, h5py.Dataset], rows: int) -> NDArray[Any]:
     """Return the records of a trace's rows from `rows` on, in order, as far as there are any.
 
     A file that was copied while slots were written may lack a row and have later ones. The rows before the missing one
@@ -134,7 +134,7 @@ def read_recent(file: h5py.File, fields: Iterable[str], rows: int) -> NDArray[An
 
     Args:
         file: The open trace.
-        fields: Its datasets along `step`.
+        fields: Its datasets along `step`, by name.
         rows: How many rows stand in the chunked datasets.
 
     Raises:
@@ -166,7 +166,7 @@ def read_recent(file: h5py.File, fields: Iterable[str], rows: int) -> NDArray[An
     return np.array(kept, record) if kept else np.empty(0, record)
 
 
-def _read_record(folder: h5py.Group, fields: Iterable[str]) -> np.dtype[Any]:
+def _read_record(folder: h5py.Group, fields: Mapping[str, h5py.Dataset]) -> np.dtype[Any]:
     """Return the dtype of a slot.
 
     Raises:
@@ -179,8 +179,7 @@ def _read_record(folder: h5py.Group, fields: Iterable[str]) -> np.dtype[Any]:
     names = record.names or ()
     if names[:1] != ("row",) or names[-1:] != ("crc32",) or record["row"] != "<i8" or record["crc32"] != "<u4":
         raise ValueError("its records have no number or no checksum")
-    for name in fields:
-        dataset = folder.file[name]
+    for name, dataset in fields.items():
         if name not in names or (record[name].base, record[name].shape) != (dataset.dtype, dataset.shape[1:]):
             raise ValueError(f"its records have not the same {name} as its datasets")
     return record

@@ -35,7 +35,7 @@ def slots(path):
 
 def read(path, made, whole=CHUNK_STEPS):
     with h5py.File(path, "r") as file:
-        return read_recent(file, [field.name for field in made.fields()], whole)
+        return read_recent(file, {field.name: file[field.name] for field in made.fields()}, whole)
 
 
 def test_rows_come_out_in_order_as_they_went_in(path, made):
