@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lsmooth.measure.norms import TensorNorms, piece_size
-from lsmooth.measure.products import products_with_step
+from lsmooth.measure.norms import TensorNorms
 from lsmooth.measure.quantities import Quantity
 from lsmooth.measure.row import Row
 from lsmooth.replay.evaluation import Replay
@@ -42,11 +41,11 @@ class BlockCurvature(Quantity):
     def further(self, replay: Replay, row: Row, step: Step) -> None:
         if not self._asks_for(step.number):
             return
-        row["blocks/change"].zero_()
-        row["blocks/grad_diff"].zero_()
         for block in self._blocks:
             self._move(block, replay, row, step)
-        row["blocks/grad_diff"].copy_(self._norms.result()["l2"])
+        norms, products = self._norms.result_and_products()
+        row["blocks/grad_diff"].copy_(norms["l2"])
+        row["blocks/change"].copy_(products)
         if step.scale is not None:
             row["blocks/change"].div_(step.scale)
             row["blocks/grad_diff"].div_(step.scale)
@@ -62,30 +61,23 @@ class BlockCurvature(Quantity):
                 return
             mine = [(i, g) for i, g in zip(positions, gradients, strict=True) if i in ends]
             arrived.update(i for i, _ in mine)
-            self._add(mine, [step.gradient.tensors[i] for i, _ in mine], ends, row)
+            self._add(mine, [step.gradient.tensors[i] for i, _ in mine], ends)
 
         replay.at_part(places, take)
         absent = [(i, step.gradient.tensors[i]) for i in ends if i not in arrived]
         with torch.no_grad():
             gone = [(i, first.neg()) for i, first in absent if first is not None]
-        self._add(gone, [None] * len(gone), ends, row)
+        self._add(gone, [None] * len(gone), ends)
 
     def _add(
         self,
         gradients: Sequence[tuple[int, Tensor]],
         firsts: Sequence[Tensor | None],
         ends: dict[int, tuple[Tensor, Tensor]],
-        row: Row,
     ) -> None:
         """Take in gradients by position, less those at x_t."""
-        if not gradients:
-            return
-        positions, tensors = [i for i, _ in gradients], [g for _, g in gradients]
-        starts, stops = ([ends[i][end] for i in positions] for end in (0, 1))
-        piece = piece_size(row.numbers.device)
-        for position, product in zip(positions, products_with_step(tensors, firsts, starts, stops, piece), strict=True):
-            row["blocks/change"][position] = product
-        self._norms.add(positions, tensors, firsts)
+        positions = [i for i, _ in gradients]
+        self._norms.add(positions, [g for _, g in gradients], firsts, [ends[i] for i in positions])
 
     def clear(self) -> None:
         self._norms.clear()
