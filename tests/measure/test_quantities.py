@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import lsmooth
-from lsmooth.measure.quantities import Curvature, GradientChanges, Point, Quantity, WeightNorms
+from lsmooth.measure.quantities import GradientChanges, Point, Quantity, StepNorms, WeightNorms
 from lsmooth.trace.layout import FIELDS
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -22,7 +22,7 @@ def quantities(tmp_path, **arguments):
 def test_norms_come_last_since_they_may_overwrite_gradients(tmp_path):
     kinds = [type(quantity) for quantity in quantities(tmp_path, densities=True)]
     assert kinds[-1] is GradientChanges
-    assert {WeightNorms, Curvature} <= set(kinds)
+    assert {WeightNorms, StepNorms} <= set(kinds)
     assert len(kinds) == len(set(kinds))
 
 
@@ -67,5 +67,6 @@ def test_a_quantity_does_nothing_by_itself():
     assert quantity.arrived(Point(0.5, 0), [0], [torch.ones(1)], None) is None
     assert quantity.absent(Point(0.5, 0), 0, torch.ones(1)) is None
     assert quantity.at_point(Point(0.5, 0), torch.ones(()), None, None) is None
+    assert quantity.at_last(None, None) is None
     assert quantity.at_end(torch.tensor(True), None) is None
     assert quantity.clear() is None
