@@ -139,8 +139,9 @@ def test_a_weight_that_was_frozen_since_is_waited_for_and_stays_frozen():
 def test_frozen_weights_are_not_counted():
     weights = layers(2)
     weights[0].requires_grad_(False)
-    counts = {}
-    hooks = count_arrivals(weights, counts)
+    counts, hooks = {}, []
+    count_arrivals(weights, counts, hooks)
+    assert len(hooks) == 1
     chain(weights).backward()
     for hook in hooks:
         hook.remove()
