@@ -112,8 +112,10 @@ class Instrument:
     def _measure(self, step: Step, row: Row) -> None:
         checks = not self._checked or self._differs or self._found_to_differ()
         points = [CHECK, *self._points] if checks else self._points
-        starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
-        leftovers = None if self._looked else Leftovers(starts)
+        leftovers = None
+        if not self._looked:
+            starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
+            leftovers = Leftovers(starts)
         keeping = self.probes if self._keeps(step) else None
         measure(step, self.evaluation, self._quantities, points, row, keeping)
         if keeping is not None:
