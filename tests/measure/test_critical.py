@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from coupled import Quadratic
 from loops import Bare, Recorded, differences, dropout, everything, sgd, simple
 from older_format import rewrite_as
 from torch import nn
@@ -71,24 +72,6 @@ def test_a_rise_below_rounding_is_none():
     assert critical_gamma(f, 1.0, -1e-9, [(0.125, f.function(0.125))], eps=1.2e-7) > 1
 
 
-class Quadratic(nn.Module):
-    """f(x) = x^T H x / 2."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.first = nn.Parameter(torch.randn(3, dtype=torch.float64))
-        self.last = nn.Parameter(torch.randn(2, dtype=torch.float64))
-        root = torch.randn(5, 5, dtype=torch.float64)
-        self.hessian = root @ root.T
-
-    def point(self):
-        return torch.cat([self.first, self.last])
-
-    def forward(self):
-        return self.point() @ self.hessian @ self.point() / 2
-
-
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05),
     "long steps": lambda p: torch.optim.SGD(p, lr=0.5),
@@ -108,9 +91,9 @@ def test_on_a_quadratic_it_is_that_of_its_curvature(tmp_path, name, arguments):
         for _ in range(4):
             optimizer.zero_grad()
             recorder.backward(model)
-            starts.append(model.point().detach().numpy().copy())
+            starts.append(torch.cat([model.first, model.last]).detach().numpy().copy())
             optimizer.step()
-            steps.append(model.point().detach().numpy() - starts[-1])
+            steps.append(torch.cat([model.first, model.last]).detach().numpy() - starts[-1])
     h, d = model.hessian.numpy(), np.array(steps)
     expected = -2 * np.einsum("ti,ti->t", np.array(starts) @ h, d) / np.einsum("ti,ij,tj->t", d, h, d)
     with lsmooth.Trace(tmp_path / "run.h5") as trace:

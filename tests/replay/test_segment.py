@@ -82,3 +82,5 @@ def test_a_segment_of_nothing_is_a_segment():
     segment.begin([])
     segment.end()
     segment.put_back()
+    assert segment.parameters == segment.start == segment.stop == []
+    assert segment.fits([])
