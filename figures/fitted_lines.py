@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A line may make the y axis longer by this share of the points' own span; a longer line leaves the picture.
 _MOST_EXTENSION = 0.35
+# What is kept free beyond a line's ends, as a share of the axis: a line that ends at the edge looks as if it went on.
+_MARGIN = 0.02
 LEAVES = "↑"
 
 
@@ -114,17 +116,18 @@ def _fitted(points: Points) -> NDArray[np.bool_]:
 
 
 def make_room(ax: Axes, fitted: Sequence[FittedLine], *, linear: bool) -> None:
-    """Make the y axis longer for lines, by a third of its length at most."""
+    """Make the y axis longer for lines and a margin beyond them, by a third of its length at most."""
+    if not fitted:
+        return
     low, high = ax.get_ylim()
-    values = np.concatenate(
-        [np.asarray(line.handle.get_ydata(), dtype=np.float64) for line in fitted] or [np.array([low])]
-    )
+    values = np.concatenate([np.asarray(line.handle.get_ydata(), dtype=np.float64) for line in fitted])
+    lowest, highest = values.min(), values.max()
     if linear:
-        reach = _MOST_EXTENSION * (high - low)
-        ax.set_ylim(max(min(low, values.min()), low - reach), min(max(high, values.max()), high + reach))
+        reach, margin = _MOST_EXTENSION * (high - low), _MARGIN * (high - low)
+        ax.set_ylim(max(min(low, lowest - margin), low - reach), min(max(high, highest + margin), high + reach))
     else:
-        factor = (high / low) ** _MOST_EXTENSION
-        ax.set_ylim(max(min(low, values.min()), low / factor), min(max(high, values.max()), high * factor))
+        reach, margin = (high / low) ** _MOST_EXTENSION, (high / low) ** _MARGIN
+        ax.set_ylim(max(min(low, lowest / margin), low / reach), min(max(high, highest * margin), high * reach))
 
 
 def mark_leaving(ax: Axes, fitted: Sequence[FittedLine]) -> list[FittedLine]:

@@ -90,10 +90,18 @@ def style(extra: str | os.PathLike[str] | dict[str, Any] | None = None) -> Itera
         ...     figure, axes = plt.subplots(1, 2, layout="constrained")
         ...     lsmooth.figures.smoothness_scatter(trace, ax=axes[0])
     """
-    with matplotlib.rc_context(_house_settings()):
-        if extra is not None:
-            _use_style(extra if isinstance(extra, dict) else os.fspath(extra))
-        yield
+    interactive = matplotlib.is_interactive()
+    try:
+        with matplotlib.rc_context(_house_settings()):
+            if extra is not None:
+                _use_style(extra if isinstance(extra, dict) else os.fspath(extra))
+            try:
+                yield
+            finally:
+                interactive = matplotlib.is_interactive()
+    finally:
+        # A notebook's first figure turns this setting on. Put back with the others, it would hide all later figures.
+        matplotlib.interactive(interactive)
 
 
 def _house_settings() -> Any:

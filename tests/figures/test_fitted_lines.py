@@ -63,3 +63,20 @@ def test_a_line_stays_in_the_picture_or_says_that_it_leaves():
         assert marked.short[0].startswith("envelope↑")
         assert before[1] < ax.get_ylim()[1] < 1000
         assert not mark_leaving(ax, [replace(line, handle=ax.plot([1, 2], [1, 1.5])[0])])[0].leaves
+
+
+def test_a_line_that_ended_at_the_edge_would_look_as_if_it_left():
+    topped = 0
+    for seed in range(20):
+        points = frame(15, seed)
+        points["smoothness"] *= np.exp(0.8 * np.random.default_rng(100 + seed).normal(size=15))
+        for linear in (False, True):
+            ax = smoothness_scatter(points, ax=empty_axes(), linear=linear, legend=False)
+            drawn = [line for line in ax.lines if len(line.get_xdata())]
+            low, high = ax.get_ylim()
+            highest = max(line.get_ydata().max() for line in drawn)
+            left = (high - highest) / (high - low) if linear else np.log(high / highest) / np.log(high / low)
+            leaves = any("leaves" in line.get_label() for line in drawn)
+            assert leaves or left > 0.01
+            topped += not leaves and highest > points["smoothness"].max()
+    assert topped > 10

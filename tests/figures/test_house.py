@@ -26,3 +26,14 @@ def test_a_style_of_ones_own_goes_on_top(tmp_path):
     with style(file):
         ax = smoothness_scatter(frame(), ax=empty_axes())
     assert ax.xaxis.label.get_fontsize() == 12
+
+
+def test_a_notebook_that_becomes_interactive_inside_of_a_style_stays_so(monkeypatch):
+    """The first figure of a notebook makes matplotlib interactive; if that ended with the style, no other was shown."""
+    monkeypatch.setitem(matplotlib.rcParams, "interactive", False)
+    with style():
+        matplotlib.interactive(True)
+    assert matplotlib.is_interactive()
+    with style():
+        matplotlib.interactive(False)
+    assert not matplotlib.is_interactive()
