@@ -77,3 +77,8 @@ def pytest_addoption(parser):
         action="store_true",
         help="draw the pictures that tests/figures/test_images.py compares with anew, in place of comparing",
     )
+    parser.addoption(
+        "--renew-tutorial",
+        action="store_true",
+        help="keep what the cells of docs/tutorial.ipynb print when tests/test_tutorial.py runs them",
+    )
