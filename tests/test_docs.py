@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,7 @@ from lsmooth.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.ipynb"))]
 # What these need and must give stands in tests/integrations/test_pages.py and tests/trace/test_format_page.py.
 RUN_ELSEWHERE = {"integrations.md", "distributed.md", "trace-format.md"}
 # A comment with code that a reader need not see, a block that says why it is not run, or a block to run.
@@ -72,11 +74,42 @@ def test_examples_in_docstrings_give_what_they_show(module):
     assert doctest.testmod(importlib.import_module(name), extraglobs={"loader": ()}).failed == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page):
+    """A page's text, without its code: of a notebook, its cells of text."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """The anchors that GitHub and the site give to a page's headings."""
+    headings = re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def dead_links(page, text):
+    """Targets of links and pictures that are no file, or no heading of one; addresses of the web are taken for good."""
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", text):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            dead.append(target)
+    return dead
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if not target.startswith(("http:", "https:", "mailto:")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    assert dead_links(page, prose(page)) == []
+
+
+def test_dead_links_are_seen():
+    text = "[a](gone.md) [b](docs/recorder.md#no-heading) [c](#nowhere) [d](docs/recorder.md#resuming) ![e](no.png)"
+    dead = ["gone.md", "docs/recorder.md#no-heading", "#nowhere", "no.png"]
+    assert dead_links(ROOT / "README.md", text) == dead
 
 
 def test_tests_that_are_named_are_there():
