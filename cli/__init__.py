@@ -24,7 +24,7 @@ GROUPS = {
         "info": "Print what a trace holds: run, measured and flagged steps, size.",
         "tail": "Follow a trace while it is being written.",
         "plot": "Draw the figures of a trace.",
-        "report": "Write one interactive page that tells a run.",
+        "report": "Write one interactive page about a run.",
         "estimate": "Print L0 and L1 by module, parameter, coordinate or block.",
         "advise": "Print what a trace means for learning rate, clipping and momentum.",
         "export": "Write a trace as a table: CSV, Parquet or netCDF.",

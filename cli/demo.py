@@ -24,7 +24,7 @@ FILES = ("demo.h5", "figure1.png", "figure3.png")
     help="Folder for the three files.  [default: the current folder]",
 )
 @click.option("--steps", type=Count(2), default=270, show_default=True, help="Number of optimizer steps.")
-@click.option("--every", type=Count(), default=3, show_default=True, help="Measure one in this number of steps.")
+@click.option("--every", type=Count(), default=3, show_default=True, help="Measure every COUNT-th step.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
 @click.pass_context

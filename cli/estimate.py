@@ -87,7 +87,7 @@ _NOT_OF_NOISE = {
     default="l2",
     show_default=True,
     type=click.Choice(NORMS),
-    help="Norm of displacements; gradients have its dual norm. The trace must have recorded linf and spectral.",
+    help="Norm of displacements; gradients have its dual norm. Any norm but l2 must have been recorded.",
 )
 @click.option(
     "--displacement",

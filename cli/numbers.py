@@ -24,6 +24,10 @@ class Number(click.FloatRange):
             self.fail(f"{value} is not a finite number of float32.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """Return the range for `--help`, "" where there is none; click's own would be "x<=None"."""
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 class Count(click.IntRange):
     """A whole number that PyTorch, NumPy and HDF5 can hold."""

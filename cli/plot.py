@@ -43,35 +43,41 @@ class _Size(click.ParamType):
     "-o",
     "--output",
     type=click.Path(),
-    help="File (.png, .pdf, .svg), or with --all a folder. Without it, a window where there is a display.",
+    help="File to write: .png, .pdf or .svg; with --all, a folder.  [default: a window, where there is a display]",
 )
-@click.option("--kind", default=None, help="Which figure (see above); scatter by default.")
+@click.option("--kind", default=None, help="Kind of figure, from the list above.  [default: scatter]")
 @click.option("--all", "everything", is_flag=True, help="Draw every kind that the trace can give.")
 @click.option(
     "--by",
     default=None,
-    help="Groups of scatter (default global), layers and heatmap (module): global, module, parameter, coordinate, or a "
-    "regular expression whose first group names the group; of curves: run or optimizer.",
+    help="Groups of parameters: global, module, parameter, coordinate, or a regular expression whose first group names "
+    "the group. For curves: run or optimizer.  [default: global for scatter and edge, module for layers and heatmap]",
 )
 @click.option(
     "--norm",
     type=click.Choice(NORMS),
     default="l2",
     show_default=True,
-    help="The geometry, of those that the trace was recorded with.",
+    help="Norm of displacements; gradients have its dual norm. Any norm but l2 must have been recorded.",
 )
-@click.option("--dpi", type=click.IntRange(30, 2400), default=None, help="Dots an inch of images (300).")
+@click.option(
+    "--dpi",
+    type=click.IntRange(30, 2400),
+    default=None,
+    metavar="COUNT",
+    help="Dots per inch of images.  [default: 300]",
+)
 @click.option(
     "--size",
     type=_Size(),
     metavar="WIDTHxHEIGHT",
     default=None,
-    help="Inches, such as 3.25x2.6; by default what the kind needs.",
+    help="Width and height in inches, such as 3.25x2.6.  [default: what the kind needs]",
 )
-@click.option("--title", default=None, help="A title above the figure.")
-@click.option("--linear", is_flag=True, help="Linear axes in place of logarithmic ones.")
-@click.option("--marginals", is_flag=True, help="Distributions of gradient norm and smoothness beside the scatter.")
-@click.option("--style", "style_name", default=None, help="A matplotlib style, or style file, on top of lsmooth's own.")
+@click.option("--title", default=None, help="Title above the figure.")
+@click.option("--linear", is_flag=True, help="Draw linear axes in place of logarithmic ones.")
+@click.option("--marginals", is_flag=True, help="Draw the distributions beside the scatter.")
+@click.option("--style", "style_name", default=None, help="matplotlib style, or style file, on top of lsmooth's own.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def command(
     traces: tuple[str, ...],
@@ -88,7 +94,7 @@ def command(
     style_name: str | None,
     force: bool,
 ) -> None:
-    """Draw a figure of TRACES.
+    """Draw one figure of TRACES, or with --all each that they can give.
 
     \b
     scatter      smoothness against gradient norm, with trend and envelope
@@ -97,6 +103,7 @@ def command(
     layers       L0 and L1 of each layer
     heatmap      smoothness of each layer over iterations
     stability    smoothness over iterations, against 2/lr
+    edge         edge ratio over iterations, against 2
     curves       training loss, of one trace or several
     segments     loss and gradient along single steps
     """  # noqa: D301 (\b is click's mark for lines to be kept)

@@ -1,4 +1,4 @@
-"""`lsmooth report`: write one page that tells a run."""
+"""`lsmooth report`: write one page about a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lsmooth.cli.outputs import check_output
 
 @click.command("report", epilog="Example: lsmooth report run.h5 -o run.html")
 @click.argument("traces", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", type=click.Path(), required=True, help="The page, such as run.html.")
+@click.option("-o", "--output", type=click.Path(), required=True, help="File of the page, such as run.html.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(traces: tuple[str, ...], output: str, force: bool) -> None:
-    """Write one page that tells TRACES: verdict, figures, L0 and L1, advice, how it was measured.
+    """Write one interactive page about TRACES: verdict, figures, L0 and L1, advice, and how it was measured.
 
     The page is one file, which opens in any browser without a network. Hovering over a point shows its step, loss and
-    learning rate; a click on a layer shows its cloud. Needs the extra `report`: pip install 'lsmooth[report]'.
+    learning rate; a click on a layer shows its cloud. The extra `report` is needed: pip install 'lsmooth[report]'.
     """
     from contextlib import ExitStack
     from pathlib import Path

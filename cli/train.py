@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--optimizer", help="Name of the optimizer (see `lsmooth tasks`).  [default: the optimizer of the task]")
 @click.option("--lr", type=Number(0), help="Learning rate.  [default: the learning rate of the optimizer in the task]")
 @training_options
-@click.option("--every", type=Count(), default=10, show_default=True, help="Measure one in this number of steps.")
+@click.option("--every", type=Count(), default=10, show_default=True, help="Measure every COUNT-th step.")
 @click.option(
     "--coordinates",
     type=Count(0),

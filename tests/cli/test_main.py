@@ -1,5 +1,6 @@
 """The command as a whole: version, help, and errors that end in one sentence."""
 
+import re
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import lsmooth
 from lsmooth.cli import COMMANDS, GROUPS, main
 from lsmooth.cli.encoding import print_any_text
 from lsmooth.cli.numbers import LARGEST_COUNT, SEED
+from lsmooth.figures.kinds import KINDS
 
 
 @pytest.fixture
@@ -62,6 +64,12 @@ def test_no_help_is_wider_than_a_terminal_and_every_option_has_words(run, name):
     command = main.get_command(click.Context(main), name)
     for option in command.params:
         assert option.param_type_name == "argument" or option.help, option
+    assert "None" not in "\n".join(lines)
+
+
+def test_help_of_plot_lists_every_kind(run):
+    listed = re.findall(r"^  ([a-z]+)  +\S", run("plot", "--help").output.partition("Options:")[0], re.MULTILINE)
+    assert listed == list(KINDS)
 
 
 def test_unknown_command_names_the_close_one(run):
