@@ -4,6 +4,7 @@ A loop is a function of `watch`, which gives it `backward` in place of `loss.bac
 """
 
 import copy
+import optparse
 import random
 from contextlib import contextmanager
 
@@ -233,6 +234,11 @@ def seed_all(seed=0):
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def not_put_back(**attributes):
+    """Return an object that evaluations can count in: replays leave alone what the standard library's objects hold."""
+    return optparse.Values(attributes)
 
 
 def classify(model, x, y):
@@ -712,6 +718,33 @@ def optimizer_edits_gradients(watch):
     return simple(model, Centred(model.parameters(), lr=0.3), watch)
 
 
+def optimizer_gives_new_memory(watch):
+    class Rebinding(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data = p.data - group["lr"] * p.grad
+
+    model = mlp()
+    return simple(model, Rebinding(model.parameters(), {"lr": 0.3}), watch)
+
+
+def stepping_without_gradients(watch):
+    model = mlp()
+    optimizer = sgd(model, momentum=0.9)
+    watch.attach(model, optimizer)
+    for x, y in batches(4):
+        optimizer.zero_grad()
+        watch.backward(lambda x=x, y=y: classify(model, x, y))
+        watch.before_step()
+        with torch.no_grad():
+            optimizer.step()
+        watch.after_step()
+    watch.end()
+    return model, optimizer
+
+
 def channels_last(watch):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     model = model.to(memory_format=torch.channels_last)
@@ -783,6 +816,8 @@ LOOPS = {
         tied,
         frozen_and_unreached,
         optimizer_edits_gradients,
+        optimizer_gives_new_memory,
+        stepping_without_gradients,
         channels_last,
         foreign_leaf,
     )

@@ -46,7 +46,8 @@ _MOVED_STEPS = 3
 _MOVED = (
     "The parameters changed between backward and the step of the {} at three measured steps in a row, which are "
     "flagged as moved and enter no fit; where another optimizer is wrapped around that one, give the recorder the "
-    "wrapper, whose step() the loop calls."
+    "wrapper, whose step() the loop calls; where the loop moves them (SAM), give it probe=, a loss that is evaluated "
+    "where the step begins."
 )
 
 
@@ -300,7 +301,7 @@ class Attempts:
 
     def _segment_of(self, active: Sequence[int]) -> Segment:
         """Return a segment from the present values of these parameters, in memory that is kept from step to step."""
-        moving = [local(self.subject.parameters[i]).detach() for i in active]
+        moving = [self.subject.parameters[i] for i in active]
         if self._segment is None or not self._segment.fits(moving):
             self._segment = None
             self._segment = Segment(moving)

@@ -183,7 +183,9 @@ class Probes:
 
     def _surroundings(self) -> Surroundings:
         device_type = self._parameters[0].device.type
-        return Surroundings.capture(*self._closures, *self._starts, device_type=device_type, seed=self._seed)
+        # A loop may take its step under `no_grad`.
+        with torch.enable_grad():
+            return Surroundings.capture(*self._closures, *self._starts, device_type=device_type, seed=self._seed)
 
     @torch.no_grad()
     def _add(

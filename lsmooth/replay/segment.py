@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lsmooth.parallel.shards import local
+
 
 class Segment:
     """The segment between the parameters before and after an optimizer step.
@@ -15,11 +17,15 @@ class Segment:
     two copies of the parameters, which themselves are the point that moves.
 
     Args:
-        parameters: The tensors that the step may change.
+        parameters: What the step may change, as the model has it; of DTensors, this process's shards are moved.
+
+    Attributes:
+        parameters: The tensors that are moved: those that the parameters stand on, without their graphs.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
+        self._owners = list(parameters)
+        self.parameters = _memory_of(self._owners)
         self.start = [torch.empty_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.stop = [torch.empty_like(parameter, requires_grad=False) for parameter in self.parameters]
         self._at_stop = True
@@ -28,13 +34,14 @@ class Segment:
         """Say whether these tensors, too, can be moved with the memory that there is."""
         return len(parameters) == len(self.start) and all(
             copy.shape == p.shape and copy.stride() == p.stride() and copy.dtype == p.dtype and copy.device == p.device
-            for copy, p in zip(self.start, parameters, strict=True)
+            for copy, p in zip(self.start, _memory_of(parameters), strict=True)
         )
 
     @torch.no_grad()
     def begin(self, parameters: Sequence[Tensor]) -> None:
         """Copy x_t, the step being about to be taken."""
-        self.parameters = list(parameters)
+        self._owners = list(parameters)
+        self.parameters = _memory_of(self._owners)
         self._at_stop = True
         if self.parameters:
             torch._foreach_copy_(self.start, self.parameters)
@@ -42,6 +49,8 @@ class Segment:
     @torch.no_grad()
     def end(self) -> None:
         """Copy x_{t+1}, now that the step has been taken."""
+        # A step may give its parameters other memory (`p.data = …`) in place of writing to what they have.
+        self.parameters = _memory_of(self._owners)
         if self.parameters:
             torch._foreach_copy_(self.stop, self.parameters)
 
@@ -81,3 +90,7 @@ class Segment:
         """Set the parameters to x_{t+1}, bit for bit."""
         if not self._at_stop:
             self.move_to(1.0)
+
+
+def _memory_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [local(parameter).detach() for parameter in parameters]

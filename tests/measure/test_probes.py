@@ -65,6 +65,47 @@ def test_probes_change_nothing(tmp_path):
     assert differences(*results) == []
 
 
+def test_probes_measure_a_loop_whose_gradients_are_taken_elsewhere(tmp_path):
+    """Sharpness-aware minimisation by hand: the gradient is that of weights that were moved, and moved back."""
+    model = mlp()
+    (x, y), *_ = batches(1, size=32)
+
+    def probe():
+        return classify(model, x, y)
+
+    def train(record):
+        seed_all()
+        model.load_state_dict(mlp().state_dict())
+        optimizer = sgd(model)
+        expected = []
+        recorder = lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", probe=[probe]) if record else None
+        for _ in range(4):
+            expected.append(torch.autograd.grad(probe(), list(model.parameters())))
+            optimizer.zero_grad()
+            probe().backward()
+            before = [p.data.clone() for p in model.parameters()]
+            for p in model.parameters():
+                p.data.add_(p.grad, alpha=0.1)
+            optimizer.zero_grad()
+            probe().backward()
+            for p, value in zip(model.parameters(), before, strict=True):
+                p.data = value
+            # Two-step optimizers step within a method of theirs that has no gradients.
+            with torch.no_grad():
+                optimizer.step()
+        if recorder is not None:
+            recorder.close()
+        return [p.detach().clone() for p in model.parameters()], expected
+
+    bare, gradients = train(False)
+    recorded, _ = train(True)
+    assert all(map(torch.equal, bare, recorded))
+    trace = lsmooth.Trace(tmp_path / "run.h5")
+    assert trace.status_counts() == {"measured": 4}
+    norms = [torch.stack([g.norm() for g in step]).norm().item() for step in gradients]
+    np.testing.assert_allclose(trace.smoothness()["grad_norm"], norms, rtol=1e-5)
+
+
 def test_the_probe_on_a_quadratic_has_its_curvature(tmp_path):
     seed_all()
     factor = torch.randn(10, 10, dtype=torch.float64)
