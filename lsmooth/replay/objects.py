@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lsmooth.replay.reach import ARRAYS, MANY, names_read, slots_of
+from lsmooth.replay.reach import ARRAYS, MANY, names_read, own_data, slots_of
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,21 @@ class _Globals(_Place):
                 self.holder[name] = value
 
 
+class _Own(_Place):
+    """The numbers, texts and things that a class or a Python module of the user holds."""
+
+    def read(self) -> dict[str, Any]:
+        return own_data(self.holder)
+
+    def put(self, contents: dict[str, Any]) -> None:
+        now = own_data(self.holder)
+        for name in now.keys() - contents.keys():
+            delattr(self.holder, name)
+        for name, value in contents.items():
+            if now.get(name, _ABSENT) is not value:
+                setattr(self.holder, name, value)
+
+
 _ABSENT = object()
 
 
@@ -242,6 +257,8 @@ def _places_in(holder: Any) -> list[_Place]:
         return [*cells, _Globals(holder.__globals__, frozenset(names_read(holder.__code__)))]
     if isinstance(holder, ARRAYS):
         return [_Array(holder)]
+    if isinstance(holder, (type, types.ModuleType)):
+        return [_Own(holder)]
     places: list[_Place] = [_Slots(holder)] if slots_of(holder) else []
     if hasattr(holder, "__dict__"):
         places.append(_Mapping(vars(holder)))

@@ -23,7 +23,7 @@ Generator = torch.Generator | np.random.Generator | np.random.RandomState | rand
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 # How far from a closure things are looked for: from variable to attribute to attribute, a step each, and half a step
-# from a container to its items.
+# from a container, or a class, to what it holds.
 _STEP, _HALF = 2, 1
 _REACH = 4 * _STEP
 # Generators are looked for in variables and their attributes: those of data loaders lie deeper, and are drawn from by
@@ -47,6 +47,9 @@ _MACHINERY_INSIDE = (
     *("torch.nn.functional", "torch.nn.parallel", "torch._dynamo", "torch.jit", "torch.fx", "torch.multiprocessing"),
 )
 _MACHINES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.utils.data.DataLoader)
+# What is none of a user's class or module, by its name; the rest of what was installed is told by its place.
+_INSTALLED = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "lsmooth", "h5py"}
+_NO_DATA = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property)
 # Attributes that every module has; of these, only hooks are looked at.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -59,8 +62,8 @@ class Reached:
         models: Modules, but for those that others register.
         generators: Random number generators.
         tensors: Tensors that these models do not register.
-        holders: Objects that hold others, and may come to hold different ones: functions, containers, modules, and
-            whatever else has attributes.
+        holders: Objects that hold others, and may come to hold different ones: functions, containers, modules, classes
+            of the user's own, and whatever else has attributes.
         ends: Large arrays and containers, files, iterators: what may change, and is not put back.
     """
 
@@ -92,6 +95,7 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
         seen.add(id(value))
         if issubclass(kind, nn.Module):
             found.models.append(value)
+            waiting.extendleft((own, distance, True) for own in {type(module) for module in value.modules()})
             for module in value.modules():
                 if not _is_machinery(type(module)):
                     found.holders.append(module)
@@ -108,6 +112,11 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
         elif issubclass(kind, io.IOBase) or (issubclass(kind, Iterator) and not hasattr(value, "__dict__")):
             if holds:
                 found.ends.append(value)
+        elif issubclass(kind, (type, types.ModuleType)):
+            if holds and distance < reach and _is_own(value):
+                found.holders.append(value)
+                waiting.extend((item, distance + _HALF, True) for item in own_data(value).values())
+                waiting.extendleft((base, distance, True) for base in getattr(value, "__bases__", ()))
         elif distance <= reach:
             machinery = _is_machinery(value if kind is types.FunctionType else kind)
             if machinery and kind is types.FunctionType and distance > 0:
@@ -119,6 +128,7 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
                 if contains and len(value) > MANY:
                     found.ends.append(value)
             if distance < reach:
+                waiting.appendleft((kind, distance, holds))
                 further = distance + (_HALF if contains else _STEP)
                 waiting.extend((item, further, holds) for item in _within(value))
     return found
@@ -144,7 +154,21 @@ def _held_by(module: nn.Module) -> Iterator[tuple[Any, int]]:
 
 def _may_change(value: Any) -> bool:
     """Say whether a value holds others that an evaluation, or the loop before it is repeated, may put others for."""
-    return not isinstance(value, (type, types.ModuleType)) and (hasattr(value, "__dict__") or bool(slots_of(value)))
+    return hasattr(value, "__dict__") or bool(slots_of(value))
+
+
+def own_data(value: type | types.ModuleType) -> dict[str, Any]:
+    """Return what a class or a module of the user holds besides functions, classes, modules and descriptors."""
+    return {name: item for name, item in vars(value).items() if not (name[:2] == "__" or isinstance(item, _NO_DATA))}
+
+
+def _is_own(value: type | types.ModuleType) -> bool:
+    """Say whether a class or a module is the user's, and not one that was installed."""
+    name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    if not isinstance(name, str) or name.partition(".")[0] in _INSTALLED:
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is None or "-packages" not in file
 
 
 def slots_of(value: Any) -> list[str]:
@@ -197,8 +221,6 @@ def _within(value: Any) -> list[Any]:
         return list(value.values()) if len(value) <= _FEW else []
     if isinstance(value, (list, tuple, set, deque)):
         return list(value) if len(value) <= _FEW else []
-    if isinstance(value, (type, types.ModuleType)):
-        return []
     in_slots = [getattr(value, name) for name in slots_of(value) if hasattr(value, name)]
     return [*getattr(value, "__dict__", {}).values(), *in_slots]
 

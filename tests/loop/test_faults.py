@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from loops import batches, classify, differences, everything, mlp, seed_all, sgd
+from loops import batches, classify, differences, everything, mlp, not_put_back, seed_all, sgd
 from torch import nn
 
 import lsmooth
@@ -103,8 +103,7 @@ def test_a_sparse_gradient_in_the_middle(tmp_path):
 
 def test_errors_of_one_kind_are_told_once(tmp_path):
     def loop(model, optimizer, backward):
-        # Replays put back what a closure has counted in a dict, but not in a class.
-        made = type("Calls", (), {"counts": {}})
+        made = not_put_back(counts={})
         for i, (x, y) in enumerate(batches(5)):
             optimizer.zero_grad()
 

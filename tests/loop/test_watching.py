@@ -8,7 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from loops import LOOPS, Bare, Recorded, batches, classify, device_type, differences, everything, mlp, seed_all, sgd
+from loops import (
+    LOOPS,
+    Bare,
+    Recorded,
+    batches,
+    classify,
+    device_type,
+    differences,
+    everything,
+    mlp,
+    not_put_back,
+    seed_all,
+    sgd,
+)
 from torch import nn
 from waits import CountsWaits
 
@@ -279,8 +292,7 @@ def test_replays_can_be_told_from_training(tmp_path):
     model = mlp()
     optimizer = sgd(model)
     entered = []
-    # Replays put back what a function has appended to a list, but not what a class has gathered.
-    calls = type("Calls", (), {"seen": ()})
+    calls = not_put_back(seen=())
 
     def compute(x, y):
         calls.seen = (*calls.seen, replaying())

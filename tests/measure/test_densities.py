@@ -19,6 +19,7 @@ from loops import (
     dropout,
     everything,
     mlp,
+    not_put_back,
     seed_all,
     sgd,
     simple,
@@ -173,8 +174,7 @@ def test_a_step_that_ended_in_an_exception_leaves_nothing_behind(tmp_path):
     seed_all()
     model = mlp().double()
     optimizer = sgd(model)
-    # Replays put back what a closure has counted in a list or an object, but not in a class.
-    calls = type("Calls", (), {"made": 0})
+    calls = not_put_back(made=0)
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", coordinates=EVERYTHING, densities=True) as recorder:
         for i, (x, y) in enumerate(batches(4)):
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from loops import Function, batches, classify, mlp, one_step, seed_all, sgd, train
+from loops import Function, batches, classify, mlp, not_put_back, one_step, seed_all, sgd, train
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError
@@ -98,8 +98,7 @@ def test_parameters_changed_between_backward_and_step_are_flagged(tmp_path, mode
 @pytest.mark.parametrize("edit", ["in place", "past the version counter", "signs past the version counter"])
 def test_a_gradient_that_training_changes_is_found_again_and_copied_from_then_on(edit, tmp_path, model, device):
     optimizer = sgd(model)
-    # Replays put back what a closure has appended to a list, but not what a class has counted.
-    evaluations = type("Evaluations", (), {"made": 0})
+    evaluations = not_put_back(made=0)
 
     def step(recorder, x, y):
         def closure():

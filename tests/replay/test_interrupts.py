@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from loops import batches, classify, mlp, sgd
+from loops import batches, classify, mlp, not_put_back, sgd
 
 import lsmooth
 from lsmooth.replay.interrupts import DeferredSignals
@@ -38,7 +38,7 @@ def strike(number):
 def test_a_checkpoint_saved_by_a_handler_holds_the_weights_after_the_step(number, tmp_path, handled):
     model = mlp()
     optimizer = sgd(model)
-    saved, struck = [], type("Struck", (), {"calls": 0})
+    saved, struck = [], not_put_back(calls=0)
     handled(number, lambda *_: saved.append([p.detach().clone() for p in model.parameters()]))
     mine = signal.getsignal(number)
 

@@ -6,7 +6,9 @@ import dataclasses
 import io
 import itertools
 import re
+import types
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -43,6 +45,26 @@ class Record:
     count: int = 0
 
 
+class CountedByClass:
+    count = 0
+    seen: ClassVar = []
+
+    def add(self):
+        type(self).count += 1
+        self.seen.append(self.count)
+        CountedByClass.latest = self.count
+
+    def total(self):
+        return self.count, self.seen, self.latest
+
+
+def by_class():
+    """Return an object of a new class that inherits what is counted."""
+    CountedByClass.count = 0
+    CountedByClass.seen = []
+    return type("Inherits", (CountedByClass,), {})()
+
+
 class Nested:
     """A chain of objects, the last of which counts."""
 
@@ -56,6 +78,12 @@ class Nested:
         return found
 
 
+def imported(text):
+    module = types.ModuleType("own")
+    exec(text, vars(module))
+    return module
+
+
 def count_up(thing):
     thing.count += 1
 
@@ -65,6 +93,9 @@ PUT_BACK = {
     "object": (Counted, count_up, lambda thing: thing.count),
     "object in slots": (InSlots, InSlots.add, InSlots.total),
     "dataclass in slots": (Record, count_up, lambda thing: thing.count),
+    "attributes of classes": (by_class, CountedByClass.add, CountedByClass.total),
+    "class": (lambda: type("Own", (), {"count": 0}), count_up, lambda own: own.count),
+    "Python module": (lambda: imported("count = 0"), count_up, lambda own: own.count),
     "small array": (lambda: np.zeros(3), lambda a: np.add(a, 1, out=a), lambda a: a.tolist()),
     "array of objects": (
         lambda: np.array([0, None], dtype=object), lambda a: a.__setitem__(0, a[0] + 1), lambda a: a.tolist()),

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from loops import Bare, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd
+from loops import Bare, Recorded, batches, classify, differences, everything, mlp, not_put_back, seed_all, sgd
 from torch import nn
 
 import lsmooth
@@ -28,8 +28,7 @@ def test_an_exception_in_a_replay_leaves_everything_as_after_the_step(kind, at, 
         optimizer = sgd(model, momentum=0.9)
         watch = Recorded(tmp_path / f"{at}.h5") if record else Bare()
         watch.attach(model, optimizer)
-        # Replays put back what a closure has counted in a list or an object, but not in a class.
-        calls = type("Calls", (), {"made": 0})
+        calls = not_put_back(made=0)
         for x, y in batches(3):
 
             def closure(x=x, y=y):
@@ -80,17 +79,17 @@ def test_an_exception_in_a_replay_leaves_everything_as_after_the_step(kind, at, 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 8])
 def test_an_exception_inside_a_backward_pass_leaves_everything_as_after_the_step(at, tmp_path):
-    class Fails(torch.autograd.Function):
-        calls = 0
+    calls = not_put_back(made=0)
 
+    class Fails(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
 
         @staticmethod
         def backward(ctx, gradient):
-            Fails.calls += 1
-            if Fails.calls == at:
+            calls.made += 1
+            if calls.made == at:
                 raise Stop
             return gradient
 
@@ -100,7 +99,7 @@ def test_an_exception_inside_a_backward_pass_leaves_everything_as_after_the_step
         optimizer = sgd(model, momentum=0.9)
         recorder = lsmooth.Recorder(model, optimizer, path, densities=True) if path else None
         for i, (x, y) in enumerate(batches(3)):
-            Fails.calls = 0 if path and i == 0 else 100
+            calls.made = 0 if path and i == 0 else 100
 
             def closure(x=x, y=y):
                 # Gradients of the last layer have arrived, and been consumed, when it fails.
