@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 
 import fuzz
 import pytest
@@ -42,6 +43,13 @@ def test_what_goes_wrong_is_seen(tmp_path, monkeypatch, capsys):
             while True:
                 pass
 
+    class Waits(Crashes):
+        def case(self, generator, seed):
+            return fuzz.forked(self.work, 0.2)
+
+        def work(self):
+            time.sleep(60)
+
     class Fills(Crashes):
         def work(self):
             return str(len(bytearray(fuzz.hostile.MEMORY)))
@@ -50,11 +58,12 @@ def test_what_goes_wrong_is_seen(tmp_path, monkeypatch, capsys):
         def work(self):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(fuzz, "KINDS", {"hangs": Hangs, "fills": Fills, "killed": Killed})
+    monkeypatch.setattr(fuzz, "KINDS", {"hangs": Hangs, "waits": Waits, "fills": Fills, "killed": Killed})
     monkeypatch.setattr("sys.argv", ["fuzz", "--count", "1"])
     assert fuzz.main() == 1
     told = capsys.readouterr().out
-    assert "hangs 0: ended by SIGALRM" in told
+    assert "hangs 0: ended by SIGPROF" in told
+    assert "waits 0: ended by SIGALRM" in told
     assert "MemoryError" in told
     assert "killed 0: ended by SIGKILL" in told
-    assert told.count("0 read, 0 refused, 1 wrong") == 3
+    assert told.count("0 read, 0 refused, 1 wrong") == 4
