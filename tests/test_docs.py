@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 LINKING = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.ipynb"))]
 # What these need and must give stands in tests/integrations/test_pages.py and tests/trace/test_format_page.py.
-RUN_ELSEWHERE = {"integrations.md", "distributed.md", "trace-format.md"}
+RUN_ELSEWHERE = {
+    "criterion.md", "distributed.md", "hugging-face.md", "integrations.md", "lightning.md", "logs.md",
+    "trace-format.md",
+}  # fmt: skip
 # A comment with code that a reader need not see, a block that says why it is not run, or a block to run.
 BLOCK = re.compile(
     r"<!-- python\n(?P<hidden>.*?)-->"

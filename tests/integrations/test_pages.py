@@ -1,4 +1,4 @@
-"""The Python in the pages on integrations and on many processes runs, in the order in which it stands there."""
+"""The Python in the pages on trainers, loggers and many processes runs, in the order in which it stands there."""
 
 import re
 import sys
@@ -15,10 +15,12 @@ import lsmooth
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def run(page, names):
-    for match in re.finditer(r"^```python\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S):
-        line = (DOCS / page).read_text()[: match.start()].count("\n") + 1
-        exec(compile("\n" * line + match[1], page, "exec"), names)
+def run(pages, names):
+    for page in pages:
+        text = (DOCS / page).read_text()
+        for match in re.finditer(r"^```python\n(.*?)^```", text, flags=re.M | re.S):
+            line = text[: match.start()].count("\n") + 1
+            exec(compile("\n" * line + match[1], page, "exec"), names)
     return names
 
 
@@ -63,7 +65,7 @@ def test_integrations(tmp_path, monkeypatch):
     tokens = torch.arange(8) % 7
     model, network, classifier = mlp(), mlp(), Classifier()
     names = run(
-        "integrations.md",
+        ["integrations.md", "criterion.md", "hugging-face.md", "lightning.md", "logs.md"],
         {
             "torch": torch,
             "model": model,
@@ -114,7 +116,7 @@ def test_distributed(tmp_path, monkeypatch):
         transformer = nn.Module()
         transformer.layers = nn.ModuleList([nn.Linear(3, 3)])
         names = run(
-            "distributed.md",
+            ["distributed.md"],
             {
                 "torch": torch,
                 "network": mlp(),

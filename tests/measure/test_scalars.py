@@ -172,6 +172,6 @@ def test_groups_that_cannot_be_logged_are_refused(arguments, message, tmp_path):
 
 
 def test_the_page_lists_every_scalar():
-    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "logs.md").read_text(encoding="utf-8")
     for name in [*OF_STEP, *(template.format("GROUP") for template in OF_GROUP)]:
         assert f"`{name}`" in page
