@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lsmooth.recorder import Recorder
     from lsmooth.trace.reader import Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "LsmoothError": "lsmooth.errors",
