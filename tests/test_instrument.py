@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from loops import not_put_back
 from torch import nn
 
 import lsmooth
@@ -10,10 +11,7 @@ from lsmooth.trace.layout import Status
 pytestmark = pytest.mark.usefixtures("device")
 
 
-class Calls:
-    """Counts on the class: what an object holds is put back after replays."""
-
-    number = 0
+CALLS = not_put_back(number=0)
 
 
 def run(path, loss, steps=4, **arguments):
@@ -24,16 +22,16 @@ def run(path, loss, steps=4, **arguments):
     counts = []
     with lsmooth.Recorder(model, optimizer, path, **arguments) as recorder:
         for step in range(steps):
-            Calls.number = 0
+            CALLS.number = 0
             optimizer.zero_grad()
             recorder.backward(lambda step=step: loss(model(x), step))
             optimizer.step()
-            counts.append(Calls.number)
+            counts.append(CALLS.number)
     return counts
 
 
 def counted(output, step):
-    Calls.number += 1
+    CALLS.number += 1
     return output.square().mean()
 
 
@@ -55,8 +53,8 @@ def test_a_loss_is_computed_once_a_point_and_once_more_at_the_first_step(argumen
 def test_an_error_at_the_first_step_is_raised_and_later_ones_flag_a_step(tmp_path):
     def fails_at(bad):
         def loss(output, step):
-            Calls.number += 1
-            if step == bad and Calls.number > 1:
+            CALLS.number += 1
+            if step == bad and CALLS.number > 1:
                 raise ZeroDivisionError("again")
             return output.square().mean()
 
