@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from forked import read_only
+from loops import not_put_back
 from rows import assert_rows, header, rows
 from small_run import train
 from torch import nn
@@ -261,22 +262,18 @@ def net():
     return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-class Counts:
-    """Where calls are counted: of what a class holds, replays put nothing back."""
-
-    by_step: list
-    asked: int
+COUNTS = not_put_back(by_step=[], asked=0)
 
 
 def evaluations(model, optimizer, recorder, steps):
     """Train, and return how often the loss was evaluated in each step."""
-    counts = Counts.by_step = []
+    counts = COUNTS.by_step = []
     for step in steps:
         x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
         counts.append(0)
 
         def closure(x=x):
-            Counts.by_step[-1] += 1
+            COUNTS.by_step[-1] += 1
             return model(x).square().mean()
 
         optimizer.zero_grad()
@@ -290,10 +287,10 @@ def evaluations(model, optimizer, recorder, steps):
 def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
     """From the start, and from the moment when the disk fails; the warning does not wait for a measured step."""
     model, optimizer = net()
-    Counts.asked = 0
+    COUNTS.asked = 0
 
     def probe():
-        Counts.asked += 1
+        COUNTS.asked += 1
         return model(torch.ones(2, 6)).square().mean()
 
     arguments = {"probe": probe} if probed else {}
@@ -303,7 +300,7 @@ def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
         recorder = lsmooth.Recorder(model, optimizer, folder / "run.h5", every=lambda step: 1 // 0, **arguments)
     with recorder:
         assert evaluations(model, optimizer, recorder, range(5)) == [1] * 5
-    assert Counts.asked == 0
+    assert COUNTS.asked == 0
 
     path = tmp_path / "other.h5"
     with lsmooth.Recorder(model, optimizer, path, coordinates=0, **arguments) as recorder:
@@ -316,12 +313,12 @@ def test_what_is_not_recorded_is_not_measured(tmp_path, probed):
         while recorder.failure is None:
             assert time.monotonic() < end
             time.sleep(0.01)
-        latest, count = recorder.latest, Counts.asked
+        latest, count = recorder.latest, COUNTS.asked
         with pytest.warns(TraceWarning, match=r"cannot be written any more \(it was moved or deleted\)"):
             assert evaluations(model, optimizer, recorder, range(6, 12)) == [1] * 6
         assert recorder.failure == f"{path} cannot be written any more (it was moved or deleted)."
         assert recorder.latest == latest
-        assert Counts.asked == count
+        assert COUNTS.asked == count
 
 
 @pytest.mark.parametrize("sight", ["seen", "unseen"])
