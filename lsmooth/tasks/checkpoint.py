@@ -280,6 +280,10 @@ def _check_counts(content: Mapping[str, Any]) -> None:
         raise StructureError("the recorder is at another step than the run")
     if len({frozenset(report["metrics"]) for report in run["reports"]}) > 1:
         raise StructureError("reports have different metrics")
+    # What `Problem.metrics` promises.
+    promised = {"loss", tasks.get(content["plan"]["task"]).metric}
+    if any(not promised <= report["metrics"].keys() for report in run["reports"]):
+        raise StructureError("reports have no loss, or not the task's metric")
     ends = itertools.accumulate(report["steps"] for report in run["reports"])
     if any(report["step"] != end for report, end in zip(run["reports"], ends, strict=True)):
         raise StructureError("reports leave out steps")

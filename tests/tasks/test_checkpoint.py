@@ -183,6 +183,16 @@ def test_less_than_no_averaged_steps_are_refused(copied):
     assert "the number of averaged steps is not a number from 0 on" in refusal(copied)
 
 
+@pytest.mark.parametrize("metric", ["loss", "perplexity"])
+def test_reports_without_what_every_report_has_are_refused(metric, copied):
+    path = checkpoint_path(copied)
+    content = content_of(path)
+    for report in content["run"]["reports"]:
+        del report["metrics"][metric]
+    write(path, content)
+    assert "reports have no loss, or not the task's metric" in refusal(copied)
+
+
 @pytest.mark.parametrize(
     ("what", "change"),
     [
