@@ -41,6 +41,7 @@ def block(head, first, count, generator):
     rows["grad_diff"] = level * gammas * rows["step_norm"][:, None, :]
     rows["step"] = np.arange(first, first + count)
     rows["time"] = rows["step"] * 0.1
+    rows["rounding_bound"][:] = 2.0**-19
     rows["status"] = np.full(count, int(Status.MEASURED), dtype=np.uint8)
     return rows
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="Measure layers whose name fits PATTERN in their own NORM (l2, linf, spectral); '*' fits the rest.",
 )
 @click.option("--critical", is_flag=True, help="Also search for the critical learning rate of each measured step.")
+@click.option("--full-precision", is_flag=True, help="Measure without mixed precision, whatever --amp says.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
 @click.option("--trace", type=click.Path(), help="File of the trace.  [default: TASK.h5]")
 @click.option("--force", is_flag=True, help="Replace an existing trace.")
@@ -169,6 +170,7 @@ def _recording(options: dict[str, Any]) -> dict[str, Any]:
             raise InvalidArgumentError(f"--layer-norm {text} is not of the form PATTERN=NORM; write 'attn=spectral'.")
         own[pattern] = norm
     arguments = {name: options[name] for name in ("every", "coordinates", "densities", "critical")}
+    arguments["autocast"] = not options["full_precision"]
     return {**arguments, "norms": ["l2", *options["norms"], *([own] if own else [])]}
 
 
@@ -237,6 +239,7 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
             "--layer-norm",
             tuple(f"{a}={b}" for norm in norms if isinstance(norm, dict) for a, b in norm.items()),
         ),
+        "full_precision": ("--full-precision", not recording.get("autocast", True)),
         "seed": ("--seed", plan.seed),
         "preset": ("--preset", plan.preset),
         "amp": ("--amp", "bf16" if plan.amp else None),

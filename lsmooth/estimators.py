@@ -15,6 +15,8 @@ from lsmooth.join import Join
 
 # Beyond these, squares of float64 numbers leave its range.
 _SQUARABLE = (1e-150, 1e150)
+# Powers of gamma in the square of a change of gradient: rounding, and what a smooth change has.
+_POWERS = (0, 2, 3)
 
 
 def joined_norms(norms: NDArray[Any], groups: Sequence[Sequence[int]], join: Join = Join.NORM) -> NDArray[np.float64]:
@@ -101,3 +103,53 @@ def coordinate_lipschitz(
     largest = np.take_along_axis(ratio, best, axis=1)[:, 0, :]
     smaller = np.minimum(np.abs(start[:, 0, :]), np.abs(np.take_along_axis(along, best, axis=1)[:, 0, :]))
     return largest, smaller
+
+
+def rounding_lines(gammas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the matrix A with which `rounding_noise` fits the squares of a change of gradient.
+
+    Least squares of r_i in V(gamma_i) = W + B gamma_i² + C gamma_i³ + gamma_i r_i are linear in V: the first row of A V
+    is W, the others are the r_i.
+
+    Args:
+        gammas: Positions, (g,).
+
+    Returns:
+        A, (1 + g, g): NaN where there are no more points than unknowns.
+    """
+    if len(gammas) <= len(_POWERS):
+        return np.full((1 + len(gammas), len(gammas)), np.nan)
+    powers = np.stack([gammas**power for power in _POWERS], axis=1)
+    solution = np.linalg.pinv(powers / gammas[:, None]) / gammas
+    return np.vstack([solution[:1], (np.eye(len(gammas)) - powers @ solution) / gammas[:, None]])
+
+
+def rounding_noise(
+    grad_diff: NDArray[np.float64], gammas: NDArray[np.float64], largest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the 2-norm of the rounding in Delta(gamma) at the gamma of the largest ‖Delta(gamma)‖ / gamma.
+
+    A smooth gradient changes like gamma, so that V(gamma) = ‖Delta(gamma)‖² begins with gamma². Rounding is as large
+    at one point as at another: it adds W, the intercept of V (the nugget of a variogram; Cressie, "Statistics for
+    Spatial Data", 1993, Section 2.3). Where it comes in jumps, since few weights change in a short format, V scatters,
+    the more the longer the change that it meets. With W and r_i as `rounding_lines` has them, the rounding is
+
+        min(largest, max(W, gamma (mean over i of r_i²)^(1/2))^(1/2)).
+
+    Kinks of the function (ReLU) look like rounding. `largest`, what the arithmetic can have done, tells them apart.
+
+    Args:
+        grad_diff: ‖Delta(gamma)‖2 of n steps and m groups at g positions, (n, g, m).
+        gammas: Positions, (g,).
+        largest: Upper bounds, (n, m).
+
+    Returns:
+        Norms of roundings, (n, m): NaN where a point is not a number, and all NaN with fewer than four positions.
+    """
+    lines = rounding_lines(gammas)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = np.maximum(grad_diff.max(axis=1), np.finfo(np.float64).tiny)
+        found = lines @ np.square(grad_diff / scale[:, None])
+        gamma = gammas[np.argmax(grad_diff / gammas[:, None], axis=1)]
+        scatter = gamma * np.sqrt(np.square(found[:, 1:]).mean(axis=1))
+        return np.minimum(scale * np.sqrt(np.maximum(found[:, 0], scatter)), largest)

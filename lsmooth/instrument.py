@@ -72,7 +72,13 @@ class Instrument:
         self.probes: Probes | None = None
         if settings.probes:
             self.probes = Probes(
-                settings.probes, settings.seed, parameters, norms.gradients, self.evaluation, subject.model
+                settings.probes,
+                settings.seed,
+                parameters,
+                norms.gradients,
+                self.evaluation,
+                subject.model,
+                autocast=settings.autocast,
             )
         followed = FollowedCoordinates(header.coordinate_names, header.coordinate_owners, header.coordinate_indices)
         self._quantities = quantities_of(parameters, settings.geometries, followed, norms, recording.densities)
@@ -84,6 +90,8 @@ class Instrument:
             self._quantities.append(BlockCurvature(members, settings.blocks.asks_for, norms.two))
         self._points = points_of(settings.gammas, settings.endpoint)
         self._settings = settings
+        # Probes are evaluated at x_t by the recorder in any case.
+        self._autocast = settings.autocast or bool(settings.probes)
         self._ranks = ranks
         self._faults = faults
         # A second evaluation at x_t is compared with the first once; at each step, if it was found to differ.
@@ -117,7 +125,7 @@ class Instrument:
             starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
             leftovers = Leftovers(starts)
         keeping = self.probes if self._keeps(step) else None
-        measure(step, self.evaluation, self._quantities, points, row, keeping)
+        measure(step, self.evaluation, self._quantities, points, row, keeping, autocast=self._autocast)
         if keeping is not None:
             keeping.settle()
         self._looked = True

@@ -30,6 +30,7 @@ MEANINGS = {
     Status.OTHER_GRADIENT: "the step used gradients that the recorder did not see",
     Status.NOT_REPEATED: "the loss could not be evaluated again as it was",
     Status.PARTIAL: "the optimizer also stepped parameters that the trace does not have",
+    Status.NOISY: "rounding is a large part of the change of gradient that the estimate is made of",
 }
 
 
@@ -113,8 +114,12 @@ def _estimates(trace: Trace, by: str, *methods: str) -> pd.DataFrame:
 
 def every_nth(cloud: Cloud, stride: int) -> Cloud:
     """Return the cloud of every `stride`-th measured step."""
-    per_step = ("steps", "smoothness", "grad_norm", "status", "loss", "lr")
-    return replace(cloud, **{name: getattr(cloud, name)[::stride] for name in per_step}) if stride > 1 else cloud
+    if stride == 1:
+        return cloud
+    per_step = {name: getattr(cloud, name) for name in ("steps", "smoothness", "grad_norm", "status", "loss", "lr")}
+    if cloud.noise_share is not None:
+        per_step["noise_share"] = cloud.noise_share
+    return replace(cloud, **{name: values[::stride] for name, values in per_step.items()})
 
 
 def _run(trace: Trace) -> list[tuple[str, str]]:

@@ -61,9 +61,12 @@ def left_out(cloud: Cloud) -> list[str]:
             count = int(((cloud.status & flag) != 0).sum())
             if count:
                 flagged.append(f"{count} {str(flag.name).lower().replace('_', ' ')}")
-    still = (cloud.measured_well[:, None] & ~usable).sum(axis=0)
+    lost = cloud.measured_well[:, None] & ~usable
+    noisy = lost & cloud.noisy
     reasons = []
-    for count in still:
-        missing = [*flagged, f"{count} did not move"] if count else flagged
+    for spoiled, still in zip(noisy.sum(axis=0), (lost & ~noisy).sum(axis=0), strict=True):
+        missing = [*flagged, f"{spoiled} below rounding noise"] if spoiled else list(flagged)
+        if still:
+            missing.append(f"{still} did not move")
         reasons.append(f"left out: {', '.join(missing)}" if missing else "")
     return reasons

@@ -33,7 +33,7 @@ class NoiseCloud:
         variance: sigma², the mean squared dual norm of a probe's gradient less the full one, (n, m).
         squared: ‖grad F‖² in the dual norm, (n, m); in l2 that of the probes' mean less sigma² / probes, which may be
             negative where noise hides the gradient.
-        status: Bit flags of each step, uint8 (n,).
+        status: Bit flags of each step, uint16 (n,).
         probes: How many probes were averaged.
         norm: The geometry.
     """
@@ -42,7 +42,7 @@ class NoiseCloud:
     steps: NDArray[np.int64]
     variance: Floats
     squared: Floats
-    status: NDArray[np.uint8]
+    status: NDArray[np.integer]
     probes: int
     norm: str
 

@@ -15,7 +15,7 @@ from lsmooth.errors import RecorderError
 from lsmooth.loop.attempt import Attempts
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import counted_arrivals
-from lsmooth.replay.microbatch import Closure, Microbatch, detached, loss_of, reachable_leaves
+from lsmooth.replay.microbatch import Closure, Microbatch, detached, dtypes_of, loss_of, reachable_leaves
 from lsmooth.replay.outside import graphs_read, made_outside
 from lsmooth.replay.state import Surroundings
 
@@ -96,14 +96,14 @@ def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.
     parameters = list(dict.fromkeys(p for attempt in prepared.attempts for p in attempt.subject.parameters))
     # Before backward, so that copies that are not needed are gone when gradients come.
     surroundings = prepared.surroundings.without_unchanged()
-    leaves = tuple(reachable_leaves(loss))
+    leaves, dtypes = tuple(reachable_leaves(loss)), dtypes_of(loss)
     outside = made_outside(prepared.graphs, loss)
     again = prepared.closure if outside is None else functools.partial(_refused, outside)
     scale = factor_of(scaler, loss.device)
     versions = [attempt.versions() for attempt in prepared.attempts]
     with counted_arrivals(parameters) as arrivals:
         (loss if scaler is None else scaler.scale(loss)).backward()
-    microbatch = Microbatch(again, surroundings, scale)
+    microbatch = Microbatch(again, surroundings, scale, dtypes=dtypes)
     backward = BackwardPass((microbatch,), (loss.detach(),), arrivals, leaves)
     for attempt, before in zip(prepared.attempts, versions, strict=True):
         with attempt.contained():

@@ -62,6 +62,8 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
     ]
     probes = len(settings.probes)
     objective = f"mean of {probes} probe losses" if probes else "the step's mini-batch loss"
+    if not settings.autocast:
+        objective += ", without autocast"
     return {
         "title": "Local smoothness of a training loss along its optimizer steps",
         "lsmooth_version": __version__,
@@ -76,6 +78,7 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
         "seed": settings.seed,
         "every": settings.every_in_words,
         "endpoint": int(settings.endpoint),
+        "autocast": int(settings.autocast),
         "norms": [geometry.name for geometry in settings.geometries],
         **({"layer_norms": [geometry.name for geometry in settings.layers]} if settings.layers else {}),
         **({"blocks": settings.blocks.names_of(len(subject.names))} if settings.blocks is not None else {}),

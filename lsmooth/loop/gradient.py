@@ -154,6 +154,11 @@ class StepGradient:
             self.borrowed = {}
         return self.changed
 
+    def drop(self) -> None:
+        """Forget the gradient, which is to be evaluated again."""
+        self.tensors = [None] * len(self.tensors)
+        self.borrowed = {}
+
     def replace(self, gradients: Mapping[int, Tensor]) -> None:
         """Put in gradients that were evaluated at x_t again, by position, and take their norms."""
         for position, gradient in gradients.items():

@@ -99,6 +99,7 @@ class Settings:
         blocks: Which layers are moved by themselves, and when; None for none.
         critical: Whether the critical learning rate is searched for.
         cuda_graphs: Whether evaluations are played back as CUDA graphs.
+        autocast: Whether losses are evaluated under the step's autocast contexts, or in full precision.
     """
 
     every: int | Callable[[int], bool]
@@ -114,6 +115,7 @@ class Settings:
     critical: bool
     blocks: Blocks | None
     cuda_graphs: bool
+    autocast: bool
 
     @classmethod
     def checked(
@@ -132,6 +134,7 @@ class Settings:
         critical: bool,
         blocks: Any,
         cuda_graphs: bool,
+        autocast: bool,
     ) -> Settings:
         """Return the settings that a recorder is given, whose parameters have names and lie on a device.
 
@@ -151,6 +154,7 @@ class Settings:
             bool(critical),
             Blocks.checked(blocks, names),
             bool(cuda_graphs),
+            bool(autocast),
         )
 
     def asks_for(self, step: int) -> bool:
@@ -173,9 +177,15 @@ class Settings:
                 "cuda_graphs=True needs a model on an NVIDIA GPU that one process trains; leave it out here."
             )
 
+        if self.cuda_graphs and not self.autocast:
+            raise InvalidArgumentError(
+                "cuda_graphs=True captures evaluations as training makes them, and autocast=False makes others; leave "
+                "one of the two out."
+            )
+
     def facts(self) -> dict[str, Any]:
         """Return what must be the same on all ranks, beside what the header of the trace says."""
-        return {"probes": len(self.probes), "every": self.every_in_words}
+        return {"probes": len(self.probes), "every": self.every_in_words, "autocast": self.autocast}
 
     @property
     def every_in_words(self) -> int | str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lsmooth.loop.gradient import StepGradient
@@ -86,6 +87,17 @@ class Step:
     def scale(self) -> Tensor | None:
         """The factor that gradients carry, None for 1: a scaler does not change it between two steps."""
         return self.microbatches[0].scale
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """The floating-point dtypes that its loss is computed in, as far as they are seen."""
+        found = {parameter.dtype for parameter in self.segment.start}
+        return frozenset(found).union(*(microbatch.all_dtypes() for microbatch in self.microbatches))
+
+    def without_autocast(self) -> Step:
+        """Return the same step, its losses evaluated without autocast; the gradient is gone, and to be evaluated."""
+        self.gradient.drop()
+        return replace(self, microbatches=tuple(microbatch.without_autocast() for microbatch in self.microbatches))
 
 
 @dataclass(frozen=True)

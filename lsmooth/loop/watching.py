@@ -26,7 +26,7 @@ from lsmooth.loop.recalls import Context, OutputsOfCalls, Recall
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import count_arrivals
 from lsmooth.replay.contexts import ContextState
-from lsmooth.replay.microbatch import Closure, Microbatch, reachable_leaves, replaying
+from lsmooth.replay.microbatch import Closure, Microbatch, dtypes_of, reachable_leaves, replaying
 from lsmooth.replay.state import Surroundings
 
 
@@ -38,6 +38,7 @@ class _Call:
     surroundings: Surroundings
     loss: Tensor
     leaves: list[Tensor]
+    dtypes: set[torch.dtype]
 
 
 @dataclass
@@ -251,7 +252,7 @@ class Watch:
         if begun is not None:
             begun.ended()
             closure, surroundings = begun.closure(choose), begun.first.surroundings
-            call = _Call(closure, surroundings, loss.detach().clone(), reachable_leaves(loss))
+            call = _Call(closure, surroundings, loss.detach().clone(), reachable_leaves(loss), dtypes_of(loss))
         loss.register_hook(lambda gradient: self._backward_from(call, gradient))
 
     # --- a backward pass ---
@@ -312,6 +313,7 @@ class Watch:
                     weight=weight,
                     seed=seed,
                     backward_contexts=contexts,
+                    dtypes=call.dtypes,
                 )
             )
             losses.append(call.loss * weight)

@@ -204,7 +204,7 @@ class Handover:
         extra = {name: rows.pop(name) for name in RowLayout.EXTRA}
         rows["step"] = np.asarray(block.steps, dtype=np.int64)
         rows["time"] = np.asarray(block.times)
-        rows["status"] = rows["status"].astype(np.uint8)
+        rows["status"] = rows["status"].astype(np.uint16)
         if extra["edited_grad"].any():
             self._edited.set()
         self._check_replay(rows, extra)

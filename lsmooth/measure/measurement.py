@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from lsmooth.trace.layout import Status
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
     from lsmooth.measure.probes import Probes
+    from lsmooth.replay.evaluation import Replay
 
 # x_t, where a second evaluation shows whether the closure computes the same function twice.
 CHECK = Point(0.0)
@@ -36,20 +38,22 @@ def measure(
     points: Sequence[Point],
     row: Row,
     keeping: Probes | None = None,
+    *,
+    autocast: bool = True,
 ) -> None:
     """Fill the row of a step that has been taken; afterwards everything but the row is what it was.
 
     At each point the step's loss is evaluated again, and each quantity sees the gradients as they arrive. A gradient
-    that training has changed since it was borrowed is first evaluated again at x_t. Probes that are `keeping` evaluate
-    x_{t+1} themselves, for the next step.
+    that training has changed since it was borrowed is first evaluated again at x_t; and so are, without `autocast`, the
+    loss and the gradient of every step. Probes that are `keeping` evaluate x_{t+1} themselves, for the next step.
     """
     try:
         step.segment.end()
-        changed = step.gradient.read_again(row)
+        changed = autocast and step.gradient.read_again(row)
+        step = step if autocast else step.without_autocast()
         with evaluation.set_aside(step) as replay:
-            if changed:
-                step.gradient.replace(replay.gradients_at_start())
-                row.evaluated = True
+            if changed or not autocast:
+                step = _begun_again(step, replay, row, keeps_loss=autocast)
             for quantity in quantities:
                 quantity.at_start(step, row)
             for point in points:
@@ -87,6 +91,17 @@ def measure(
         for quantity in quantities:
             quantity.clear()
         raise
+
+
+def _begun_again(step: Step, replay: Replay, row: Row, *, keeps_loss: bool) -> Step:
+    """Evaluate the gradient at x_t again, put it in the place of the step's own, and return the step with its loss."""
+    row.evaluated = True
+    if keeps_loss:
+        step.gradient.replace(replay.gradients_at_start())
+        return step
+    loss, gradients = replay.loss_and_gradients_at_start()
+    step.gradient.replace(gradients)
+    return replace(step, loss=loss)
 
 
 @torch.no_grad()

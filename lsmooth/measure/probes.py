@@ -72,6 +72,7 @@ class Probes:
         norms: Takes norms of gradients.
         evaluation: Puts everything back.
         starts: What else is looked through for models and generators: the model.
+        autocast: Whether autocast contexts are in force as they are found.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Probes:
         norms: TensorNorms,
         evaluation: Evaluation,
         *starts: object,
+        autocast: bool = True,
     ) -> None:
         self._closures = tuple(closures)
         self._seed = seed
@@ -90,6 +92,7 @@ class Probes:
         self._evaluation = evaluation
         self._starts = starts
         self._kept: _Kept | None = None
+        self._autocast = autocast
 
     def at_start(self) -> ProbedStart:
         """Evaluate the probes at x_t: their mean gradient and, of several, its standard deviation, norm-wise.
@@ -109,6 +112,8 @@ class Probes:
             return replace(kept.start, stale=_changed_on_device(kept.segment))
         surroundings = self._surroundings()
         microbatches = tuple(Microbatch(probe, surroundings, None) for probe in self._closures)
+        if not self._autocast:
+            microbatches = tuple(microbatch.without_autocast() for microbatch in microbatches)
         with self._evaluation.at_start(surroundings) as interrupts:
             return self._evaluated(microbatches, interrupts)
 

@@ -23,6 +23,7 @@ from lsmooth.measure.norms import Kind, TensorNorms, differences, products_of
 from lsmooth.measure.packed import Along
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
+from lsmooth.precision import largest_error
 from lsmooth.replay.arrivals import taken_whole
 from lsmooth.replay.evaluation import Replay
 from lsmooth.trace.layout import Geometry
@@ -80,7 +81,7 @@ class Quantity:
 
 
 class Losses(Quantity):
-    """f(x_t), f(x_t + gamma d) and f(x_{t+1}), with the learning rates that led there."""
+    """f(x_t), f(x_t + gamma d) and f(x_{t+1}), the learning rates that led there, and how gradients are rounded."""
 
     def __init__(self) -> None:
         self._along: list[Tensor] = []
@@ -99,6 +100,7 @@ class Losses(Quantity):
             row["loss_next"].copy_(loss)
 
     def at_last(self, row: Row, step: Step) -> None:
+        row["rounding_bound"].fill_(largest_error(step.dtypes, row.numbers.device))
         if self._along:
             torch.stack(self._along, out=row["loss_along"])
             self._along = []

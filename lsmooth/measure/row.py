@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsmooth.estimators import rounding_lines
 from lsmooth.join import Join
 from lsmooth.precision import accumulation_dtype
-from lsmooth.trace.layout import Field, Status
+from lsmooth.trace.layout import NOISE_SHARE, Field, Status
 
 # Above this share of the shortest ‖gamma d‖, rounding of the interpolated points spoils the estimate.
 RESOLUTION_SHARE = 0.01
@@ -52,7 +53,9 @@ class RowLayout:
     _LAST = ("lr", "status")
 
     def __init__(self, fields: Sequence[Field], sizes: Mapping[str, int], gammas: Sequence[float], real: str) -> None:
-        self.gammas = np.asarray(gammas)
+        self.gammas = np.asarray(gammas, dtype=np.float64)
+        self._lines = rounding_lines(self.gammas)
+        self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.largest = torch.finfo(getattr(torch, real)).max
         own = [item for item in fields if not item.total_of and item.name not in (*self.HOST_FIELDS, *self._LAST)]
         self.shapes: dict[str, tuple[int, ...]] = {
@@ -77,6 +80,13 @@ class RowLayout:
         """Return the part of a row, or of rows, that holds a quantity, in its shape."""
         part = row[..., self.places[name]]
         return part.view((*row.shape[:-1], *self.shapes[name]))
+
+    def positions(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gammas, (g,), and the matrix of `lsmooth.estimators.rounding_lines`, where a tensor is."""
+        key = like.device, like.dtype
+        if key not in self._on:
+            self._on[key] = torch.from_numpy(self.gammas).to(*key), torch.from_numpy(self._lines).to(*key)
+        return self._on[key]
 
     def has(self, name: str) -> bool:
         """Say whether rows carry a quantity."""
@@ -148,8 +158,29 @@ class Row:
         # A fault of the closure inflates the change along the step, too: so that is not all it is compared with.
         error, change = self["replay_error"], torch.linalg.vector_norm(self["grad_diff"][0])
         grad = torch.linalg.vector_norm(self["grad_norm"])
+        noisy = self._note_noise(grad)
         differs = (error > REPLAY_SHARE_OF_CHANGE * change) | (error > REPLAY_SHARE_OF_GRADIENT * grad)
         status = status | (differs & (status == 0)) * int(Status.NOT_REPEATED)
+        status = status | (noisy & (status == 0)) * int(Status.NOISY)
         well = status == 0
         self["status"].copy_(status + well * int(Status.MEASURED))
         return well
+
+    def _note_noise(self, grad: Tensor) -> Tensor:
+        """Fill in the rounding of Delta over all tensors, and say whether it spoils the estimate.
+
+        It is `lsmooth.estimators.rounding_noise`, for one step.
+
+        Args:
+            grad: ‖g‖, a scalar.
+        """
+        changes = torch.linalg.vector_norm(self["grad_diff"], dim=1)
+        gammas, lines = self._layout.positions(changes)
+        best = (changes / gammas).argmax()
+        scale = changes.amax().clamp_(min=torch.finfo(changes.dtype).tiny)
+        found = lines @ (changes / scale).square_()
+        scatter = gammas.take(best) * found[1:].square().mean().sqrt_()
+        noise = torch.minimum(scale * torch.maximum(found[0], scatter).sqrt_(), self["rounding_bound"] * grad)
+        self["grad_diff_noise"].copy_(noise)
+        # False for NaN, too.
+        return noise > NOISE_SHARE * changes.take(best)

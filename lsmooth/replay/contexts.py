@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,17 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 @dataclass(frozen=True)
 class AutocastState:
-    """Which autocast contexts a closure was called under."""
+    """Which autocast contexts a closure was called under.
+
+    Attributes:
+        devices: For each kind of device, whether autocast was in force, and its dtype.
+        cache: Whether cast weights were cached.
+        refused: Whether closures that enter such contexts themselves are to compute as if they did not.
+    """
 
     devices: tuple[tuple[str, bool, torch.dtype], ...]
     cache: bool
+    refused: bool = False
 
     @classmethod
     def capture(cls, device_type: str) -> AutocastState:
@@ -30,10 +37,21 @@ class AutocastState:
         devices = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
         return cls(devices, torch.is_autocast_cache_enabled())
 
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """What is computed in under these contexts, beside the dtypes of tensors."""
+        return frozenset(dtype for _, enabled, dtype in self.devices if enabled)
+
+    def none(self) -> AutocastState:
+        """Return the state in which autocast is off, and stays off inside of closures."""
+        return AutocastState(tuple((kind, False, dtype) for kind, _, dtype in self.devices), self.cache, refused=True)
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Run a block under the same contexts, with no weights cast for other parameter values left in the cache."""
         with contextlib.ExitStack() as stack:
+            if self.refused:
+                stack.enter_context(_autocast_refused())
             for kind, enabled, dtype in self.devices:
                 if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))
@@ -110,6 +128,10 @@ class ContextState:
             == {variable: id(value) for variable, value in self.variables.items()}
         )
 
+    def without_autocast(self) -> ContextState:
+        """Return the same contexts, but for autocast, which is off and stays off."""
+        return replace(self, autocast=self.autocast.none())
+
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function with the context variables of that moment; those that it sets are set for it alone."""
         return self.variables.copy().run(function)
@@ -149,6 +171,25 @@ class ContextState:
             torch._C._autograd._pop_saved_tensors_default_hooks()
         for hooks in reversed(self.saved_tensors_hooks):
             torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
+
+
+@contextlib.contextmanager
+def _autocast_refused() -> Iterator[None]:
+    """Run a block in which contexts of autocast that are entered leave it off."""
+    enter = torch.autocast.__enter__
+
+    def refuse(context: torch.autocast) -> Any:
+        wanted, context._enabled = context._enabled, False
+        try:
+            return enter(context)
+        finally:
+            context._enabled = wanted
+
+    torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -224,6 +224,10 @@ class Replay:
 
     def gradients_at_start(self) -> dict[int, Tensor]:
         """Evaluate the gradient at x_t; return it by position, in memory that later evaluations leave alone."""
+        return self.loss_and_gradients_at_start()[1]
+
+    def loss_and_gradients_at_start(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """Do what `gradients_at_start` does, and return the loss, too."""
         found: dict[int, Tensor] = {}
         graphs = self._evaluation.plays_graphs
 
@@ -231,8 +235,7 @@ class Replay:
             for position, gradient in zip(where, gradients, strict=True):
                 found[position] = gradient.detach().clone() if graphs else gradient.detach()
 
-        self.at(0.0, keep)
-        return found
+        return self.at(0.0, keep), found
 
 
 def joined(losses: Sequence[Tensor], divisor: int = 1) -> Tensor:

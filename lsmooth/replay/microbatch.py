@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class Microbatch:
         weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
         seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
         backward_contexts: Contexts around that backward.
+        dtypes: The floating-point dtypes that its loss was computed in, see `dtypes_of`; empty until it has been.
     """
 
     closure: Closure
@@ -63,6 +64,21 @@ class Microbatch:
     weight: Tensor | None = None
     seed: Tensor | None = None
     backward_contexts: ContextState | None = None
+    dtypes: set[torch.dtype] = field(default_factory=set, compare=False)
+
+    def all_dtypes(self) -> frozenset[torch.dtype]:
+        """Return the floating-point dtypes that the loss is computed in, as far as they are seen."""
+        return self.surroundings.contexts.autocast.dtypes.union(self.dtypes)
+
+    def without_autocast(self) -> Microbatch:
+        """Return the same closure, evaluated without autocast."""
+        backward = self.backward_contexts
+        return replace(
+            self,
+            surroundings=replace(self.surroundings, contexts=self.surroundings.contexts.without_autocast()),
+            backward_contexts=None if backward is None else backward.without_autocast(),
+            dtypes=set(),
+        )
 
     def evaluate(self, users: Context = contextlib.nullcontext) -> Tensor:
         """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss.
@@ -82,6 +98,8 @@ class Microbatch:
         with _replay(), around.context():
             with around.contexts.restored(), users():
                 loss = loss_of(around.contexts.call(self.closure))
+                if not self.dtypes:
+                    self.dtypes.update(dtypes_of(loss))
                 if self.seed is None:
                     (loss if self.scale is None else loss * self.scale).backward()
             if self.seed is not None:
@@ -177,6 +195,15 @@ def nodes_of(root: Tensor) -> dict[Any, None]:
                 found[parent] = None
                 waiting.append(parent)
     return found
+
+
+def dtypes_of(root: Tensor) -> set[torch.dtype]:
+    """Return the floating-point dtypes of tensors that a tensor was computed from; see `nodes_of`.
+
+    What a compiled region computes in shows in what it returns alone.
+    """
+    outputs = (output for node in nodes_of(root) for output in getattr(node, "_input_metadata", ()))
+    return {output.dtype for output in outputs if output.dtype.is_floating_point}
 
 
 def reachable_leaves(root: Tensor) -> list[Tensor]:

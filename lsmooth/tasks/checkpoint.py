@@ -102,6 +102,7 @@ class _Recording(_MeasuredSteps, total=False):
     densities: bool
     critical: bool
     norms: Sequence[str | Mapping[str, str]]
+    autocast: bool
 
 
 class _OldestContent(TypedDict):
@@ -126,7 +127,7 @@ class Checkpoint:
         plan: What the run computes.
         run: `TrainingRun.state_dict()`.
         recorder: `Recorder.state_dict()`.
-        recording: The recorder's arguments: every, coordinates, densities, critical, norms.
+        recording: The recorder's arguments: every, coordinates, densities, critical, norms, autocast.
         ranks: Where several processes train together, `TrainingRun.state_of_rank()` of each; else empty.
         run_id: What the run's trace says too, so that neither is taken for another's; None from an older lsmooth.
     """

@@ -46,7 +46,7 @@ class Session:
     Args:
         plan: What is trained.
         trace: Where the trace goes; the checkpoint goes beside it.
-        recording: Arguments of `Recorder`: every, coordinates, densities, critical, norms.
+        recording: Arguments of `Recorder`: every, coordinates, densities, critical, norms, autocast.
         data: What the task found already; None to find it.
         mode: "x" refuses an existing trace, "w" replaces it.
         checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsmooth.trace.layout import Status
+from lsmooth.trace.layout import NOISE_SHARE, Status
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class Cloud:
             group that did not move at that step).
         grad_norm: Gradient norm of each step and group, float64 (n, m); for coordinates, the smaller of the two
             ends' absolute values (the paper, Section 5.2).
-        status: Bit flags of each step (`lsmooth.trace.layout.Status`), uint8 (n,).
+        status: Bit flags of each step (`lsmooth.trace.layout.Status`), uint16 (n,).
         loss: f(x_t) of each step, float64 (n,).
         lr: Learning rate of the first parameter group at each step, float64 (n,).
         norm: The geometry: displacements in this norm, gradients and their changes in its dual.
+        noise_share: Rounding in the change of gradient that is the estimate, as a share of it in the 2-norm, float64
+            (n, m), NaN where not known; for coordinates that of their tensors; None where nothing is known.
     """
 
     by: str
@@ -34,10 +36,11 @@ class Cloud:
     steps: NDArray[np.int64]
     smoothness: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
-    status: NDArray[np.uint8]
+    status: NDArray[np.integer]
     loss: NDArray[np.float64]
     lr: NDArray[np.float64]
     norm: str = "l2"
+    noise_share: NDArray[np.float64] | None = None
 
     @property
     def measured_well(self) -> NDArray[np.bool_]:
@@ -45,13 +48,21 @@ class Cloud:
         return self.status == Status.MEASURED
 
     @property
+    def noisy(self) -> NDArray[np.bool_]:
+        """Which estimates rounding has spoiled, bool (n, m): more than 30 % of the change of gradient."""
+        # False for NaN, too.
+        return np.zeros(self.smoothness.shape, bool) if self.noise_share is None else self.noise_share > NOISE_SHARE
+
+    @property
     def usable(self) -> NDArray[np.bool_]:
-        """Which points enter fits, bool (n, m): measured well, and finite."""
-        return self.measured_well[:, None] & np.isfinite(self.smoothness) & np.isfinite(self.grad_norm)
+        """Which points enter fits, bool (n, m): measured well, finite, and above the noise."""
+        finite = np.isfinite(self.smoothness) & np.isfinite(self.grad_norm)
+        return self.measured_well[:, None] & finite & ~self.noisy
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the points as a long DataFrame: step, group, smoothness, grad_norm, loss, lr, usable."""
+        """Return the points as a long DataFrame: step, group, and the columns of the same names as what is here."""
         n, m = self.smoothness.shape
+        shares = np.full((n, m), np.nan) if self.noise_share is None else self.noise_share
         codes = np.tile(np.arange(m), n)
         return pd.DataFrame(
             {
@@ -62,5 +73,7 @@ class Cloud:
                 "loss": np.repeat(self.loss, m),
                 "lr": np.repeat(self.lr, m),
                 "usable": self.usable.ravel(),
+                "noisy": self.noisy.ravel(),
+                "noise_share": shares.ravel(),
             }
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -12,13 +12,13 @@ from lsmooth.errors import InvalidArgumentError, TraceError, unknown_name
 from lsmooth.estimators import coordinate_lipschitz, joined_norms, local_lipschitz
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.file import TraceFile
-from lsmooth.trace.grouping import By, group_parameters
-from lsmooth.trace.layout import CHUNK_STEPS, GEOMETRIES
+from lsmooth.trace.grouping import By, columns_of, group_parameters
+from lsmooth.trace.layout import GEOMETRIES
+from lsmooth.trace.rounding import noise_shares, shares_of, tells_rounding
 
 Displacement = Literal["layer", "global"]
-# Elements that one pass over a large dataset holds at a time.
-_BLOCK_ELEMENTS = 1 << 23
 _Estimates = tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]
+_Shares = NDArray[np.float64] | None
 
 
 def cloud(trace: TraceFile, by: By, *, displacement: Displacement, endpoint: bool, norm: str) -> Cloud:
@@ -32,11 +32,13 @@ def cloud(trace: TraceFile, by: By, *, displacement: Displacement, endpoint: boo
                 f"displacement={displacement!r} is not defined for by='coordinate': a coordinate's change of "
                 "gradient is divided by its own displacement; leave displacement out."
             )
-        groups, smoothness, grad_norm = _coordinate_estimates(trace, endpoint)
+        (groups, smoothness, grad_norm), shares = _coordinate_estimates(trace, endpoint), noise_shares(trace, by)
     elif endpoint:
         raise InvalidArgumentError("endpoint=True is defined for by='coordinate' only.")
     else:
-        groups, smoothness, grad_norm = _norm_estimates(trace, by, displacement, norm)
+        (groups, smoothness, grad_norm), shares = _norm_estimates(trace, by, displacement, norm)
+        if norm != "l2":
+            shares = noise_shares(trace, by)
     kind = by if isinstance(by, str) else "mapping" if isinstance(by, Mapping) else "regex"
     if kind not in ("global", "module", "parameter", "coordinate", "mapping"):
         kind = "regex"
@@ -51,6 +53,7 @@ def cloud(trace: TraceFile, by: By, *, displacement: Displacement, endpoint: boo
         loss=trace.loss,
         lr=lr[:, 0] if lr.shape[1] else np.full(len(trace), np.nan),
         norm=norm,
+        noise_share=shares,
     )
 
 
@@ -72,25 +75,23 @@ def check_norm(trace: TraceFile, norm: str) -> None:
         )
 
 
-def _norm_estimates(
-    trace: TraceFile, by: By, displacement: Displacement, norm: str
-) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+def _norm_estimates(trace: TraceFile, by: By, displacement: Displacement, norm: str) -> tuple[_Estimates, _Shares]:
     members = group_parameters(trace.parameters, by)
     if by == "global" and norm == "l2":
         moved = trace.read("total_step_norm")[:, None]
         changed = trace.read("total_grad_diff")[:, :, None]
-        return tuple(members), local_lipschitz(changed, moved, trace.gammas), trace.read("total_grad_norm")[:, None]
-    positions = list(members.values())
+        found = tuple(members), local_lipschitz(changed, moved, trace.gammas), trace.read("total_grad_norm")[:, None]
+        return found, noise_shares(trace, by)
+    groups = list(members.values())
     smoothness = np.full((len(trace), len(members)), np.nan)
     grad_norm = np.full((len(trace), len(members)), np.nan)
     everything = [list(range(len(trace.parameters)))]
     geometry = GEOMETRIES[norm]
     primal, dual = geometry.displacement_join, geometry.gradient_join
-    # No more is read than from the first tensor of any group to the last.
-    first = min(min(group) for group in positions)
-    some = slice(first, max(max(group) for group in positions) + 1)
-    positions = [[position - first for position in group] for group in positions]
-    for rows in _blocks(trace, len(trace.gammas) * (some.stop - first)):
+    some, positions = columns_of(groups)
+    # Where the change of gradient is read in the 2-norm, its rounding is found on the way.
+    shares = np.full_like(smoothness, np.nan) if norm == "l2" and tells_rounding(trace) else None
+    for rows in trace.runs_of_rows(len(trace.gammas) * (some.stop - some.start)):
         grad_norm[rows] = joined_norms(trace.read(geometry.dataset("grad_norm"), rows, some), positions, dual)
         if displacement == "layer":
             moved = joined_norms(trace.read(geometry.dataset("step_norm"), rows, some), positions, primal)
@@ -98,12 +99,12 @@ def _norm_estimates(
             moved = joined_norms(trace.read(geometry.dataset("step_norm"), rows), everything, primal)
         changed = joined_norms(trace.read(geometry.dataset("grad_diff"), rows, some), positions, dual)
         smoothness[rows] = local_lipschitz(changed, moved, trace.gammas)
-    return tuple(members), smoothness, grad_norm
+        if shares is not None:
+            shares[rows] = shares_of(trace, groups, rows, changed, grad_norm[rows])
+    return (tuple(members), smoothness, grad_norm), shares
 
 
-def _coordinate_estimates(
-    trace: TraceFile, endpoint: bool
-) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.float64]]:
+def _coordinate_estimates(trace: TraceFile, endpoint: bool) -> _Estimates:
     if not trace.coordinate_names:
         raise TraceError(f"{trace.path} follows no coordinates; record with coordinates=4 to estimate by coordinate.")
     if endpoint and not trace.has("coordinate/grad_next"):
@@ -114,7 +115,7 @@ def _coordinate_estimates(
     name, gammas = ("coordinate/grad_next", np.ones(1)) if endpoint else ("coordinate/grad_along", trace.gammas)
     # A thirty-second of what fits in memory fits in the processor's cache. Process time with it, over that without
     # (4,000 steps, medians of 6): 0.50 for 600 coordinates, 0.85 for 200, reading included.
-    for rows in _blocks(trace, 32 * len(gammas) * width):
+    for rows in trace.runs_of_rows(32 * len(gammas) * width):
         along = trace.read(name, rows)
         smoothness[rows], smaller[rows] = coordinate_lipschitz(
             trace.read("coordinate/grad", rows),
@@ -123,11 +124,3 @@ def _coordinate_estimates(
             gammas,
         )
     return tuple(trace.coordinate_names), smoothness, smaller
-
-
-def _blocks(trace: TraceFile, width: int) -> Iterator[slice]:
-    """Cut the measured steps into runs of rows that fit in memory together, `width` elements a row."""
-    # Whole chunks, so that none is read twice.
-    rows = max(1, _BLOCK_ELEMENTS // max(1, width) // CHUNK_STEPS) * CHUNK_STEPS
-    for start in range(0, len(trace), rows):
-        yield slice(start, min(start + rows, len(trace)))

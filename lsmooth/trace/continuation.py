@@ -139,6 +139,9 @@ def _differences(old: TraceFile, header: Header) -> list[str]:
         found.append("its layers have other norms")
     if old.has("blocks/change") and old.metadata.get("blocks") != header.attributes.get("blocks"):
         found.append("its blocks of layers are others")
+    # Traces that do not say were evaluated as training was.
+    if old.metadata.get("autocast", 1) != header.attributes.get("autocast", 1):
+        found.append("only one of the two is evaluated without autocast")
     if old.has_densities != header.densities:
         found.append("only one of the two keeps densities")
     if old.read("grad_norm", slice(0, 0)).dtype != np.dtype(header.real):

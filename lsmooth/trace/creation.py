@@ -190,8 +190,9 @@ def _create_fields(file: h5py.File, header: Header, scales: dict[str, h5py.Datas
         if item.name != "step":
             for axis, name in enumerate(item.dims):
                 created[item.name].dims[axis].attach_scale(scales[name])
-    flags = list(Status)
-    created["status"].attrs["flag_masks"] = np.array([int(flag) for flag in flags], dtype="u1")
+    masks = created["status"].dtype
+    flags = [flag for flag in Status if flag <= np.iinfo(masks).max]
+    created["status"].attrs["flag_masks"] = np.array([int(flag) for flag in flags], dtype=masks)
     put_text(created["status"], "flag_meanings", " ".join(str(flag.name).lower() for flag in flags))
 
 

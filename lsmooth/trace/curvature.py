@@ -12,7 +12,8 @@ from lsmooth.join import Join
 from lsmooth.trace.clouds import check_norm
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.grouping import By, group_parameters
-from lsmooth.trace.layout import GEOMETRIES, Status
+from lsmooth.trace.layout import GEOMETRIES, NOISE_SHARE, Status
+from lsmooth.trace.rounding import noise_shares
 
 # The loss-based form is trusted while the losses' rounding is below this share of what it is made of.
 _TRUSTED = 0.1
@@ -48,6 +49,9 @@ def curvature(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
             columns |= _by_losses(trace, moved)
     n, m = slope.shape
     usable = (trace.status == Status.MEASURED)[:, None] & np.isfinite(columns["directional"])
+    shares = noise_shares(trace, by)
+    if shares is not None:
+        usable &= ~(shares > NOISE_SHARE)
     return pd.DataFrame(
         {
             "step": np.repeat(trace.steps, m),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +22,16 @@ from lsmooth.errors import TraceError
 from lsmooth.trace import opening
 from lsmooth.trace.chunks import check_chunks
 from lsmooth.trace.density import Counts, read_density
-from lsmooth.trace.layout import DENSITY_GROUP
+from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import Closed, read_closed, read_recent
 from lsmooth.trace.superblock import file_state
 
 # Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
 _PAUSES = (0.0, 0.0, 0.0, 0.01, 0.01, 0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, None)
+
+# Elements that one pass over a large dataset holds at a time.
+_BLOCK_ELEMENTS = 1 << 23
 
 _Opened = TypeVar("_Opened", bound="TraceFile")
 
@@ -195,6 +199,13 @@ class TraceFile:
             time.sleep(pause)
         raise AssertionError("the last look returns or raises")
 
+    def runs_of_rows(self, width: int) -> Iterator[slice]:
+        """Cut the measured steps into runs of rows that fit in memory together, `width` elements a row."""
+        # Whole chunks, so that none is read twice.
+        rows = max(1, _BLOCK_ELEMENTS // max(1, width) // CHUNK_STEPS) * CHUNK_STEPS
+        for start in range(0, len(self), rows):
+            yield slice(start, min(start + rows, len(self)))
+
     def has(self, name: str) -> bool:
         """Say whether the trace holds a dataset."""
         return name in self._fields
@@ -210,9 +221,9 @@ class TraceFile:
         return self.read("time")
 
     @cached_property
-    def status(self) -> NDArray[np.uint8]:
-        """Bit flags of each measured step (`lsmooth.trace.layout.Status`), uint8 (n,)."""
-        return self.read("status")
+    def status(self) -> NDArray[np.uint16]:
+        """Bit flags of each measured step (`lsmooth.trace.layout.Status`), uint16 (n,)."""
+        return self.read("status").astype(np.uint16, copy=False)
 
     @cached_property
     def loss(self) -> NDArray[np.float64]:
@@ -223,6 +234,15 @@ class TraceFile:
     def lr(self) -> NDArray[np.float64]:
         """Learning rate of each parameter group at each measured step, float64 (n, groups)."""
         return self.read("lr")
+
+    @cached_property
+    def coordinate_owners(self) -> NDArray[np.int64]:
+        """Position of the parameter tensor that each followed coordinate belongs to, int64 (c,)."""
+        with opening.reading(self.path, "coordinate"):
+            owners: NDArray[np.int64] = self._file["coordinate/parameter"][:]
+            if ((owners < 0) | (owners >= len(self.parameters))).any():
+                raise ValueError("a coordinate belongs to no parameter tensor")
+        return owners
 
     @property
     def has_densities(self) -> bool:

@@ -18,6 +18,13 @@ def module_of(parameter: str) -> str:
     return owner or "(root)"
 
 
+def columns_of(groups: Sequence[Sequence[int]]) -> tuple[slice, list[list[int]]]:
+    """Return the columns from the first tensor of any group to the last, and the tensors' positions among them."""
+    first = min(min(group) for group in groups)
+    columns = slice(first, max(max(group) for group in groups) + 1)
+    return columns, [[position - first for position in group] for group in groups]
+
+
 def group_parameters(parameters: Sequence[str], by: By) -> dict[str, list[int]]:
     """Return for each group, in the network's order, the positions of its parameters.
 

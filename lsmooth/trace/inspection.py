@@ -227,7 +227,11 @@ def _check_fields(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], vers
             _require(field.since != layout.FIRST_FORMAT, f"it has no {field.name}")
             continue
         dataset = datasets[field.name]
-        _require(dataset.dtype == dtype_of(field, real), f"{field.name} has numbers of another kind")
+        kinds = [dtype_of(field, real)]
+        if field.name == "status":
+            # Its eight first flags alone, while format 1.2 was being made.
+            kinds.append(np.dtype("u1"))
+        _require(dataset.dtype in kinds, f"{field.name} has numbers of another kind")
         lengths = tuple(sizes[name] for name in field.dims[1:])
         _require(dataset.shape[1:] == lengths, f"{field.name} has not the dimensions {', '.join(field.dims)}")
         _require(

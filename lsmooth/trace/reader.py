@@ -92,11 +92,9 @@ class Trace(TraceFile):
         """The followed coordinates: name, parameter, index (position in the flattened tensor)."""
         if not self.coordinate_names:
             return pd.DataFrame({"name": [], "parameter": [], "index": []})
+        owner = self.coordinate_owners
         with opening.reading(self.path, "coordinate"):
-            owner = self._file["coordinate/parameter"][:]
             index = self._file["coordinate/index"][:]
-            if ((owner < 0) | (owner >= len(self.parameters))).any():
-                raise ValueError("a coordinate belongs to no parameter tensor")
         return pd.DataFrame(
             {
                 "name": self.coordinate_names,
@@ -156,8 +154,8 @@ class Trace(TraceFile):
     ) -> pd.DataFrame:
         """Return the points of `cloud` as a DataFrame: step, group, smoothness, grad_norm, loss, lr, usable.
 
-        Groups of parameters have further columns where the trace has them: see `Field.column` in
-        `lsmooth.trace.layout`.
+        Rounding is the share `noise_share` of the change of gradient, and has spoiled points that are `noisy`. Groups
+        of parameters have further columns where the trace has them: see `Field.column` in `lsmooth.trace.layout`.
         """
         points = self.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm)
         return tables.smoothness(self, by, points)

@@ -22,14 +22,14 @@ from lsmooth.trace.attributes import get_attribute, put_text
 from lsmooth.trace.disk import write_at
 from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field, version_number
 
-_PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "status": "|u1"}
+_PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "uint8": "|u1", "uint16": "<u2"}
 # What netCDF calls a dimension that has no variable of its own.
 _DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable.%10d"
 _CLOSED_ITEMS = ("rows", "next optimizer step", "sequence number of the densities or -1")
 
 
 # Kinds of numbers in a record, as numpy names them.
-_KINDS = re.compile(r"<i8|<f4|<f8|<u4|\|u1")
+_KINDS = re.compile(r"<i8|<f4|<f8|<u4|<u2|\|u1")
 
 
 @dataclass(frozen=True)

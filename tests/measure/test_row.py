@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from loops import Function, batches, classify, mlp, not_put_back, one_step, seed_all, sgd, train
+from rows import header
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError
+from lsmooth.estimators import rounding_noise
 from lsmooth.loop.gradient import StepGradient
-from lsmooth.measure.row import Row
-from lsmooth.trace.layout import Status
+from lsmooth.measure.row import Row, RowLayout
+from lsmooth.trace.layout import NOISE_SHARE, Status
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -214,3 +216,26 @@ def test_a_closure_that_is_not_a_function_of_the_parameters_is_warned_about(tmp_
     optimizer.step()
     with pytest.warns(UserWarning, match="evaluated a second time"):
         recorder.close()
+
+
+@pytest.mark.parametrize("gammas", [[0.2, 0.4, 0.6, 0.8, 1.0], [0.25, 0.5, 0.75]])
+def test_a_row_is_noisy_where_the_formula_says_so(gammas, device):
+    fields = header(gammas=gammas).fields()
+    layout = RowLayout(fields, header(gammas=gammas).sizes(), gammas, "float32")
+    generator = np.random.default_rng(0)
+    found = []
+    for share in np.geomspace(1e-3, 1, 40):
+        row = Row(layout, torch.device(device))
+        changes = np.hypot(np.array(gammas)[:, None], 0.2 * share * generator.normal(size=(len(gammas), 4)))
+        for name, values in (("grad_diff", changes), ("grad_norm", np.ones(4)), ("step_norm", np.ones(4))):
+            row[name].copy_(torch.from_numpy(values))
+        row["rounding_bound"].fill_(0.5)
+        row.judge()
+        total = np.linalg.norm(changes, axis=1)
+        noise = rounding_noise(total[None, :, None], layout.gammas, np.array([[0.5 * 2.0]]))[0, 0]
+        np.testing.assert_allclose(row["grad_diff_noise"].item(), noise, rtol=1e-4, atol=1e-6)
+        spoiled = noise > NOISE_SHARE * total[np.argmax(total / layout.gammas)]
+        assert int(row["status"].item()) == (Status.NOISY if spoiled else Status.MEASURED)
+        found.append(spoiled)
+    assert any(found) == (len(gammas) > 3)
+    assert not all(found)

@@ -36,7 +36,7 @@ def test_to_frame_has_a_row_for_each_step(small_trace):
     frame = trace.to_frame()
     cloud = trace.cloud()
     assert list(frame.columns) == [
-        "step", "time", "loss", "loss_next", "lr", "grad_norm", "step_norm", "smoothness", "status", "usable",
+        "step", "time", "loss", "loss_next", "lr", "grad_norm", "step_norm", "noise", "smoothness", "status", "usable",
     ]  # fmt: skip
     np.testing.assert_array_equal(frame["smoothness"], cloud.smoothness[:, 0])
     np.testing.assert_array_equal(frame["grad_norm"], cloud.grad_norm[:, 0])
