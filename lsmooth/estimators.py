@@ -15,8 +15,9 @@ from lsmooth.join import Join
 
 # Beyond these, squares of float64 numbers leave its range.
 _SQUARABLE = (1e-150, 1e150)
-# Powers of gamma in the square of a change of gradient: rounding, and what a smooth change has.
+# Powers of gamma in the square of a change of gradient: rounding, and what a smooth change has, bent a little or more.
 _POWERS = (0, 2, 3)
+_MORE_POWERS = (0, 2, 3, 4)
 
 
 def joined_norms(norms: NDArray[Any], groups: Sequence[Sequence[int]], join: Join = Join.NORM) -> NDArray[np.float64]:
@@ -109,19 +110,20 @@ def rounding_lines(gammas: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the matrix A with which `rounding_noise` fits the squares of a change of gradient.
 
     Least squares of r_i in V(gamma_i) = W + B gamma_i² + C gamma_i³ + gamma_i r_i are linear in V: the first row of A V
-    is W, the others are the r_i.
+    is W, the second W of the same with a term D gamma_i⁴ more, the others are the first fit's r_i.
 
     Args:
         gammas: Positions, (g,).
 
     Returns:
-        A, (1 + g, g): NaN where there are no more points than unknowns.
+        A, (2 + g, g): NaN where there are no more points than unknowns in the first fit.
     """
-    if len(gammas) <= len(_POWERS):
-        return np.full((1 + len(gammas), len(gammas)), np.nan)
-    powers = np.stack([gammas**power for power in _POWERS], axis=1)
-    solution = np.linalg.pinv(powers / gammas[:, None]) / gammas
-    return np.vstack([solution[:1], (np.eye(len(gammas)) - powers @ solution) / gammas[:, None]])
+    count = len(gammas)
+    if count <= len(_POWERS):
+        return np.full((2 + count, count), np.nan)
+    few, more = (np.stack([gammas**power for power in powers], axis=1) for powers in (_POWERS, _MORE_POWERS))
+    solution, bent = (np.linalg.pinv(powers / gammas[:, None]) / gammas for powers in (few, more))
+    return np.vstack([solution[:1], bent[:1], (np.eye(count) - few @ solution) / gammas[:, None]])
 
 
 def rounding_noise(
@@ -131,8 +133,9 @@ def rounding_noise(
 
     A smooth gradient changes like gamma, so that V(gamma) = ‖Delta(gamma)‖² begins with gamma². Rounding is as large
     at one point as at another: it adds W, the intercept of V (the nugget of a variogram; Cressie, "Statistics for
-    Spatial Data", 1993, Section 2.3). Where it comes in jumps, since few weights change in a short format, V scatters,
-    the more the longer the change that it meets. With W and r_i as `rounding_lines` has them, the rounding is
+    Spatial Data", 1993, Section 2.3). Of two fits with more and less room for curvature that varies, the smaller W
+    counts. Where rounding comes in jumps, since few weights change in a short format, V scatters, the more the longer
+    the change that it meets. With W and r_i as `rounding_lines` has them, the rounding is
 
         min(largest, max(W, gamma (mean over i of r_i²)^(1/2))^(1/2)).
 
@@ -151,5 +154,5 @@ def rounding_noise(
         scale = np.maximum(grad_diff.max(axis=1), np.finfo(np.float64).tiny)
         found = lines @ np.square(grad_diff / scale[:, None])
         gamma = gammas[np.argmax(grad_diff / gammas[:, None], axis=1)]
-        scatter = gamma * np.sqrt(np.square(found[:, 1:]).mean(axis=1))
-        return np.minimum(scale * np.sqrt(np.maximum(found[:, 0], scatter)), largest)
+        scatter = gamma * np.sqrt(np.square(found[:, 2:]).mean(axis=1))
+        return np.minimum(scale * np.sqrt(np.maximum(found[:, :2].min(axis=1), scatter)), largest)

@@ -179,8 +179,9 @@ class Row:
         best = (changes / gammas).argmax()
         scale = changes.amax().clamp_(min=torch.finfo(changes.dtype).tiny)
         found = lines @ (changes / scale).square_()
-        scatter = gammas.take(best) * found[1:].square().mean().sqrt_()
-        noise = torch.minimum(scale * torch.maximum(found[0], scatter).sqrt_(), self["rounding_bound"] * grad)
+        scatter = gammas.take(best) * found[2:].square().mean().sqrt_()
+        noise = scale * torch.maximum(found[:2].amin(), scatter).sqrt_()
+        noise = torch.minimum(noise, self["rounding_bound"] * grad)
         self["grad_diff_noise"].copy_(noise)
         # False for NaN, too.
         return noise > NOISE_SHARE * changes.take(best)

@@ -127,7 +127,8 @@ class WeightDropLSTM(nn.Module):
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not cpu_has_bfloat16_lstm():
             with torch.autocast("cpu", enabled=False):
                 return _lstm(x.float(), (state[0].float(), state[1].float()), weights, self.training)
-        return _lstm(x, state, weights, self.training)
+        # Evaluated without autocast, a state that training has left in bfloat16 does not fit float32's weights.
+        return _lstm(x, (state[0].to(x.dtype), state[1].to(x.dtype)), weights, self.training)
 
 
 def _lstm(x: Tensor, state: LayerState, weights: list[Tensor], training: bool) -> tuple[Tensor, LayerState]:

@@ -118,6 +118,37 @@ def test_norms_by_layer_and_critical_rates_are_recorded_and_resumed(train):
     assert "not of the form PATTERN=NORM" in done.output
 
 
+def test_full_precision_measures_without_mixed_precision_and_trains_with_it(train):
+    for name, more in (("mixed", ["--amp", "bf16"]), ("full", ["--amp", "bf16", "--full-precision"]), ("single", [])):
+        done = train(*TINY, "--steps", 6, "--trace", f"{name}.h5", *more)
+        assert done.exit_code == 0, done.output
+    with lsmooth.Trace("mixed.h5") as mixed, lsmooth.Trace("full.h5") as full, lsmooth.Trace("single.h5") as single:
+        assert [trace.metadata["autocast"] for trace in (mixed, full, single)] == [1, 0, 1]
+        bounds = [set(trace.read("rounding_bound").tolist()) for trace in (mixed, full, single)]
+        assert bounds == [{2.0**-6}, {2.0**-19}, {2.0**-19}]
+        # The first step starts from the same weights: its loss is float32's. Training goes on in mixed precision.
+        assert full.loss[0] == single.loss[0] != mixed.loss[0]
+    mixed, full, single = (
+        torch.load(f"{name}.h5.checkpoint.pt", weights_only=True)["run"]["model"]
+        for name in ("mixed", "full", "single")
+    )
+    assert all(torch.equal(mixed[name], full[name]) for name in mixed)
+    assert not all(torch.equal(mixed[name], single[name]) for name in mixed)
+
+
+def test_full_precision_is_kept_when_a_run_is_resumed(train):
+    assert train(*TINY, "--steps", 6, "--trace", "run.h5", "--amp", "bf16", "--full-precision").exit_code == 0
+    done = train("--resume", "--trace", "run.h5", "--steps", 11)
+    assert done.exit_code == 0, done.output
+    with lsmooth.Trace("run.h5") as trace:
+        assert trace.read("rounding_bound").tolist() == [2.0**-19] * 3
+    assert train(*TINY, "--steps", 6, "--trace", "other.h5", "--amp", "bf16").exit_code == 0
+    done = train("--resume", "--trace", "other.h5", "--steps", 11, "--full-precision")
+    assert done.exit_code == 1
+    assert "was begun" in done.output
+    assert "--full-precision" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
