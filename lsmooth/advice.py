@@ -292,7 +292,7 @@ def _theorem1(trace: Trace, beta2: float) -> Advice:
     if float(trace.loss[well].min()) < 0 or first <= 0:
         raise TraceError("losses fall below 0, so that F(x_1) is no bound on F(x_1) - inf F.")
     sizes = trace.parameter_sizes.astype(np.float64)
-    lines = estimate(trace, "parameter", method="envelope", displacement="global")
+    lines = estimate(trace, "parameter", method="envelope", displacement="global", confidence=None)
     fitted = np.isfinite(lines["L0"].to_numpy())
     if not fitted.any():
         raise TraceError("no parameter tensor has enough usable points for L0 and L1.")
@@ -339,7 +339,7 @@ def _constants(trace: Trace, method: str) -> tuple[float, float, NDArray[np.floa
     from lsmooth.fit import estimate
 
     cloud = trace.cloud("global")
-    row = estimate(cloud, method=method).iloc[0]
+    row = estimate(cloud, method=method, confidence=None).iloc[0]
     if math.isnan(row["L0"]):
         raise TraceError(f"L0 and L1 cannot be fitted: {row['reason']}.")
     return float(row["L0"]), float(row["L1"]), cloud.grad_norm[cloud.usable[:, 0], 0]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import lsmooth
 import lsmooth.advice
+import lsmooth.fit.groups
 from lsmooth.advice import advise
 from lsmooth.cli import main
 from lsmooth.theory import theorem1
@@ -46,6 +47,20 @@ def traced(
 def said(trace, **arguments):
     report = advise(trace, **arguments)
     return {item.name: item for item in report.advice}, report.left_out
+
+
+def test_advice_draws_no_intervals_which_it_does_not_tell(small_trace, monkeypatch):
+    asked = []
+
+    def watched(*arguments, **named):
+        asked.append(named.get("confidence", 0.9))
+        return lsmooth.fit.groups.estimate(*arguments, **named)
+
+    monkeypatch.setattr(lsmooth.fit, "estimate", watched, raising=False)
+    with lsmooth.Trace(small_trace) as trace:
+        advise(trace)
+    assert len(asked) > 2
+    assert set(asked) == {None}
 
 
 def test_stable_step_counts_the_steps_whose_lr_is_above_it(small_trace):

@@ -9,10 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsmooth.errors import InvalidArgumentError
+from lsmooth.fit.autoregression import autoregressions, innovations
 from lsmooth.fit.batches import batches, chosen_cloud
 from lsmooth.fit.conditions import against_loss, best_powers
 from lsmooth.fit.lines import Floats, at_one_norm
-from lsmooth.fit.longrun import covariances
 from lsmooth.fit.trends import log_misfit, logarithms, middles, scales, trends
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By
@@ -27,9 +27,13 @@ _FORMULAS = {
 }
 _BLOCKS = 10
 # How rarely a condition that holds is to give way to another one.
-LEVEL = 0.01
-# Residuals beyond so many scales do not count more.
+LEVEL = 0.025
+# Innovations beyond so many scales do not count more.
 _CUT = 1.5
+# How many constants the richest condition has.
+_CONSTANTS = 3
+# Lines whose logarithms differ by no more than this along the run, but for their level, are one line.
+_SAME = 1e-6
 
 
 def compare(
@@ -44,8 +48,8 @@ def compare(
     """Return how well each smoothness condition describes steps that it was not fitted to.
 
     Steps are cut into ten blocks in time. The trend of each condition is fitted to nine blocks, and held against the
-    logarithm of smoothness on the tenth (`judged` says how). The best condition is the first one (constant, linear,
-    suboptimality, power, in this order) whose residuals do not point to another that errs less.
+    logarithm of smoothness on the tenth. The best condition is the first one (constant, linear, suboptimality, power,
+    in this order) whose residuals do not point to where another one lies (`chances_of` says how that is judged).
 
     Args:
         trace: An open trace, or a `Cloud`.
@@ -58,8 +62,8 @@ def compare(
     Returns:
         One row a group and condition: `group`, `condition` ("constant" is plain smoothness, L1 = 0), `log_error` (mean
         held-out absolute error of log smoothness), `relative` (to that of "constant"), `chance` (that residuals would
-        point to another condition so clearly if this one held, the smallest over the others), `best` (True for one
-        condition a group), `f_low` (NaN but for "suboptimality"), `points` and `reason` (why there are no numbers).
+        point to any other condition so clearly if this one held), `best` (True for one condition a group), `f_low`
+        (NaN but for "suboptimality"), `points` and `reason` (why there are no numbers).
 
     Raises:
         InvalidArgumentError: f_low is no lower bound, by is "density", or as for `Trace.cloud`.
@@ -86,11 +90,13 @@ def _compared(cloud: Cloud, gaps: Cloud) -> tuple[Floats, Floats, NDArray[np.boo
         gap = gaps.grad_norm[:, members].T[usable[:, members].T].reshape(x.shape)
         largest = gap.max(axis=1, keepdims=True)
         z = logarithms(y)
-        unit = z.max(axis=1, keepdims=True)
-        foretold = held_out(x / x.max(axis=1, keepdims=True), gap / np.where(largest > 0, largest, 1), np.exp(z - unit))
-        error, chance, chosen = judged(z - unit, foretold)
+        z -= z.max(axis=1, keepdims=True)
+        scaled = x / x.max(axis=1, keepdims=True), gap / np.where(largest > 0, largest, 1), np.exp(z)
+        error = np.abs(z - held_out(*scaled)).mean(axis=2)
+        every = np.arange(x.shape[1])
+        chance = chances_of(z, log_lines(*scaled, every, every))
         errors[members], chances[members] = error.T, chance.T
-        best[members, chosen] = True
+        best[members, chosen(chance, error)] = True
     return errors, chances, best, refusals
 
 
@@ -125,61 +131,92 @@ def _table(
 def held_out(norms: Floats, losses: Floats, y: Floats) -> Floats:
     """Return the log smoothness that each condition's trend foretells of steps it has not seen, (conditions, m, n).
 
-    Steps are cut into ten blocks in time; the trend of the other nine foretells each. A line below the smallest
-    smoothness that was measured foretells that.
+    Steps are cut into ten blocks in time; the trend of the other nine foretells each.
 
     Args:
         norms: Gradient norms, at most 1 each, (m, n).
         losses: f - f_low, at most 1 each, (m, n).
         y: Smoothness, all positive, (m, n).
     """
-    m, n = y.shape
-    foretold = np.empty((len(SIMPLEST_FIRST), m, n))
-    for inside in np.array_split(np.arange(n), _BLOCKS):
-        outside = np.setdiff1d(np.arange(n), inside)
-        seen = y[:, outside]
-        power = best_powers(norms[:, outside], seen, trends, log_misfit)[:, None]
-        foretold[0][:, inside] = middles(seen)[:, None]
-        for place, at in ((1, norms), (2, losses), (3, norms**power)):
-            level, slope = trends(at[:, outside], seen)
-            flat = at_one_norm(at[:, outside])
-            level[flat], slope[flat] = middles(seen[flat]), 0.0
-            foretold[place][:, inside] = level[:, None] + slope[:, None] * at[:, inside]
-    return np.log(np.maximum(foretold, y.min(axis=1, keepdims=True)))
+    steps = np.arange(y.shape[1])
+    blocks = np.array_split(steps, _BLOCKS)
+    return np.concatenate(
+        [log_lines(norms, losses, y, np.setdiff1d(steps, inside), inside) for inside in blocks], axis=2
+    )
 
 
-def judged(z: Floats, foretold: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    """Return each condition's error, how surely it gives way to another, (conditions, m) each, and the best, (m,).
+def log_lines(norms: Floats, losses: Floats, y: Floats, seen: NDArray[np.intp], asked: NDArray[np.intp]) -> Floats:
+    """Return the logarithm of each condition's trend, fitted to some steps, at others, (conditions, m, asked).
 
-    Where condition A holds, its residuals are noise: they do not point to where another condition B lies. With held-out
-    log lines a and b, and residuals r = z - a, the mean of r (b - a) is then 0; where B holds, it is the mean square of
-    b - a. Its standard error is that of (z - b) (b - a), which has no part of the difference in it, with correlations
-    between steps allowed for (`lsmooth.fit.longrun`); residuals are cut off at 1.5 scales. (Clark and West,
-    "Approximately normal tests for equal predictive accuracy in nested models", Journal of Econometrics 2007, for
-    squared errors.) A gives way to B where the chance of so clear a pointer is below LEVEL and B errs less.
+    A line below the smallest smoothness that was measured counts as that.
+
+    Args:
+        norms: As for `held_out`.
+        losses: As for `held_out`.
+        y: As for `held_out`.
+        seen: Positions of the steps that trends are fitted to.
+        asked: Positions of the steps that they are asked for.
+    """
+    known = y[:, seen]
+    power = best_powers(norms[:, seen], known, trends, log_misfit)[:, None]
+    lines = np.empty((len(SIMPLEST_FIRST), len(y), len(asked)))
+    lines[0] = middles(known)[:, None]
+    for place, at in ((1, norms), (2, losses), (3, norms**power)):
+        level, slope = trends(at[:, seen], known)
+        flat = at_one_norm(at[:, seen])
+        level[flat], slope[flat] = middles(known[flat]), 0.0
+        lines[place] = level[:, None] + slope[:, None] * at[:, asked]
+    return np.log(np.maximum(lines, y.min(axis=1, keepdims=True)))
+
+
+def chances_of(z: Floats, lines: Floats) -> Floats:
+    """Return how surely each condition gives way to another, (conditions, m).
+
+    Where condition A holds, its residuals are noise: they do not point to where another condition B lies. With log
+    lines a and b, residuals r = z - a, and both r and b - a filtered by the autoregression of z - b, which makes
+    correlated noise white, the covariance of r and b - a is then 0; where B holds, it is the variance of b - a. Its
+    standard error is that of (z - b) (b - a), which has no part of the difference in it: the larger one of those for
+    uneven and for even noise. Innovations are cut off at 1.5 scales. The chance is that of Student's t, times the
+    number of other conditions, any of which may be pointed to (Bonferroni).
+
+    Generalized least squares: Cochrane and Orcutt, "Application of least squares regression to relationships containing
+    auto-correlated error terms", Journal of the American Statistical Association 1949. The standard error: Clark and
+    West, "Approximately normal tests for equal predictive accuracy in nested models", Journal of Econometrics 2007.
 
     Args:
         z: Log smoothness in the order of steps, (m, n).
-        foretold: Held-out lines of the conditions, simplest first, (conditions, m, n).
+        lines: Log lines of the conditions, fitted to all of these steps, (conditions, m, n).
     """
     from scipy.stats import t
 
-    errors = np.abs(z - foretold).mean(axis=2)
-    chances = np.ones(errors.shape)
-    for one, mine in enumerate(foretold):
-        for other, theirs in enumerate(foretold):
+    chances = np.ones(lines.shape[:2])
+    for other, theirs in enumerate(lines):
+        scale = _CUT * np.sqrt(scales(z - theirs))[:, None]
+        past = autoregressions(np.clip(z - theirs, -scale, scale))
+        left = innovations(z - theirs, past)
+        scale = _CUT * np.sqrt(scales(left))[:, None]
+        left = np.clip(left, -scale, scale)
+        n = left.shape[1]
+        for one, mine in enumerate(lines):
             if one == other:
                 continue
-            away = theirs - mine
-            scale = _CUT * np.sqrt(scales(z - theirs))[:, None]
-            covariance, degrees = covariances((np.clip(z - theirs, -scale, scale) * away)[:, None])
-            pointer = np.mean(np.clip(z - mine, -scale, scale) * away, axis=1)
-            error = np.sqrt(covariance[:, 0, 0])
+            away = innovations(theirs - mine, past)
+            # Each condition has a level of its own, so that only the shapes of lines differ.
+            away -= away.mean(axis=1, keepdims=True)
+            pointer = np.mean(np.clip(innovations(z - mine, past), -scale, scale) * away, axis=1)
+            uneven, even = np.mean((left * away) ** 2, axis=1), np.mean(left**2, axis=1) * np.mean(away**2, axis=1)
+            error = np.sqrt(np.maximum(uneven, even) / n)
             with np.errstate(divide="ignore", invalid="ignore"):
-                chance = np.where(error > 0, t.sf(pointer / error, degrees), np.where(pointer > 0, 0.0, 1.0))
-            chances[one] = np.where(errors[other] < errors[one], np.minimum(chances[one], chance), chances[one])
+                chance = np.where(error > 0, t.sf(pointer / error, n - _CONSTANTS), np.where(pointer > 0, 0.0, 1.0))
+            chance[np.ptp(theirs - mine, axis=1) < _SAME] = 1.0
+            chances[one] = np.minimum(chances[one], (len(lines) - 1) * chance)
+    return chances
+
+
+def chosen(chances: Floats, errors: Floats) -> NDArray[np.intp]:
+    """Return the first condition that does not give way to another; the one that errs least where all do, (m,)."""
     stays = chances >= LEVEL
-    return errors, chances, np.where(stays.any(axis=0), stays.argmax(axis=0), errors.argmin(axis=0))
+    return np.where(stays.any(axis=0), stays.argmax(axis=0), errors.argmin(axis=0))
 
 
 def verdict(table: pd.DataFrame, group: str) -> str:
@@ -199,9 +236,10 @@ def verdict(table: pd.DataFrame, group: str) -> str:
             f"points so clearly in {_percent(rows.loc['constant', 'chance'])} of runs."
         )
     gain = 1 - rows.loc[best, "relative"]
+    errs = f"{gain:.0%} less than" if gain > 0 else "no less than"
     said = (
-        f"{group}: {best}, {_FORMULAS[best]}, describes this run best; held out, it errs {gain:.0%} less than a "
-        "constant on the log scale, and chance alone would point away from a constant so clearly in "
+        f"{group}: {best}, {_FORMULAS[best]}, describes this run best; held out, it errs {errs} a constant on the log "
+        "scale, and chance alone would point away from a constant so clearly in "
         f"{_percent(rows.loc['constant', 'chance'])} of runs."
     )
     if nearest != best:
@@ -211,4 +249,4 @@ def verdict(table: pd.DataFrame, group: str) -> str:
 
 def _percent(chance: float) -> str:
     """Return a chance in words, no more exact than Student's t is in its tail."""
-    return "fewer than 0.1 %" if chance < 1e-3 else f"{100 * chance:.2g} %"
+    return "fewer than 0.1 %" if chance < 1e-3 else f"{float(f'{100 * chance:.2g}'):g} %"

@@ -14,15 +14,16 @@ from lsmooth.fit.lines import Floats, Lines, line_of
 
 # 2 b, the mean of min(z², 1) over normal z: the scale of normal noise is then its standard deviation.
 MEAN_SQUARE = 0.5160586
-# A search ends once a step changes the logarithm of the line by no more than this share of the scale, in the root mean
-# square, or by rounding alone.
-_SHORTEST_STEP = 1e-8
+# A search ends with the step that changes the logarithm of the line by no more than this share of the scale, in the
+# root mean square, or by rounding alone. Newton's next step would be shorter by far.
+_SHORTEST_STEP = 1e-6
 _ROUNDING = 1e-15
 # Or where even a step so damped does not lower the loss.
 _MOST_DAMPING = 1e8
 _MOST_STEPS = 100
-# Numbers that one pass holds at a time: few enough to stay in the processor's cache.
-_CHUNK = 1 << 15
+# Numbers that one pass holds at a time: few enough to stay in the processor's cache, and enough rows to share what each
+# call of NumPy costs.
+_CHUNK = 1 << 17
 
 
 def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
@@ -101,13 +102,15 @@ def _searched(x: Floats, z: Floats) -> Floats:
         enough = np.maximum(_SHORTEST_STEP * np.sqrt(models[-1, active]), _ROUNDING)
         going = (change > enough) & (damping[active] < _MOST_DAMPING)
         if not going.all():
+            last = active[change <= enough]
+            lines[:, last] = trial[:, last]
             active, x, z = active[going], x[going], z[going]
         if not len(active):
             break
     return lines
 
 
-def _model(x: Floats, z: Floats, lines: Floats, variance: Floats) -> tuple[Floats, Floats]:
+def _model(x: Floats, z: Floats, lines: Floats, start: Floats) -> tuple[Floats, Floats]:
     """Return n times the loss of each row's line, and numbers that model it nearby, (8, m).
 
     The scale is eliminated: with J the derivatives of log(L0 + L1 x), the Hessian is sum J J' - (sum r J)(sum r J)' /
@@ -115,22 +118,24 @@ def _model(x: Floats, z: Floats, lines: Floats, variance: Floats) -> tuple[Float
     three of the Hessian, two of the gradient, two of sum J^2, and the squared scale.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        line = lines[1, :, None] * x
-        line += lines[0, :, None]
-        residual = z - np.log(line)
-        variance = scales(residual, variance)
+        level = lines[1, :, None] * x
+        level += lines[0, :, None]
+        residual = np.log(level)
+        np.subtract(z, residual, out=residual)
+        np.reciprocal(level, out=level)
+        variance = scales(residual, start)
         scale = np.sqrt(variance)[:, None]
-        pull = np.clip(residual, -scale, scale)
+        pull = np.minimum(residual, scale)
+        np.maximum(pull, -scale, out=pull)
         inside = pull == residual
         loss = losses(residual, pull, scale[:, 0])
-        level = 1 / line
-        near = inside * level
+        near, near_residual = inside * level, inside * residual
         pull *= level
-        slope, pull_slope = near * x, pull * x
-        common = 1 / np.maximum(_total(residual * inside, residual), 1e-300)
-        along, along_slope = _total(near, residual), _total(slope, residual)
-        squares = np.array([_total(near, near), _total(near, slope), _total(slope, slope)])
-        bend = np.array([_total(pull, level), _total(pull_slope, level), _total(pull_slope, level * x)])
+        slope, pull_slope, rise = near * x, pull * x, level * x
+        common = 1 / np.maximum(_total(near_residual, residual), 1e-300)
+        along, along_slope = _total(near_residual, level), _total(near_residual, rise)
+        squares = np.array([_total(near, level), _total(near, rise), _total(slope, rise)])
+        bend = np.array([_total(pull, level), _total(pull, rise), _total(pull_slope, rise)])
         hessian = squares - np.array([along**2, along * along_slope, along_slope**2]) * common
         whole = hessian + bend
         sound = (whole[0] > 0.1 * hessian[0]) & (whole[0] * whole[2] - whole[1] ** 2 > 0.1 * _determinant(hessian))
@@ -170,18 +175,26 @@ def scales(residual: Floats, start: Floats | None = None) -> Floats:
     """Return the squared scale s² that is best for each row of residuals, (m,): the mean of min(r², s²) is 2 b s².
 
     The left side less the right is concave in s²: Newton's steps come down from above, wherever the slope is negative.
+    They end where the same points lie within the scale as before.
+
+    Args:
+        residual: Residuals, (m, n).
+        start: Guesses, (m,); anything not positive is none.
     """
     squares = residual**2
     n = squares.shape[1]
-    highest = squares.mean(axis=1) / MEAN_SQUARE
-    variance = highest if start is None else np.where(start > 0, np.minimum(start, highest), highest)
+    mean = squares.mean(axis=1)
+    variance = mean if start is None else np.where(start > 0, np.minimum(start, mean / MEAN_SQUARE), mean)
+    work, before = np.empty_like(squares), np.full(len(squares), -1)
     for _ in range(_MOST_STEPS):
         inside = squares <= variance[:, None]
-        left = MEAN_SQUARE * n - (n - np.count_nonzero(inside, axis=1))
+        count = np.count_nonzero(inside, axis=1)
+        within = np.multiply(squares, inside, out=work).sum(axis=1)
+        slope = MEAN_SQUARE * n - (n - count)
         with np.errstate(divide="ignore", invalid="ignore"):
-            better = np.where(left > 0, _total(squares * inside, inside) / left, highest)
-        settled = np.abs(better - variance) <= 1e-12 * variance
-        variance = better
+            better = np.where(slope > 0, within / slope, mean / MEAN_SQUARE)
+        settled = (count == before) | (np.abs(better - variance) <= 1e-12 * variance)
+        variance, before = better, count
         if settled.all():
             break
     return variance

@@ -110,7 +110,7 @@ def _changes(trace: Trace, L0: float, L1: float) -> pd.DataFrame:
 def _fitted(trace: Trace, method: str) -> tuple[float, float]:
     from lsmooth.fit import estimate
 
-    row = estimate(trace, "global", method=method).iloc[0]
+    row = estimate(trace, "global", method=method, confidence=None).iloc[0]
     if math.isnan(row["L0"]):
         raise TraceError(f"L0 and L1 cannot be fitted to {trace.path}: {row['reason']}.")
     return float(row["L0"]), float(row["L1"])
