@@ -108,7 +108,7 @@ def verdict(trace: Trace) -> str:
 def _estimates(trace: Trace, by: str, *methods: str) -> pd.DataFrame:
     """Return what `lsmooth.estimate` says of an even choice of steps, which are all where they are not many."""
     cloud = trace.cloud(by)
-    stride = -(-len(cloud.steps) // _MOST_FITTED)
+    stride = max(1, -(-len(cloud.steps) // _MOST_FITTED))
     return estimate(every_nth(cloud, stride), method=methods or ("trend", "envelope"))
 
 

@@ -119,7 +119,10 @@ def test_weights_and_logs_are_those_without_the_callback(variant, returns, tmp_p
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert len(trace) >= 4
         assert (trace.steps % 2 == 0).all()
-        assert set(trace.status_counts()) == {"measured"}
+        # Steps as short as some of these change gradients in half precision by little more than rounding.
+        half = "16" in str(VARIANTS[variant].get("precision"))
+        assert "measured" in trace.status_counts()
+        assert set(trace.status_counts()) <= ({"measured", "noisy"} if half else {"measured"})
 
 
 def test_training_goes_on_where_no_trace_can_be_written(tmp_path):
@@ -320,7 +323,8 @@ def test_several_optimizers_on_a_named_loss(precision, tmp_path):
     assert ends[0][1] == ends[1][1]
     assert torch.equal(ends[0][2], ends[1][2])
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
-        assert trace.status_counts() == {"measured": 12}
+        counts = trace.status_counts()
+        assert counts["measured"] + (counts.get("noisy", 0) if precision == "16-mixed" else 0) == 12
         assert trace.lr.shape == (12, 2)
         shapes = [len(shape) for shape in trace.metadata["parameter_shapes"]]
         moved = trace.read("step_norm") > 0

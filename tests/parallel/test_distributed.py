@@ -42,7 +42,7 @@ def torchrun(size, folder, *cases, check=True):
         env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     if check:
         assert done.returncode == 0, done.stderr[-4000:]
