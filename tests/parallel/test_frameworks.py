@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         assert "At step" not in done.stderr

@@ -56,7 +56,7 @@ def forked():
 def test_processes_share_each_batch_of_the_same_run(tmp_path, forked):
     alone = forked(tmp_path, 1, *ARGUMENTS, "--trace", "one.h5")
     with torchrun(tmp_path, *ARGUMENTS, "--trace", "two.h5") as together:
-        out, err = together.communicate(timeout=200)
+        out, err = together.communicate(timeout=600)
     assert alone.returncode == 0, alone.stderr
     assert together.returncode == 0, err
     lines = [line for line in err.splitlines() if re.match(r"step +\d+ \(", line)]
