@@ -34,7 +34,9 @@ def block(head, first, count, generator):
     rows = {}
     for item in head.fields():
         shape = (count, *(sizes[name] for name in item.dims[1:]))
-        rows[item.name] = np.exp(generator.normal(-2, 0.5, shape))
+        # Rounding is set, not drawn.
+        drawn = item.name not in ("rounding_bound", "grad_diff_noise")
+        rows[item.name] = np.exp(generator.normal(-2, 0.5, shape)) if drawn else np.zeros(shape)
     rows["step_norm"] *= 0.1
     gammas = np.asarray(head.gammas)[None, :, None]
     level = 2 + 3 * rows["grad_norm"][:, None, :] * np.exp(generator.normal(0, 0.2, rows["grad_diff"].shape))
