@@ -68,21 +68,16 @@ def soak(few, many):
             1.02,
             note=f"{first:.1f} and {second:.1f} bytes a step, {late['bytes'] / 1e6:.1f} MB in all.",
         ),
-        Row(
-            "growth.descriptors",
-            f"open descriptors after {many:,} measured steps over those after {few:,}",
-            late["descriptors"] / early["descriptors"],
-            "x",
-            1.0,
-            note=f"{early['descriptors']} and {late['descriptors']}.",
-        ),
-        Row(
-            "growth.threads",
-            f"threads after {many:,} measured steps over those after {few:,}",
-            late["threads"] / early["threads"],
-            "x",
-            1.0,
-            note=f"{early['threads']} and {late['threads']}.",
+        *(
+            Row(
+                f"growth.{held}",
+                f"{words} after {many:,} measured steps over those after {few:,}",
+                late[held] / early[held],
+                "x",
+                1.0,
+                note=f"{early[held]} and {late[held]}.",
+            )
+            for held, words in (("descriptors", "open descriptors"), ("threads", "threads"))
         ),
     ]
 
