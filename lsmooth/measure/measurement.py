@@ -94,14 +94,14 @@ def measure(
 
 
 def _begun_again(step: Step, replay: Replay, row: Row, *, keeps_loss: bool) -> Step:
-    """Evaluate the gradient at x_t again, put it in the place of the step's own, and return the step with its loss."""
+    """Evaluate the gradient at x_t again, put it in the place of the step's own, and return the step.
+
+    The loss is that of training where it is kept, and is evaluated again with the gradient otherwise.
+    """
     row.evaluated = True
-    if keeps_loss:
-        step.gradient.replace(replay.gradients_at_start())
-        return step
     loss, gradients = replay.loss_and_gradients_at_start()
     step.gradient.replace(gradients)
-    return replace(step, loss=loss)
+    return step if keeps_loss else replace(step, loss=loss)
 
 
 @torch.no_grad()

@@ -222,12 +222,8 @@ class Replay:
         ]
         return joined(losses, step.divisor)
 
-    def gradients_at_start(self) -> dict[int, Tensor]:
-        """Evaluate the gradient at x_t; return it by position, in memory that later evaluations leave alone."""
-        return self.loss_and_gradients_at_start()[1]
-
     def loss_and_gradients_at_start(self) -> tuple[Tensor, dict[int, Tensor]]:
-        """Do what `gradients_at_start` does, and return the loss, too."""
+        """Evaluate loss and gradient at x_t; return these by position, in memory that later evaluations leave alone."""
         found: dict[int, Tensor] = {}
         graphs = self._evaluation.plays_graphs
 

@@ -50,8 +50,8 @@ class Evaluation:
         take([0], [torch.full((3,), gamma)])
         return torch.tensor(gamma)
 
-    def gradients_at_start(self):
-        return {0: torch.zeros(3)}
+    def loss_and_gradients_at_start(self):
+        return torch.tensor(0.0), {0: torch.zeros(3)}
 
 
 class Notes(Quantity):

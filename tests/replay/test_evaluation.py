@@ -89,10 +89,11 @@ def test_loss_and_gradient_are_those_of_the_point(device, divisor, microbatches)
 def test_the_gradient_at_the_start_can_be_had_again(device):
     run = Run(device)
     with run.evaluation.set_aside(run.step) as replay:
-        found = replay.gradients_at_start()
+        loss, found = replay.loss_and_gradients_at_start()
         replay.at(1.0, lambda where, gradients: None)
     assert list(found) == [0]
     torch.testing.assert_close(found[0], run.start**3)
+    torch.testing.assert_close(loss, (run.start**4).sum() / 4)
 
 
 def test_everything_is_put_back_after_an_error(device):
