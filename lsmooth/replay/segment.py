@@ -34,7 +34,7 @@ class Segment:
         """Say whether these tensors, too, can be moved with the memory that there is."""
         return len(parameters) == len(self.start) and all(
             copy.shape == p.shape and copy.stride() == p.stride() and copy.dtype == p.dtype and copy.device == p.device
-            for copy, p in zip(self.start, _memory_of(parameters), strict=True)
+            for copy, p in zip(self.start, map(local, parameters), strict=True)
         )
 
     @torch.no_grad()
