@@ -51,7 +51,7 @@ class AutocastState:
         """Run a block under the same contexts, with no weights cast for other parameter values left in the cache."""
         with contextlib.ExitStack() as stack:
             if self.refused:
-                stack.enter_context(_autocast_refused())
+                stack.enter_context(_autocast_refused_process_wide())
             for kind, enabled, dtype in self.devices:
                 if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cache))
@@ -174,7 +174,7 @@ class ContextState:
 
 
 @contextlib.contextmanager
-def _autocast_refused() -> Iterator[None]:
+def _autocast_refused_process_wide() -> Iterator[None]:
     """Run a block in which contexts of autocast that are entered leave it off."""
     enter = torch.autocast.__enter__
 
