@@ -12,6 +12,7 @@ from torch import nn
 import lsmooth
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.estimators import rounding_noise
+from lsmooth.measure.measurement import measure
 from lsmooth.trace.layout import NOISE_SHARE
 
 
@@ -237,3 +238,31 @@ def test_casts_of_the_models_own_are_seen_without_autocast(tmp_path):
             optimizer.step()
         bounds += lsmooth.Trace(tmp_path / "run.h5").read("rounding_bound").tolist()
     assert bounds == [2.0**-19, 2.0**-6]
+
+
+@pytest.mark.parametrize("how", ["recorded", "watched"])
+def test_what_a_loss_is_computed_in_is_known_before_it_is_evaluated_again(how, tmp_path, monkeypatch):
+    # Where CUDA graphs are played back, no closure runs again.
+    seen = []
+
+    def spied(step, *arguments, **others):
+        seen.append(step.dtypes)
+        return measure(step, *arguments, **others)
+
+    monkeypatch.setattr("lsmooth.instrument.measure", spied)
+    model, x, y = gelu_layer()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        criterion = recorder.watch(model, nn.CrossEntropyLoss()) if how == "watched" else nn.CrossEntropyLoss()
+
+        def loss():
+            with torch.autocast("cpu", torch.bfloat16):
+                scores = model(x)
+            return criterion(scores.float().flatten(0, 1), y)
+
+        if how == "watched":
+            loss().backward()
+        else:
+            recorder.backward(loss)
+        optimizer.step()
+    assert seen == [{torch.float32, torch.bfloat16}]

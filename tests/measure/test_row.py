@@ -218,8 +218,9 @@ def test_a_closure_that_is_not_a_function_of_the_parameters_is_warned_about(tmp_
         recorder.close()
 
 
+@pytest.mark.parametrize("bound", [0.5, 0.02])
 @pytest.mark.parametrize("gammas", [[0.2, 0.4, 0.6, 0.8, 1.0], [0.25, 0.5, 0.75]])
-def test_a_row_is_noisy_where_the_formula_says_so(gammas, device):
+def test_a_row_is_noisy_where_the_formula_says_so(gammas, bound, device):
     fields = header(gammas=gammas).fields()
     layout = RowLayout(fields, header(gammas=gammas).sizes(), gammas, "float32")
     generator = np.random.default_rng(0)
@@ -229,13 +230,14 @@ def test_a_row_is_noisy_where_the_formula_says_so(gammas, device):
         changes = np.hypot(np.array(gammas)[:, None], 0.2 * share * generator.normal(size=(len(gammas), 4)))
         for name, values in (("grad_diff", changes), ("grad_norm", np.ones(4)), ("step_norm", np.ones(4))):
             row[name].copy_(torch.from_numpy(values))
-        row["rounding_bound"].fill_(0.5)
+        row["rounding_bound"].fill_(bound)
         row.judge()
         total = np.linalg.norm(changes, axis=1)
-        noise = rounding_noise(total[None, :, None], layout.gammas, np.array([[0.5 * 2.0]]))[0, 0]
+        noise = rounding_noise(total[None, :, None], layout.gammas, np.array([[bound * 2.0]]))[0, 0]
         np.testing.assert_allclose(row["grad_diff_noise"].item(), noise, rtol=1e-4, atol=1e-6)
         spoiled = noise > NOISE_SHARE * total[np.argmax(total / layout.gammas)]
         assert int(row["status"].item()) == (Status.NOISY if spoiled else Status.MEASURED)
         found.append(spoiled)
-    assert any(found) == (len(gammas) > 3)
+    # Where arithmetic cannot have done that much, nothing is.
+    assert any(found) == (len(gammas) > 3 and bound == 0.5)
     assert not all(found)
