@@ -52,6 +52,14 @@ class DeferredSignals:
             stack.callback(self._put_back)
 
     def _put_back(self) -> None:
+        try:
+            self._put_back_each()
+        except BaseException:
+            # A signal that came in between has raised; the others are put back before it goes on.
+            self._put_back_each()
+            raise
+
+    def _put_back_each(self) -> None:
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)

@@ -92,21 +92,37 @@ def test_ctrl_c_strikes_where_it_is_allowed_and_nowhere_else():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("calls", [1, 2])
-def test_an_exception_while_signals_are_taken_over_leaves_none_of_them_taken(calls, monkeypatch, handled):
-    handled(signal.SIGUSR1, lambda *_: None)
-    mine = signal.getsignal(signal.SIGUSR1)
+def interrupted_at(calls):
+    """Return `signal.signal`, but that Ctrl-C strikes at one of its calls."""
     original, made = signal.signal, []
 
-    def fails(number, handler):
+    def interrupted(number, handler):
         made.append(number)
         if len(made) == calls:
             raise KeyboardInterrupt
         return original(number, handler)
 
-    monkeypatch.setattr(signal, "signal", fails)
+    return interrupted
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_exception_while_signals_are_taken_over_leaves_none_of_them_taken(calls, monkeypatch, handled):
+    handled(signal.SIGUSR1, lambda *_: None)
+    mine = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(signal, "signal", interrupted_at(calls))
     with pytest.raises(KeyboardInterrupt), DeferredSignals():
         pass
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGUSR1) is mine
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_exception_while_signals_are_given_back_leaves_none_of_them_taken(calls, monkeypatch, handled):
+    handled(signal.SIGUSR1, lambda *_: None)
+    mine = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(KeyboardInterrupt), DeferredSignals():
+        monkeypatch.setattr(signal, "signal", interrupted_at(calls))
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGUSR1) is mine
