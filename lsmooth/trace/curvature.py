@@ -32,11 +32,13 @@ def curvature(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
         )
     members = group_parameters(trace.parameters, by)
     groups = list(members.values())
-    moved = joined_norms(trace.read(GEOMETRIES[norm].dataset("step_norm")), groups, GEOMETRIES[norm].displacement_join)
+    geometry = GEOMETRIES[norm]
+    moved = joined_norms(trace.read(geometry.dataset("step_norm")), groups, geometry.displacement_join)
+    steepest = joined_norms(trace.read(geometry.dataset("grad_norm")), groups, geometry.gradient_join) * moved
     slope = _summed(trace, "curvature/slope", groups)
     change = _summed(trace, "curvature/change", groups)
-    columns: dict[str, NDArray[np.float64]] = {}
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        columns = {"steepness": -slope / steepest}
         along = [change[:, i] / (gamma * moved**2) for i, gamma in enumerate(trace.gammas)]
         if trace.has("curvature/change_next"):
             end = _summed(trace, "curvature/change_next", groups)

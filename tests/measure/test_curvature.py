@@ -64,6 +64,36 @@ def test_groups_have_their_own_part_of_the_step(tmp_path):
             np.testing.assert_allclose(own.edge_ratio, product / -slope, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("norm", "steepest"),
+    [
+        ("l2", lambda g: 3 * g),
+        ("linf", torch.sign),
+        (
+            "spectral",
+            lambda g: torch.linalg.svd(g, full_matrices=False).U @ torch.linalg.svd(g, full_matrices=False).Vh,
+        ),
+    ],
+)
+def test_a_step_is_steepest_in_its_own_norm_alone(tmp_path, norm, steepest):
+    torch.manual_seed(0)
+    layer, inputs, targets = nn.Linear(4, 3, bias=False).double(), *torch.randn(2, 8, 4).double()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    with lsmooth.Recorder(layer, optimizer, tmp_path / "run.h5", norms=("linf", "spectral")) as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            recorder.backward(lambda: (layer(inputs) - targets[:, :3]).square().mean())
+            layer.weight.grad.copy_(steepest(layer.weight.grad))
+            optimizer.step()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        for other in ("l2", "linf", "spectral"):
+            found = trace.curvature(norm=other)["steepness"]
+            if other == norm:
+                np.testing.assert_allclose(found, 1, rtol=1e-9)
+            else:
+                assert found.between(0, 0.99).all()
+
+
 @pytest.mark.parametrize("loop", ["plain", "accumulates", "clips"])
 def test_against_a_slow_reference_on_a_transformer(tmp_path, loop):
     model = Tiny().double()

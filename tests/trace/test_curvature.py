@@ -38,6 +38,9 @@ def test_by_module(made, norm):
         along = [
             numbers["curvature/change"][:, i, members].sum(axis=1) / g / moved**2 for i, g in enumerate((0.25, 0.5))
         ]
+        gradients = numbers["grad_norm" if norm == "l2" else "linf/grad_norm"][:, members]
+        dual = np.linalg.norm(gradients, axis=1) if norm == "l2" else gradients.sum(axis=1)
+        np.testing.assert_allclose(mine.steepness, -slope / (dual * moved), rtol=1e-5)
         np.testing.assert_allclose(mine.edge_ratio, end / -slope, rtol=1e-5, err_msg=str(column))
         np.testing.assert_allclose(mine["directional_0.25"], along[0], rtol=1e-5)
         np.testing.assert_allclose(mine.directional, np.max([*along, end / moved**2], axis=0), rtol=1e-5)

@@ -1,0 +1,39 @@
+"""The scripts of the findings run, on little of the built-in text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lsmooth
+
+FINDINGS = Path(__file__).parents[2] / "examples" / "findings"
+
+
+def run(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(FINDINGS / "geometries.py"), *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("optimizer", ["generalized-signsgd", "muon"])
+def test_geometries(optimizer, tmp_path):
+    said = run(tmp_path, "train", optimizer, "--lr", "1e-3", "--steps", "11", "--trace", "run.h5")
+    assert said.startswith(f"{optimizer}, lr 0.001: held-out loss ")
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.steps.tolist() == [0, 5, 10]
+        assert trace.status_counts() == {"measured": 3}
+        steepness = {norm: trace.curvature(norm=norm)["steepness"].median() for norm in ("l2", "linf", "spectral")}
+    lines = [line.split() for line in run(tmp_path, "table", "run.h5").splitlines()]
+    assert [line[:2] for line in lines[1:]] == [[optimizer, norm] for norm in steepness]
+    for line, value in zip(lines[1:], steepness.values(), strict=True):
+        assert float(line[2]) == pytest.approx(value, rel=0.01)
