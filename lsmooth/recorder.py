@@ -111,6 +111,8 @@ class Recorder:
             at the others: the same numbers, several times sooner where launching kernels takes longer than running
             them (small models, small batches). No closure may wait for the GPU then, and the graph takes as much
             memory as another evaluation.
+        offload: On a GPU, x_t and x_{t+1} wait in pinned memory of the host: two copies of the parameters less on the
+            device, the same numbers, and four copies to it at each point. Models of up to 8 MB stay there.
         autocast: False evaluates losses without autocast, at x_t too (one evaluation more), whose loss and gradient the
             trace then has: it measures the function, and not bf16's rounding. Casts of the model's own stay.
         log: Hears of each well measured step as the trace does, a few seconds late: an object with
@@ -154,6 +156,7 @@ class Recorder:
         critical: bool = False,
         blocks: Any = None,
         cuda_graphs: bool = False,
+        offload: bool = False,
         autocast: bool = True,
         log: Any = None,
         log_by: By | None = None,
@@ -164,7 +167,7 @@ class Recorder:
         self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
         function = (every, gammas, endpoint, coordinates, seed, probe, probe_size)
-        quantities = (norms, densities, critical, blocks, cuda_graphs, autocast)
+        quantities = (norms, densities, critical, blocks, cuda_graphs, offload, autocast)
         self._settings = settings = Settings.checked(subject.device, subject.names, *function, *quantities)
         self._ranks = ranks = Ranks(model, subject.names, subject.parameters)
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)

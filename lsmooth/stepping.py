@@ -55,6 +55,7 @@ class Stepping:
             recording.add_skipped,
             faults,
             collects=not settings.probes,
+            offload=settings.offload,
         )
         self.attempts.count_from(recording.next_step)
         self.watch = Watch(self.attempts, ranks.context)

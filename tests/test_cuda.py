@@ -54,9 +54,16 @@ ARGUMENTS = {
     "densities": {"densities": True, "endpoint": False},
     "no coordinates": {"coordinates": 0},
     "probes": {"probe": 3},
+    "offload": {"offload": True},
 }
 
 
+@pytest.fixture
+def small_models_are_parked(monkeypatch):
+    monkeypatch.setattr("lsmooth.replay.segment.taken_whole", lambda size, device: False)
+
+
+@pytest.mark.usefixtures("small_models_are_parked")
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_measured_steps_and_their_handing_over_wait_for_nothing(arguments, clipped, tmp_path):
@@ -66,8 +73,9 @@ def test_measured_steps_and_their_handing_over_wait_for_nothing(arguments, clipp
     if "probe" in arguments:
         arguments = {**arguments, "probe": fixed_losses(model, arguments["probe"])}
     with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", **arguments) as recorder:
-        for x, y in batches(4):
-            with waiting_refused():
+        for step, (x, y) in enumerate(batches(4)):
+            # Memory of the host is pinned once, which waits.
+            with waiting_refused() if step or "offload" not in arguments else contextlib.nullcontext():
                 optimizer.zero_grad()
                 recorder.backward(lambda x=x, y=y: classify(model, x, y))
                 if clipped:
@@ -232,6 +240,33 @@ def test_a_measured_step_holds_at_most_three_copies_more(tmp_path):
 
 def test_densities_hold_two_copies_more(tmp_path):
     assert extra_copies(tmp_path, densities=True) <= 5.3
+
+
+def test_with_offload_it_holds_two_copies_fewer(tmp_path):
+    assert extra_copies(tmp_path, offload=True) <= 1.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_parked_ends_give_the_same_bits(dtype, tmp_path):
+    for name, offload in (("here", False), ("parked", True)):
+        seed_all()
+        # Above 8 MB, and one matrix that lies in another order.
+        model = nn.Sequential(*(nn.Linear(1500, 1500) for _ in range(3))).to(dtype)
+        model[1].weight.data = model[1].weight.data.T.contiguous().T
+        optimizer = sgd(model, momentum=0.9)
+        x = torch.randn(16, 1500, dtype=dtype)
+        arguments = {"norms": ("linf",), "densities": True, "blocks": 2, "critical": True}
+        with lsmooth.Recorder(model, optimizer, tmp_path / f"{name}.h5", offload=offload, **arguments) as recorder:
+            for _ in range(3):
+                optimizer.zero_grad()
+                recorder.backward(lambda: model(x).square().mean())  # noqa: B023
+                optimizer.step()
+    with lsmooth.Trace(tmp_path / "here.h5") as here, lsmooth.Trace(tmp_path / "parked.h5") as parked:
+        assert len(here) == 3
+        one, other = here.to_xarray(), parked.to_xarray()
+        for field in set(one.data_vars) - {"time"}:
+            np.testing.assert_array_equal(one[field], other[field], err_msg=field)
+        np.testing.assert_array_equal(here.density_counts().counts, parked.density_counts().counts)
 
 
 def test_training_on_a_stream_of_its_own_is_measured_the_same(tmp_path):

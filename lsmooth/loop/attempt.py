@@ -80,6 +80,7 @@ class Attempts:
         skipped: Hears of each measured step that was skipped.
         faults: Keeps errors from the loop.
         collects: Whether backward passes are collected; with probes, they are not.
+        offload: Whether x_t and x_{t+1} wait in the host's memory.
 
     Attributes:
         number: Index of the optimizer step that comes next, counted from 0.
@@ -96,6 +97,7 @@ class Attempts:
         faults: Faults,
         *,
         collects: bool = True,
+        offload: bool = False,
     ) -> None:
         self.subject = subject
         self.joint = joint
@@ -113,6 +115,7 @@ class Attempts:
         self._decision: tuple[int, bool] | None = None
         self._collected: _Collected | None = None
         self._mark: tuple[Tensor, tuple[int, int]] | None = None
+        self._offload = offload
         self._segment: Segment | None = None
 
     # --- which step it is ---
@@ -304,7 +307,7 @@ class Attempts:
         moving = [self.subject.parameters[i] for i in active]
         if self._segment is None or not self._segment.fits(moving):
             self._segment = None
-            self._segment = Segment(moving)
+            self._segment = Segment(moving, offload=self._offload)
         self._segment.begin(moving)
         return self._segment
 

@@ -99,6 +99,7 @@ class Settings:
         blocks: Which layers are moved by themselves, and when; None for none.
         critical: Whether the critical learning rate is searched for.
         cuda_graphs: Whether evaluations are played back as CUDA graphs.
+        offload: Whether x_t and x_{t+1} wait in the host's memory.
         autocast: Whether losses are evaluated under the step's autocast contexts, or in full precision.
     """
 
@@ -115,6 +116,7 @@ class Settings:
     critical: bool
     blocks: Blocks | None
     cuda_graphs: bool
+    offload: bool
     autocast: bool
 
     @classmethod
@@ -134,6 +136,7 @@ class Settings:
         critical: bool,
         blocks: Any,
         cuda_graphs: bool,
+        offload: bool,
         autocast: bool,
     ) -> Settings:
         """Return the settings that a recorder is given, whose parameters have names and lie on a device.
@@ -154,6 +157,7 @@ class Settings:
             bool(critical),
             Blocks.checked(blocks, names),
             bool(cuda_graphs),
+            bool(offload),
             bool(autocast),
         )
 

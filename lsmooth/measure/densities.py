@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsmooth.measure.norms import piece_size
+from lsmooth.replay.parking import brought
 from lsmooth.trace.density import BINS_PER_DECADE, GRAD_DECADES, SMOOTHNESS_DECADES, Counts, edges
 
 _GRAD_BINS = len(edges(GRAD_DECADES)) - 1
@@ -42,13 +43,23 @@ class DensityCounter:
         self._largest: dict[int, Tensor] = {}
         self._smaller: dict[int, Tensor] = {}
 
-    def begin(self, positions: Sequence[int], start: Sequence[Tensor], stop: Sequence[Tensor]) -> None:
-        """Begin a measured step from `start` to `stop`, the values of the tensors at `positions` before and after."""
-        self._ends = {i: ends for i, *ends in zip(positions, start, stop, strict=True)}  # type: ignore[misc]
-        for i, (tensor, _) in self._ends.items():
-            wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    def begin(
+        self,
+        positions: Sequence[int],
+        start: Sequence[Tensor],
+        stop: Sequence[Tensor],
+        devices: Sequence[torch.device],
+    ) -> None:
+        """Begin a measured step from `start` to `stop`, the values of the tensors at `positions` before and after.
+
+        Either may be parked on the host; the tensors themselves lie on their `devices`.
+        """
+        self.clear()
+        for i, before, after, device in zip(positions, start, stop, devices, strict=True):
+            self._ends[i] = before, after
+            wide = torch.float64 if before.dtype == torch.float64 else torch.float32
             # Smaller than any estimate, so that the first one counts.
-            self._largest[i] = torch.full((tensor.numel(),), -1.0, dtype=wide, device=tensor.device)
+            self._largest[i] = torch.full((before.numel(),), -1.0, dtype=wide, device=device)
             self._smaller[i] = torch.zeros_like(self._largest[i])
 
     @torch.no_grad()
@@ -60,13 +71,14 @@ class DensityCounter:
         largest, smaller = self._largest[position], self._smaller[position]
         order = sorted(range(start.dim()), key=start.stride, reverse=True)
         flat = [None if t is None else t.permute(order).reshape(-1) for t in (start, stop, first, gradient)]
-        piece = piece_size(start.device)
+        device = largest.device
+        piece = piece_size(device)
         for begin in range(0, start.numel(), piece):
             part = slice(begin, begin + piece)
-            a, b, g, h = (None if t is None else t[part].to(largest.dtype) for t in flat)
+            a, b, g, h = (None if t is None else brought(t[part], device).to(largest.dtype) for t in flat)
             assert a is not None
             assert b is not None
-            zero = torch.zeros((), dtype=largest.dtype, device=start.device)
+            zero = torch.zeros((), dtype=largest.dtype, device=device)
             g, h = zero if g is None else g, zero if h is None else h
             ratio = torch.sub(h, g).abs() / (b - a).abs_().mul_(gamma)
             # Comparisons with NaN, from coordinates that stay where they are, are false.

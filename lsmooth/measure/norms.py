@@ -15,6 +15,7 @@ from lsmooth.measure.packed import LEAST_MEAN, LOW_PRECISION, ORDERS, ROW, Along
 from lsmooth.measure.singular import divisor, singular_values
 from lsmooth.precision import accumulation_dtype
 from lsmooth.replay.arrivals import taken_whole
+from lsmooth.replay.parking import brought, in_pieces
 from lsmooth.trace.layout import NormKind
 
 Kind = NormKind
@@ -136,8 +137,8 @@ class TensorNorms:
         Args:
             positions: Which of the n tensors arrive.
             tensors: a_i.
-            minus: b_i; None for 0.
-            along: c_i, or x_i and y_i for their difference; None for no product.
+            minus: b_i; None for 0. It may be parked on the host.
+            along: c_i, or x_i and y_i, which may be parked, for their difference; None for no product.
             consumed: The a_i are needed no more, and may be overwritten: on a GPU that saves memory and kernels.
             any_range: Products may leave float32's range: on a GPU that takes a few kernels more.
         """
@@ -220,14 +221,21 @@ class TensorNorms:
 
     def _add_group(self, group: Sequence[_Given], consumed: bool, any_range: bool) -> None:
         """Take in tensors of one device that are a piece together."""
-        changes = differences([given.tensor for given in group], [given.other for given in group])
+        device = group[0].tensor.device
+        changes = differences(
+            [given.tensor for given in group],
+            [None if given.other is None else brought(given.other, device) for given in group],
+        )
         by_kind = [_entry_norms(changes, kind, self.dtype) for kind in self._entry_kinds]
         for given, norms in zip(group, zip(*by_kind, strict=True), strict=True):
             self._note(given, dict(zip(self._entry_kinds, norms, strict=True)))
         pairs = [(d, given) for d, given in zip(changes, group, strict=True) if given.along is not None]
         if pairs:
             mine = all((consumed and self._overwrites) or given.other is not None for _, given in pairs)
-            factors = [d for d, _ in pairs], _steps([given.along for _, given in pairs if given.along is not None])
+            factors = (
+                [d for d, _ in pairs],
+                _steps([given.along for _, given in pairs if given.along is not None], device),
+            )
             parts = (
                 {"product": _sums_on_cpu(*factors, self.dtype)}
                 if changes[0].is_cpu and not self._overwrites
@@ -244,7 +252,8 @@ class TensorNorms:
         products: list[Tensor] = []
         flat = flattened((given.tensor, given.other, *ends_of(given.along)))
         for start in range(0, given.tensor.numel(), self._piece):
-            a, b, x, y = (None if t is None else t[start : start + self._piece] for t in flat)
+            part = slice(start, start + self._piece)
+            a, b, x, y = (None if t is None else brought(t[part], given.tensor.device) for t in flat)
             assert a is not None
             difference = differences([a], [b])[0]
             for kind, parts in norms.items():
@@ -262,7 +271,8 @@ class TensorNorms:
         kinds = self._matrix_kinds[given.position]
         if given.tensor.dim() < 2:
             return dict.fromkeys(kinds, two_norm)
-        values = singular_values(given.tensor, given.other, self.dtype, self._piece)
+        other = None if given.other is None else brought(given.other, given.tensor.device)
+        values = singular_values(given.tensor, other, self.dtype, self._piece)
         norms = {kind: values.sum() if kind == "nuclear" else values.max() for kind in kinds}
         return {kind: self._brought(norm) for kind, norm in norms.items()}
 
@@ -355,8 +365,8 @@ def _subtract_in_place(tensors: Sequence[Tensor], minus: Sequence[Tensor | None]
         for tensor, other in zip(tensors, minus, strict=True)
     ]
     pairs = [(a, b) for a, b, taken_here in zip(tensors, minus, taken, strict=True) if taken_here and b is not None]
-    if pairs:
-        torch._foreach_sub_([a for a, _ in pairs], [b for _, b in pairs])
+    for some, others in in_pieces([a for a, _ in pairs], [b for _, b in pairs]):
+        torch._foreach_sub_(some, others)
     return [None if taken_here else other for other, taken_here in zip(minus, taken, strict=True)]
 
 
@@ -375,8 +385,8 @@ def differences(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> list[
     return [a if b is None else next(remaining) for a, b in zip(left, right, strict=True)]
 
 
-def _steps(alongs: Sequence[Along]) -> list[Tensor]:
-    """Return what differences are multiplied by, in float32 or wider; it may be given by its ends x and y as y - x."""
-    given = [ends_of(along) for along in alongs]
+def _steps(alongs: Sequence[Along], device: torch.device) -> list[Tensor]:
+    """Return what differences on a device are multiplied by, in float32 or wider; by ends x and y it is y - x."""
+    given = [tuple(None if end is None else brought(end, device) for end in ends_of(along)) for along in alongs]
     steps = differences([stop for _, stop in given if stop is not None], [start for start, _ in given])
     return [step.float() if step.dtype in LOW_PRECISION else step for step in steps]

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lsmooth.replay.parking import brought
+
 # What a difference is multiplied by: c itself, or x and y for c = y - x.
 Along = Tensor | tuple[Tensor, Tensor]
 # a, b and c of ‖a - b‖ and ⟨a - b, c⟩; without b, or without c.
@@ -205,10 +207,14 @@ def ends_of(along: Along | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def flattened(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Return tensors of one shape as flat ones whose elements correspond; None stays None."""
+    """Return tensors of one shape as flat ones whose elements correspond; None stays None, and parked ones parked.
+
+    What lies differently from the others is first brought to the device of the first.
+    """
     given = [t for t in tensors if t is not None]
     same = all(t.stride() == given[0].stride() for t in given)
-    return tuple(None if t is None else _flat(t if same else t.contiguous()) for t in tensors)
+    device = given[0].device
+    return tuple(None if t is None else _flat(t if same else brought(t, device).contiguous()) for t in tensors)
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from lsmooth.replay.contents import Imprint, differs, imprint
 from lsmooth.replay.evaluation import Consumer, Evaluation, Replay, joined
 from lsmooth.replay.interrupts import DeferredSignals
 from lsmooth.replay.microbatch import Closure, Microbatch
+from lsmooth.replay.parking import in_pieces
 from lsmooth.replay.segment import Segment
 from lsmooth.replay.state import Surroundings
 
@@ -233,5 +234,5 @@ def _changed_on_device(segment: Segment) -> Tensor | None:
     """Say whether parameters differ from x_{t+1}, a scalar on their device, where that cannot be seen at once."""
     if not segment.parameters or segment.parameters[0].device.type == "cpu":
         return None
-    pairs = zip(segment.parameters, segment.stop, strict=True)
+    pairs = [pair for parts in in_pieces(segment.parameters, segment.stop) for pair in zip(*parts, strict=True)]
     return torch.stack([(now != then).any() for now, then in pairs]).sum()

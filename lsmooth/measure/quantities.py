@@ -175,7 +175,7 @@ class WeightNorms(Quantity):
         )
 
     def at_start(self, step: Step, row: Row) -> None:
-        moving = self._norms_of(step.active, step.segment.start)
+        moving = self._norms_of(step.active, step.segment.values_at_start())
         row["rounding"].copy_(torch.linalg.vector_norm((moving + self._least) * self._half_eps))
         row["weight_norm"].copy_(moving)
         still = sorted(set(range(len(self._parameters))) - set(step.active))
@@ -209,8 +209,8 @@ class Coordinates(Quantity):
         if step.scale is not None:
             grad.div_(step.scale)
         start = torch.zeros_like(moved)
-        self._reader.read(step.active, step.segment.start, start)
-        self._reader.read(step.active, step.segment.stop, moved)
+        self._reader.read(step.active, step.segment.values_at_start(), start)
+        self._reader.read(step.active, step.segment.values_at_stop(), moved)
         moved.sub_(start)
 
     def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
@@ -244,7 +244,8 @@ class Densities(Quantity):
         self._counter = counter
 
     def at_start(self, step: Step, row: Row) -> None:
-        self._counter.begin(step.active, step.segment.start, step.segment.stop)
+        devices = [parameter.device for parameter in step.segment.parameters]
+        self._counter.begin(step.active, step.segment.start, step.segment.stop, devices)
 
     def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
         if point.index is not None:
@@ -290,7 +291,7 @@ class GradientChanges(Quantity):
             row[geometry.dataset("grad_norm")].copy_(found[geometry.gradient])
         start, stop = step.segment.start, step.segment.stop
         steps: Sequence[Along] = list(zip(start, stop, strict=True))
-        if start and taken_whole(sum(t.numel() * t.element_size() for t in start), start[0].device):
+        if start and taken_whole(sum(t.numel() * t.element_size() for t in start), step.segment.parameters[0].device):
             steps = differences(stop, start)
         self._steps = dict(zip(step.active, steps, strict=True))
         self._along, self._next = [], None
