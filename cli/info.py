@@ -68,6 +68,8 @@ def _facts(trace: Trace) -> dict[str, Any]:
         "optimizer": metadata.get("optimizer"),
         "optimizer_groups": metadata.get("optimizer_groups"),
         "objective": metadata.get("objective"),
+        "probes": metadata.get("probes"),
+        "probe_size": metadata.get("probe_size"),
         "every": metadata.get("every"),
         "seed": metadata.get("seed"),
         "gammas": trace.gammas.tolist(),

@@ -44,6 +44,18 @@ if TYPE_CHECKING:
     metavar="PATTERN=NORM",
     help="Measure layers whose name fits PATTERN in their own NORM (l2, linf, spectral); '*' fits the rest.",
 )
+@click.option(
+    "--probe",
+    type=Count(),
+    help="Measure the mean loss of COUNT training examples (pairs, windows, images), the same ones all along, in place "
+    "of each step's batch.",
+)
+@click.option(
+    "--probe-size",
+    type=Count(),
+    help="With --probe: number of examples to evaluate at a time. Two probes or more also record the noise of the "
+    "gradient. A loss that is a sum over tokens (transformer-translation) grows with it.  [default: the batch size]",
+)
 @click.option("--critical", is_flag=True, help="Also search for the critical learning rate of each measured step.")
 @click.option("--full-precision", is_flag=True, help="Measure without mixed precision, whatever --amp says.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
@@ -134,6 +146,8 @@ def _nothing_left(session: Session) -> str:
 def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) -> Session:
     if options["task"] is None:
         raise click.UsageError("Missing argument 'TASK' (see `lsmooth tasks`).", ctx)
+    if options["probe_size"] is not None and options["probe"] is None:
+        raise click.UsageError("--probe-size goes with --probe, the number of examples of all probes.", ctx)
     from lsmooth import tasks
     from lsmooth.tasks.plan import make_plan
     from lsmooth.tasks.session import Session
@@ -151,7 +165,7 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     return Session(
         plan,
         trace,
-        _recording(options),
+        _recording(options, plan),
         data=data,
         mode="w" if options["force"] else "x",
         checkpoint_seconds=options["checkpoint_every"],
@@ -159,8 +173,8 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
     )
 
 
-def _recording(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the recorder."""
+def _recording(options: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return what is measured, as a `Session` takes it."""
     from lsmooth.errors import InvalidArgumentError
 
     own: dict[str, str] = {}
@@ -171,6 +185,9 @@ def _recording(options: dict[str, Any]) -> dict[str, Any]:
         own[pattern] = norm
     arguments = {name: options[name] for name in ("every", "coordinates", "densities", "critical")}
     arguments["autocast"] = not options["full_precision"]
+    if options["probe"] is not None:
+        arguments["probe"] = options["probe"]
+        arguments["probe_size"] = options["probe_size"] or min(options["probe"], plan.settings["batch_size"])
     return {**arguments, "norms": ["l2", *options["norms"], *([own] if own else [])]}
 
 
@@ -234,6 +251,8 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         "coordinates": ("--coordinates", recording["coordinates"]),
         "densities": ("--densities", recording.get("densities", False)),
         "critical": ("--critical", recording.get("critical", False)),
+        "probe": ("--probe", recording.get("probe")),
+        "probe_size": ("--probe-size", recording.get("probe_size")),
         "norms": ("--norm", tuple(norm for norm in norms if isinstance(norm, str) and norm != "l2")),
         "layer_norms": (
             "--layer-norm",

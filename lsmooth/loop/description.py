@@ -62,6 +62,8 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
     ]
     probes = len(settings.probes)
     objective = f"mean of {probes} probe losses" if probes else "the step's mini-batch loss"
+    if probes and settings.probe_size is not None:
+        objective += f", {settings.probe_size} examples each"
     if not settings.autocast:
         objective += ", without autocast"
     return {

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from lsmooth.tasks.averaging import LateAverage
 from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task
-from lsmooth.tasks.text import Corpus, find_corpus
+from lsmooth.tasks.text import Corpus, drawn_windows, find_corpus
 
 PTB_FILES = "ptb.train.txt, ptb.valid.txt and ptb.test.txt"
 _PATTERNS = (
@@ -253,7 +253,13 @@ class AWDLSTMProblem(Problem):
         model = AWDLSTM(len(corpus.vocabulary), settings).to(device)
         self.network = model
         self._average = None if settings.nonmono is None else LateAverage(model, self._twin, settings.nonmono)
-        super().__init__(settings, model, seed=seed, steps_per_epoch=len(self._lengths(0, seed)))
+        super().__init__(
+            settings,
+            model,
+            seed=seed,
+            steps_per_epoch=len(self._lengths(0, seed)),
+            examples=(self.text.shape[1] - 1) // settings.bptt * settings.batch_size,
+        )
 
     def compile(self) -> None:
         """Compile what comes before and after the recurrent layers, for sequences of any length.
@@ -275,6 +281,10 @@ class AWDLSTMProblem(Problem):
             length = min(drawn, self.text.shape[1] - 1 - start)
             yield Window(self.text[:, start : start + length], self.text[:, start + 1 : start + 1 + length], drawn)
             start += drawn
+
+    def drawn(self, which: Tensor, rng: np.random.Generator) -> Window:
+        """Return windows of the usual length, each of any stream and place."""
+        return Window(*drawn_windows(self.text, which, self.settings.bptt), self.settings.bptt)
 
     def loss(self, batch: Window, carried: tuple[State, Tensor] | None) -> tuple[Tensor, tuple[State, Tensor]]:
         """Return the cross-entropy in nats a word plus AR and TAR; carry the state, and the cross-entropy alone."""

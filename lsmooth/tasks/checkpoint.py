@@ -103,6 +103,8 @@ class _Recording(_MeasuredSteps, total=False):
     critical: bool
     norms: Sequence[str | Mapping[str, str]]
     autocast: bool
+    probe: int
+    probe_size: int
 
 
 class _OldestContent(TypedDict):
@@ -127,7 +129,7 @@ class Checkpoint:
         plan: What the run computes.
         run: `TrainingRun.state_dict()`.
         recorder: `Recorder.state_dict()`.
-        recording: The recorder's arguments: every, coordinates, densities, critical, norms, autocast.
+        recording: The recorder's arguments, as `Session` has them.
         ranks: Where several processes train together, `TrainingRun.state_of_rank()` of each; else empty.
         run_id: What the run's trace says too, so that neither is taken for another's; None from an older lsmooth.
     """
@@ -277,6 +279,9 @@ def _check_counts(content: Mapping[str, Any]) -> None:
     for name, value in counts.items():
         if not 0 <= value < math.inf:
             raise StructureError(f"{name} is not a number from 0 on")
+    probe = [content["recording"].get(name) for name in ("probe", "probe_size")]
+    if probe != [None, None] and not all(number is not None and number >= 1 for number in probe):
+        raise StructureError("the probes have no number of examples")
     if recorder["step"] != run["position"]["step"]:
         raise StructureError("the recorder is at another step than the run")
     if len({frozenset(report["metrics"]) for report in run["reports"]}) > 1:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -175,6 +176,7 @@ class GPT2Problem(Problem):
             gpt2(len(corpus.vocabulary), settings).to(device),
             seed=seed,
             steps_per_epoch=self._windows // settings.batch_size,
+            examples=self._windows,
         )
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
@@ -189,6 +191,10 @@ class GPT2Problem(Problem):
         size = self.settings.batch_size
         for number in range(self.steps_per_epoch):
             yield self._read("train", order[number * size : (number + 1) * size])
+
+    def drawn(self, which: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return windows of the context's length, a token more each."""
+        return self._read("train", which.to(self.texts["train"].device))
 
     def _read(self, split: Split | str, windows: Tensor) -> Tensor:
         text, context = self.texts[split], self.settings.context

@@ -308,6 +308,11 @@ def augmented(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
     return padded.permute(0, 2, 3, 1)[which[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def drawn_augmentation(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the offsets (n, 2) and flips (n,) of so many images; see `augmented`."""
+    return torch.from_numpy(rng.integers(0, 9, (count, 2))), torch.from_numpy(rng.integers(0, 2, count).astype(bool))
+
+
 def training_batches(images: Images, settings: ResNet20Settings, seed: int, epoch: int) -> Iterator[Images]:
     """Yield the batches of an epoch, padded, cropped and flipped, on the images' device.
 
@@ -318,8 +323,7 @@ def training_batches(images: Images, settings: ResNet20Settings, seed: int, epoc
     n = len(images)
     device = images.pixels.device
     order = torch.from_numpy(rng.permutation(n)).to(device)
-    offsets = torch.from_numpy(rng.integers(0, 9, (n, 2))).to(device)
-    flips = torch.from_numpy(rng.integers(0, 2, n).astype(bool)).to(device)
+    offsets, flips = (draw.to(device) for draw in drawn_augmentation(n, rng))
     for start in range(0, n, settings.batch_size):
         part = slice(start, start + settings.batch_size)
         batch = images.take(order[part])
@@ -361,11 +365,21 @@ class ResNet20Problem(Problem):
             ResNet20(settings.width).to(device),
             seed=seed,
             steps_per_epoch=math.ceil(len(train) / settings.batch_size),
+            examples=len(train),
         )
 
     def batches(self, epoch: int) -> Iterator[Images]:
         """Yield the batches of an epoch: uint8 images, augmented."""
         return training_batches(self.train, self.settings, self.seed, epoch)
+
+    def drawn(self, which: Tensor, rng: np.random.Generator) -> Images:
+        """Return training images, cropped and flipped once if training ones are."""
+        device = self.train.labels.device
+        images = self.train.take(which.to(device))
+        if not self.settings.augment:
+            return images
+        offsets, flips = (draw.to(device) for draw in drawn_augmentation(len(which), rng))
+        return Images(augmented(images.pixels, offsets, flips), images.labels)
 
     def loss(self, batch: Images, carried: None) -> tuple[Tensor, None]:
         """Return the mean cross-entropy, in nats."""

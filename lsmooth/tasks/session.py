@@ -27,6 +27,7 @@ from lsmooth.tasks.checkpoint import (
 )
 from lsmooth.tasks.parallel import ranks_wanted
 from lsmooth.tasks.plan import Plan
+from lsmooth.tasks.probes import probes_of
 from lsmooth.tasks.structure import StructureError, check_like
 from lsmooth.tasks.task import Data
 from lsmooth.tasks.training import TrainingRun
@@ -46,7 +47,8 @@ class Session:
     Args:
         plan: What is trained.
         trace: Where the trace goes; the checkpoint goes beside it.
-        recording: Arguments of `Recorder`: every, coordinates, densities, critical, norms, autocast.
+        recording: Arguments of `Recorder`: every, coordinates, densities, critical, norms, autocast; and `probe`, the
+            number of training examples that are measured in place of each step's batch, `probe_size` of them at a time.
         data: What the task found already; None to find it.
         mode: "x" refuses an existing trace, "w" replaces it.
         checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.
@@ -101,7 +103,7 @@ class Session:
                 mode=mode if checkpoint is None else "a",
                 seed=plan.seed,
                 metadata={**_description(plan, task_data), "run_id": self._run_id},
-                **self._recording,
+                **self._probed(),
             )
         if self.recorder.failure is not None:
             self.recorder.close()
@@ -112,6 +114,13 @@ class Session:
             except BaseException:
                 self.recorder.close()
                 raise
+
+    def _probed(self) -> dict[str, Any]:
+        """Return the arguments of the recorder, in which probes stand for their number of examples."""
+        arguments = dict(self._recording)
+        if arguments.get("probe") is not None:
+            arguments["probe"] = probes_of(self.run, arguments["probe"], arguments["probe_size"])
+        return arguments
 
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         with _fitting(self.trace):

@@ -4,7 +4,7 @@ A task is one file. It defines a frozen dataclass of `Settings` (every hyperpara
 `Problem` (one run: the model and the batches of one seed), and a `Task` that names them and holds the paper's values:
 
     class MySettings(Settings): ...     # model sizes, dropout, ... beyond batch_size, epochs, steps, max_norm
-    class MyProblem(Problem): ...       # __init__ builds the model; batches, loss, metrics, baseline, lr_factor
+    class MyProblem(Problem): ...       # __init__ builds the model; batches, drawn, loss, metrics, baseline, lr_factor
     class MyTask(Task): ...             # settings, optimizer_defaults, find_data, problem
 
 and is entered in `lsmooth.tasks`. The training loop (`lsmooth.tasks.training`) does the rest: optimizer, learning rate,
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -167,6 +168,7 @@ class Problem(ABC):
         model: The model, on the device on which it is trained.
         seed: The run's seed.
         steps_per_epoch: Optimizer steps in an epoch; about so many, where epochs differ in length.
+        examples: How many training examples there are for probes to draw from.
 
     Attributes:
         loss_is_a_sum: Whether `loss` is a sum over the examples of a batch, not a mean.
@@ -174,7 +176,7 @@ class Problem(ABC):
 
     loss_is_a_sum: ClassVar[bool] = False
 
-    def __init__(self, settings: Settings, model: nn.Module, *, seed: int, steps_per_epoch: int) -> None:
+    def __init__(self, settings: Settings, model: nn.Module, *, seed: int, steps_per_epoch: int, examples: int) -> None:
         if steps_per_epoch < 1:
             raise InvalidArgumentError(
                 f"The training data is too little for one batch of {settings.batch_size}; use a smaller batch_size."
@@ -182,6 +184,7 @@ class Problem(ABC):
         self.model = model
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
+        self.examples = examples
         self.epochs = settings.epochs
         self.max_steps = settings.steps
         self.total_steps = settings.steps or settings.epochs * steps_per_epoch
@@ -189,6 +192,15 @@ class Problem(ABC):
     @abstractmethod
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the training batches of an epoch, on the model's device: the same ones whenever it is called."""
+
+    @abstractmethod
+    def drawn(self, which: Tensor, rng: np.random.Generator) -> Batch:
+        """Return training examples as a batch, on the model's device, for a probe.
+
+        Args:
+            which: Their numbers, below `examples`: int64 (n,), on the CPU.
+            rng: Where their augmentation is drawn from, if they have any.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch, carried: Carried) -> tuple[Tensor, Carried]:

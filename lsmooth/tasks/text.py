@@ -261,3 +261,19 @@ def reference_topics() -> Lines:
         split = {9: "valid", 19: "test"}.get(number % 20, "train")
         splits[split].append(" ".join(re.findall(r"[^\W_]+|_+|[^\w\s]", text.lower())))
     return {split: partial(list, texts) for split, texts in splits.items()}
+
+
+def drawn_windows(streams: Tensor, which: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return windows of streams of text: words and the words that follow them, int64 (n, length) each.
+
+    Args:
+        streams: Text side by side, int64 (streams, words).
+        which: Numbers of the windows, int64 (n,): those of the first stream come first.
+        length: Words in a window; what does not fill one at the end of a stream belongs to none.
+    """
+    windows = (streams.shape[1] - 1) // length
+    which = which.to(streams.device)
+    rows, starts = which // windows, which % windows * length
+    places = starts[:, None] + torch.arange(length + 1, device=streams.device)
+    words = streams[rows[:, None], places]
+    return words[:, :-1], words[:, 1:]

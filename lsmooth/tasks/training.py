@@ -183,6 +183,27 @@ class TrainingRun:
 
     # --- one step ---
 
+    def loss_on(self, batch: Any, carried: Any) -> Callable[[], tuple[Tensor, Any]]:
+        """Return a closure that computes the training loss of a batch, or of this process's part of it.
+
+        Args:
+            batch: The batch.
+            carried: As for `Problem.loss`, which says what the closure returns.
+        """
+        # The closure reads no attribute of the run: what it reads is looked through at each measured step.
+        problem, parallel, amp, device_type = self.problem, self.parallel, self._amp, self._device_type
+        weight = 1.0
+        if parallel is not None:
+            batch, weight = parallel.part(batch)
+
+        def loss() -> tuple[Tensor, Any]:
+            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=amp):
+                if parallel is not None:
+                    return parallel.loss(batch, carried, weight)
+                return problem.loss(batch, carried)
+
+        return loss
+
     def _train_on(self, batch: Any, backward: Callable[[Callable[[], Any]], Any]) -> None:
         where = (self.step, self._epoch, batch)
         lr_factor, clip_factor = self.problem.lr_factor(*where), self.problem.clip_factor(*where)
@@ -191,18 +212,7 @@ class TrainingRun:
             if threshold is not None:
                 group["max_norm"] = threshold * clip_factor
         self.optimizer.zero_grad()
-        carried = self._carried
-        amp, parallel, weight = self._amp, self.parallel, 1.0
-        if parallel is not None:
-            batch, weight = parallel.part(batch)
-
-        def loss() -> tuple[Tensor, Any]:
-            with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=amp):
-                if parallel is not None:
-                    return parallel.loss(batch, carried, weight)
-                return self.problem.loss(batch, carried)
-
-        trained, self._carried = backward(loss)
+        trained, self._carried = backward(self.loss_on(batch, self._carried))
         self.loss = self.problem.shown_loss(trained, batch, self._carried)
         self._sums[0] += self.loss
         if self._max_norm is not None:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lsmooth.tasks.task import Baseline, Preset, Problem, Settings, Split, Task, epoch_generator
-from lsmooth.tasks.text import WIKITEXT_FILES, WIKITEXT_SIGNS, Corpus, find_corpus
+from lsmooth.tasks.text import WIKITEXT_FILES, WIKITEXT_SIGNS, Corpus, drawn_windows, find_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +95,23 @@ class EncoderProblem(Problem):
         self.corpus = corpus
         self.device = device
         self.text = corpus.streams("train", settings.batch_size, device)
+        windows = (self.text.shape[1] - 1) // settings.sequence
         super().__init__(
             settings,
             EncoderLanguageModel(len(corpus.vocabulary), settings).to(device),
             seed=seed,
-            steps_per_epoch=(self.text.shape[1] - 1) // settings.sequence,
+            steps_per_epoch=windows,
+            examples=windows * settings.batch_size,
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield words and the words that follow them, int64 (batch, sequence) each."""
         for window in torch.randperm(self.steps_per_epoch, generator=epoch_generator(self.seed, epoch)).tolist():
             yield _window(self.text, window * self.settings.sequence, self.settings.sequence)
+
+    def drawn(self, which: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return windows, each of any stream and place."""
+        return drawn_windows(self.text, which, self.settings.sequence)
 
     def loss(self, batch: tuple[Tensor, Tensor], carried: None) -> tuple[Tensor, None]:
         """Return the mean cross-entropy, in nats a word."""

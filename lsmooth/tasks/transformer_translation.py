@@ -325,6 +325,7 @@ class TranslationProblem(Problem):
             TranslationTransformer(len(data.vocabulary), settings).to(device),
             seed=seed,
             steps_per_epoch=math.ceil(len(data.train.source) / settings.batch_size),
+            examples=len(data.train.source),
         )
 
     def batches(self, epoch: int) -> Iterator[Pairs]:
@@ -347,6 +348,10 @@ class TranslationProblem(Problem):
         sizes = [len(batch) for batch in batches]
         for batch in zip(which.split(sizes), which.to(pairs.source.device).split(sizes), strict=True):
             yield pairs.take(*batch)
+
+    def drawn(self, which: Tensor, rng: np.random.Generator) -> Pairs:
+        """Return pairs of any length."""
+        return self.splits["train"].take(which, which.to(self.splits["train"].source.device))
 
     def loss(self, batch: Pairs, carried: Any) -> tuple[Tensor, Tensor]:
         """Return the smoothed cross-entropy summed over the batch's tokens; carry the plain one, in nats a token."""

@@ -1,5 +1,6 @@
 """`lsmooth train`: what it writes and says, what it refuses, and how it resumes."""
 
+import json
 import os
 import re
 import signal
@@ -149,9 +150,48 @@ def test_full_precision_is_kept_when_a_run_is_resumed(train):
     assert "--full-precision" in done.output
 
 
+def test_probes_are_recorded_resumed_and_give_the_noise(train):
+    """Without a size they are cut as batches are, and a smaller one is evaluated at once."""
+    asked = ["--probe", 12, "--every", 1]
+    done = train(*TINY, "--steps", 8, *asked)
+    assert done.exit_code == 0, done.output
+    done = train("--resume", "--trace", "transformer-encoder.h5", "--steps", 12)
+    assert done.exit_code == 0, done.output
+    assert train(*TINY, "--steps", 12, *asked, "--trace", "whole.h5").exit_code == 0
+    with lsmooth.Trace("transformer-encoder.h5") as trace, lsmooth.Trace("whole.h5") as whole:
+        assert (trace.metadata["probes"], trace.metadata["probe_size"]) == (3, 4)
+        assert trace.status_counts() == {"measured": 12}
+        np.testing.assert_array_equal(trace.read("grad_noise"), whole.read("grad_noise"))
+        np.testing.assert_array_equal(trace.read("grad_diff"), whole.read("grad_diff"))
+    done = CliRunner().invoke(main, ["estimate", "transformer-encoder.h5", "--noise", "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.output)["estimates"]
+    assert (row["probes"], row["points"]) == (3, 12)
+    assert row["noise_scale_low"] < row["noise_scale"] < row["noise_scale_high"]
+
+    assert train(*TINY, "--steps", 2, "--probe", 3, "--trace", "few.h5").exit_code == 0
+    assert train(*TINY, "--steps", 2, "--probe", 12, "--probe-size", 6, "--trace", "two.h5").exit_code == 0
+    for path, numbers in (("few.h5", (1, 3)), ("two.h5", (2, 6))):
+        with lsmooth.Trace(path) as trace:
+            assert (trace.metadata["probes"], trace.metadata["probe_size"]) == numbers
+
+    for wrong, sentence in (
+        (["--probe", 16], "--probe 12, not 16"),
+        (["--probe-size", 2], "--probe-size 4, not 2"),
+    ):
+        done = train("--resume", "--trace", "transformer-encoder.h5", *wrong)
+        assert done.exit_code == 1
+        assert sentence in done.output
+    done = train("--resume", "--trace", "whole.h5", "--probe", 12, "--probe-size", 4, "--steps", 13)
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
+        ([*TINY, "--probe", "10"], 1, "10 examples cannot be cut into probes of 4; give a multiple of 4, such as 8"),
+        ([*TINY, "--probe", "99999999"], 1, "too few for probes of 99,999,999"),
+        ([*TINY, "--probe-size", "4"], 2, "--probe-size goes with --probe"),
         (["transformer-encodr"], 1, "did you mean transformer-encoder"),
         ([*TINY, "--optimizer", "sdg"], 1, "did you mean sgd"),
         ([*TINY, "--set", "droput=0.1"], 1, "did you mean dropout"),

@@ -89,6 +89,44 @@ def test_processes_share_each_batch_of_the_same_run(tmp_path, forked):
         assert sentence in resumed.stderr
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_processes_share_each_probe(tmp_path, forked):
+    """A sum over tokens, and a mean: both are those of the whole probe."""
+    for task, more in (
+        ("transformer-encoder", ["--set", "embedding=8", "--set", "heads=1", "--set", "sequence=6"]),
+        ("transformer-translation", ["--set", "width=8", "--set", "heads=1", "--set", "layers=1"]),
+    ):
+        arguments = [
+            "train",
+            task,
+            "--steps",
+            "4",
+            "--every",
+            "2",
+            "--probe",
+            "10",
+            "--probe-size",
+            "5",
+            *more,
+            "--set",
+            "dropout=0",
+            "--set",
+            "feed_forward=8",
+            "--set",
+            "batch_size=6",
+            "--device",
+            "cpu",
+        ]
+        for size in (1, 2):
+            done = forked(tmp_path, size, *arguments, "--trace", f"{task}{size}.h5")
+            assert done.returncode == 0, done.stderr
+        with lsmooth.Trace(tmp_path / f"{task}1.h5") as one, lsmooth.Trace(tmp_path / f"{task}2.h5") as two:
+            assert two.metadata["probe_size"] == 5
+            for name in ("loss", "loss_along", "grad_norm", "grad_diff", "grad_noise"):
+                values = one.read(name)
+                np.testing.assert_allclose(two.read(name), values, rtol=1e-3, atol=1e-4 * np.abs(values).max())
+
+
 # State is carried from batch to batch, and each rank has dropout masks of its own.
 CARRIED = ["train", "awd-lstm", "--every", "3", "--set", "report_every=7", "--set", "hidden=16",
            "--set", "embedding=16", "--set", "batch_size=6", "--device", "cpu"]  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_tasks import TINY
 
 import lsmooth
 from lsmooth import tasks
@@ -15,14 +16,6 @@ from lsmooth.cli import main
 from lsmooth.tasks.plan import make_plan
 from lsmooth.tasks.task import Task
 from lsmooth.trace.layout import Status
-
-TINY = {
-    "transformer-encoder": {"embedding": 8, "heads": 1, "feed_forward": 8, "sequence": 6, "batch_size": 4},
-    "transformer-translation": {"width": 8, "heads": 2, "feed_forward": 8, "layers": 1, "batch_size": 4},
-    "gpt2": {"width": 8, "heads": 2, "feed_forward": 8, "layers": 1, "context": 8, "batch_size": 4},
-    "resnet20": {"width": 2, "batch_size": 4},
-    "awd-lstm": {"embedding": 8, "hidden": 8, "bptt": 8, "batch_size": 4},
-}
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,25 @@ def test_less_than_no_averaged_steps_are_refused(copied):
     assert "the number of averaged steps is not a number from 0 on" in refusal(copied)
 
 
+@pytest.mark.parametrize(
+    ("probe", "sentence"),
+    [
+        ({"probe": 8}, "the probes have no number of examples"),
+        ({"probe_size": 4}, "the probes have no number of examples"),
+        ({"probe": -8, "probe_size": 4}, "the probes have no number of examples"),
+        ({"probe": 8, "probe_size": 0}, "the probes have no number of examples"),
+        ({"probe": 8, "probe_size": "4"}, "probe_size"),
+        ({"probe": 8, "probe_size": 3}, "cannot be cut into probes of 3"),
+        ({"probe": 10**9, "probe_size": 4}, "too few for probes"),
+    ],
+)
+def test_probes_that_no_run_has_are_refused(probe, sentence, copied):
+    content = content_of(checkpoint_path(copied))
+    content["recording"] |= probe
+    write(checkpoint_path(copied), content)
+    assert sentence in refusal(copied)
+
+
 @pytest.mark.parametrize("metric", ["loss", "perplexity"])
 def test_reports_without_what_every_report_has_are_refused(metric, copied):
     path = checkpoint_path(copied)

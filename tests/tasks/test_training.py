@@ -28,14 +28,16 @@ class Toy(Problem):
 
     def __init__(self, settings, seed=0):
         torch.manual_seed(seed)
-        super().__init__(
-            settings, nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1)), seed=seed, steps_per_epoch=5
-        )
+        model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        super().__init__(settings, model, seed=seed, steps_per_epoch=5, examples=15)
 
     def batches(self, epoch):
         generator = epoch_generator(self.seed, epoch)
         for _ in range(5):
             yield torch.randn(3, 2, generator=generator)
+
+    def drawn(self, which, rng):
+        return torch.stack((which, which % 4), dim=1) / 15
 
     def loss(self, batch, carried):
         state = torch.zeros(()) if carried is None else carried
