@@ -26,6 +26,8 @@ _NOT_COMPARED = {
     "confidence": "--confidence",
     "seed": "--seed",
 }
+# Options that go with --blocks.
+_OF_BLOCKS = ("of_blocks", "as_csv", "as_json")
 # Options that do not go with --noise.
 _NOT_OF_NOISE = {
     "comparing": "--compare",
@@ -83,6 +85,12 @@ _NOT_OF_NOISE = {
     help="With --noise: number of examples in a probe.  [default: what the recorder was told]",
 )
 @click.option(
+    "--blocks",
+    "of_blocks",
+    is_flag=True,
+    help="Print where the curvature sits: each block of layers moved by itself, and with the others.",
+)
+@click.option(
     "--norm",
     default="l2",
     show_default=True,
@@ -128,7 +136,8 @@ _NOT_OF_NOISE = {
 def command(ctx: click.Context, /, trace: str, as_csv: bool, as_json: bool, **options: Any) -> None:
     """Print L0 and L1 of TRACE: the line smoothness = L0 + L1 x gradient norm.
 
-    With --noise, the command prints the noise of the gradient. It needs a run with two probes or more.
+    With --noise, the command prints the noise of the gradient. It needs a run with two probes or more. With --blocks,
+    it prints medians of what `Trace.blocks` has. It needs a run that moved blocks.
 
     The trend runs through the middle of the points, a quantile line above a share of them, the envelope above all of
     them. Intervals stand in brackets. "rank corr" is the rank correlation of smoothness and gradient norm. "below" is
@@ -143,9 +152,10 @@ def command(ctx: click.Context, /, trace: str, as_csv: bool, as_json: bool, **op
     if as_csv:
         click.echo(to_csv(frame), nl=False)
     elif as_json:
-        click.echo(_json({"trace": trace, "by": options["by"], **settings}, frame, options["comparing"]))
+        about = {"trace": trace} if options["of_blocks"] else {"trace": trace, "by": options["by"], **settings}
+        click.echo(_json(about, frame, options["comparing"]))
     else:
-        show = _noise if options["of_noise"] else _comparison if options["comparing"] else _estimates
+        show = next((function for name, function in _SHOWN.items() if options[name]), _estimates)
         for line in show(frame):
             click.echo(line)
 
@@ -157,6 +167,10 @@ def _check(ctx: click.Context, options: Mapping[str, Any]) -> None:
         return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
     comparing = options["comparing"]
+    if options["of_blocks"]:
+        for parameter in ctx.command.params:
+            if parameter.name not in ("trace", *_OF_BLOCKS) and given(str(parameter.name)):
+                raise click.UsageError(f"--blocks prints what was measured; leave out {parameter.opts[0]}.")
     if options["of_noise"]:
         for name, option in _NOT_OF_NOISE.items():
             if given(name):
@@ -183,6 +197,9 @@ def _fit(path: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], pd.Data
     from lsmooth.fit import compare, estimate, estimate_noise
     from lsmooth.trace.reader import Trace
 
+    if options["of_blocks"]:
+        with Trace(path) as trace:
+            return {}, _medians(trace.blocks())
     if options["of_noise"]:
         settings = {"norm": options["norm"], "probe_size": options["probe_size"]}
         settings["confidence"] = options["confidence"] or None
@@ -216,6 +233,29 @@ def _json(about: dict[str, Any], frame: pd.DataFrame, comparing: bool) -> str:
     if comparing:
         about["verdicts"] = {group: verdict(frame, group) for group in frame["group"].unique()}
     return json.dumps(about, indent=2)
+
+
+def _medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the medians over usable steps of what a trace has of its blocks, a row a block, and how many steps."""
+    usable = frame[frame["usable"]]
+    known = usable.drop(columns=["step", "usable"]).groupby("group", observed=False)
+    table = known.median().assign(points=known.size())
+    table["left_out"] = frame.groupby("group", observed=False).size() - table["points"]
+    return table.reset_index().astype({"group": str})
+
+
+def _blocks(frame: pd.DataFrame) -> list[str]:
+    """Return a table of medians by block."""
+    from lsmooth.cli.table import Column, numbers, table
+
+    shown = [name for name in ("own", "others", "own_smoothness", "smoothness") if name in frame.columns]
+    columns = [
+        Column("group", left=True),
+        *(Column(name.replace("_", " ")) for name in shown),
+        Column("points", dispensable=True),
+    ]
+    cells = [frame["group"], *(numbers(frame[name]) for name in shown), frame["points"].astype(str)]
+    return table(columns, list(zip(*cells, strict=True)))
 
 
 def _noise(frame: pd.DataFrame) -> list[str]:
@@ -312,3 +352,7 @@ def _with_intervals(frame: pd.DataFrame, name: str, figures: int) -> list[str]:
     ends = zip(*(frame.loc[known, f"{name}_{end}"] for end in ("low", "high")), strict=True)
     intervals = (f" [{low:.{figures}g}, {high:.{figures}g}]" for low, high in ends)
     return [value + (next(intervals) if has else "") for value, has in zip(values, known, strict=True)]
+
+
+# What prints the results where an option asks for something other than estimates.
+_SHOWN = {"of_noise": _noise, "of_blocks": _blocks, "comparing": _comparison}

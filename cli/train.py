@@ -56,6 +56,17 @@ if TYPE_CHECKING:
     help="With --probe: number of examples to evaluate at a time. Two probes or more also record the noise of the "
     "gradient. A loss that is a sum over tokens (transformer-translation) grows with it.  [default: the batch size]",
 )
+@click.option(
+    "--blocks",
+    metavar="COUNT|BY",
+    help="Also move groups of layers one by one, with an evaluation each: COUNT groups, or one for each module, "
+    "parameter, or first group of a regular expression.",
+)
+@click.option(
+    "--blocks-every",
+    type=Count(),
+    help="With --blocks: move them at measured steps whose number is a multiple of COUNT.  [default: 1]",
+)
 @click.option("--critical", is_flag=True, help="Also search for the critical learning rate of each measured step.")
 @click.option("--full-precision", is_flag=True, help="Measure without mixed precision, whatever --amp says.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
@@ -148,6 +159,8 @@ def _begun(ctx: click.Context, options: dict[str, Any], parallel: bool = False) 
         raise click.UsageError("Missing argument 'TASK' (see `lsmooth tasks`).", ctx)
     if options["probe_size"] is not None and options["probe"] is None:
         raise click.UsageError("--probe-size goes with --probe, the number of examples of all probes.", ctx)
+    if options["blocks_every"] is not None and options["blocks"] is None:
+        raise click.UsageError("--blocks-every goes with --blocks, which says what is moved.", ctx)
     from lsmooth import tasks
     from lsmooth.tasks.plan import make_plan
     from lsmooth.tasks.session import Session
@@ -188,7 +201,14 @@ def _recording(options: dict[str, Any], plan: Plan) -> dict[str, Any]:
     if options["probe"] is not None:
         arguments["probe"] = options["probe"]
         arguments["probe_size"] = options["probe_size"] or min(options["probe"], plan.settings["batch_size"])
+    if options["blocks"] is not None:
+        arguments["blocks"] = (_blocks(options["blocks"]), options["blocks_every"] or 1)
     return {**arguments, "norms": ["l2", *options["norms"], *([own] if own else [])]}
+
+
+def _blocks(text: str) -> int | str:
+    """Return a number of groups as such, and what groups parameters as it is."""
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def _check_outputs(trace: Path, force: bool, parallel: bool) -> None:
@@ -243,6 +263,7 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
     }
     data, norms = options["data"], recording.get("norms", ["l2"])
+    blocks, blocks_every = recording.get("blocks", (None, None))
     own = {
         "task": ("TASK", plan.task),
         "optimizer": ("--optimizer", plan.optimizer),
@@ -253,6 +274,8 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         "critical": ("--critical", recording.get("critical", False)),
         "probe": ("--probe", recording.get("probe")),
         "probe_size": ("--probe-size", recording.get("probe_size")),
+        "blocks": ("--blocks", None if blocks is None else str(blocks)),
+        "blocks_every": ("--blocks-every", blocks_every),
         "norms": ("--norm", tuple(norm for norm in norms if isinstance(norm, str) and norm != "l2")),
         "layer_norms": (
             "--layer-norm",

@@ -81,7 +81,8 @@ def noise_cloud(trace: Trace, by: By = "global", *, norm: str = "l2") -> NoiseCl
     geometry = GEOMETRIES[norm]
     if not trace.has(geometry.dataset("grad_noise")):
         raise TraceError(
-            f"{trace.path} holds no noise of gradients in this norm; record with two probes or more, in format 1.2."
+            f"{trace.path} holds no noise of gradients in this norm; record with two probes or more (`lsmooth "
+            "train --probe`), in format 1.2."
         )
     members = group_parameters(trace.parameters, by)
     groups = list(members.values())

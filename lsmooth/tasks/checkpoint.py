@@ -105,6 +105,7 @@ class _Recording(_MeasuredSteps, total=False):
     autocast: bool
     probe: int
     probe_size: int
+    blocks: Sequence[int | str]
 
 
 class _OldestContent(TypedDict):
@@ -282,6 +283,8 @@ def _check_counts(content: Mapping[str, Any]) -> None:
     probe = [content["recording"].get(name) for name in ("probe", "probe_size")]
     if probe != [None, None] and not all(number is not None and number >= 1 for number in probe):
         raise StructureError("the probes have no number of examples")
+    if len(content["recording"].get("blocks", (1, 1))) != 2:
+        raise StructureError("the blocks of layers are not said by a pair")
     if recorder["step"] != run["position"]["step"]:
         raise StructureError("the recorder is at another step than the run")
     if len({frozenset(report["metrics"]) for report in run["reports"]}) > 1:

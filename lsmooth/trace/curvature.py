@@ -102,7 +102,7 @@ def critical(trace: TraceFile) -> pd.DataFrame:
 def blocks(trace: TraceFile) -> pd.DataFrame:
     """Return where the curvature of a trace's steps sits; `Trace.blocks` defines the columns."""
     if not trace.has("blocks/change"):
-        raise TraceError(f"{trace.path} holds no blocks of layers; record with blocks=, such as blocks=8.")
+        raise TraceError(f"{trace.path} holds no blocks of layers; record with blocks=8, or train with --blocks 8.")
     owners = trace.metadata.get("blocks")
     if not isinstance(owners, list) or len(owners) != len(trace.parameters):
         raise TraceError(f"{trace.path} does not say which tensors its blocks have; record again.")

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from made_up import made_up
 from noisy_runs import simulated
@@ -243,6 +244,40 @@ def test_noise_is_told_of_runs_with_probes_and_refused_beside_other_fits(tmp_pat
         ([small_trace, "--noise"], "record with two probes or more"),
         ([small_trace, "--noise", "--method", "trend"], "leave out --method"),
         ([small_trace, "--probe-size", "3"], "--probe-size goes with --noise"),
+    ):
+        done = runner.invoke(main, ["estimate", *map(str, arguments)])
+        assert done.exit_code in (1, 2)
+        assert words in done.output
+
+
+def test_blocks_are_told_by_their_medians_over_usable_steps(tmp_path, small_trace):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", blocks=("module", 2)) as recorder:
+        for step in range(8):
+            optimizer.param_groups[0]["lr"] = 0.0 if step == 4 else 0.1
+            x = torch.randn(5, 3)
+            optimizer.zero_grad()
+            recorder.backward(lambda x=x: model(x).square().mean())
+            optimizer.step()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        table = trace.blocks()
+    assert table.step.unique().tolist() == [0, 2, 4, 6]
+    runner = CliRunner(env={"COLUMNS": "100"})
+    done = runner.invoke(main, ["estimate", str(tmp_path / "run.h5"), "--blocks"])
+    assert done.exit_code == 0, done.output
+    head, *lines = done.output.splitlines()
+    assert head.split() == ["group", "own", "others", "own", "smoothness", "smoothness", "points"]
+    for name, line in zip(("0", "2"), lines, strict=True):
+        mine = table[(table.group == name) & (table.step != 4)]
+        assert len(mine) == 3
+        shown = [f"{np.median(mine[column]):.3g}" for column in ("own", "others", "own_smoothness", "smoothness")]
+        assert line.split() == [name, *shown, "3"]
+    for arguments, words in (
+        ([small_trace, "--blocks"], "holds no blocks of layers"),
+        ([tmp_path / "run.h5", "--blocks", "--by", "module"], "leave out --by"),
+        ([tmp_path / "run.h5", "--blocks", "--noise"], "leave out --noise"),
     ):
         done = runner.invoke(main, ["estimate", *map(str, arguments)])
         assert done.exit_code in (1, 2)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -186,9 +187,41 @@ def test_probes_are_recorded_resumed_and_give_the_noise(train):
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.parametrize(("by", "groups"), [("3", 3), ("module", 14), (r"(layers\.\d)", 2)])
+def test_blocks_are_moved_resumed_and_printed(train, by, groups):
+    asked = ["--blocks", by, "--blocks-every", 10]
+    done = train(*TINY, "--steps", 10, *asked)
+    assert done.exit_code == 0, done.output
+    done = train("--resume", "--trace", "transformer-encoder.h5", "--steps", 20)
+    assert done.exit_code == 0, done.output
+    assert train(*TINY, "--steps", 20, *asked, "--trace", "whole.h5").exit_code == 0
+    with lsmooth.Trace("transformer-encoder.h5") as trace, lsmooth.Trace("whole.h5") as whole:
+        assert trace.steps.tolist() == [0, 5, 10, 15]
+        table = trace.blocks()
+        assert table.step.unique().tolist() == [0, 10]
+        assert table.group.nunique() == groups
+        pd.testing.assert_frame_equal(table, whole.blocks())
+    printed = CliRunner().invoke(main, ["estimate", "transformer-encoder.h5", "--blocks", "--json"])
+    rows = json.loads(printed.output)["estimates"]
+    assert [row["points"] for row in rows] == [2] * groups
+    for wrong, sentence in (
+        (["--blocks", "parameter"], f"--blocks {by}, not parameter"),
+        (["--blocks-every", 3], "--blocks-every 10, not 3"),
+    ):
+        done = train("--resume", "--trace", "transformer-encoder.h5", *wrong)
+        assert done.exit_code == 1
+        assert sentence in done.output
+    done = train("--resume", "--trace", "whole.h5", *asked, "--steps", 21)
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
+        ([*TINY, "--blocks", "99"], 1, "the model has 14 modules; give a number from 1 to that"),
+        ([*TINY, "--blocks", "("], 1, "regular expression"),
+        ([*TINY, "--blocks", "nothing(here)"], 1, "nothing(here)"),
+        ([*TINY, "--blocks-every", "4"], 2, "--blocks-every goes with --blocks"),
         ([*TINY, "--probe", "10"], 1, "10 examples cannot be cut into probes of 4; give a multiple of 4, such as 8"),
         ([*TINY, "--probe", "99999999"], 1, "too few for probes of 99,999,999"),
         ([*TINY, "--probe-size", "4"], 2, "--probe-size goes with --probe"),

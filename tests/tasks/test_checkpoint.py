@@ -193,9 +193,13 @@ def test_less_than_no_averaged_steps_are_refused(copied):
         ({"probe": 8, "probe_size": "4"}, "probe_size"),
         ({"probe": 8, "probe_size": 3}, "cannot be cut into probes of 3"),
         ({"probe": 10**9, "probe_size": 4}, "too few for probes"),
+        ({"blocks": ["module"]}, "the blocks of layers are not said by a pair"),
+        ({"blocks": 3}, "blocks"),
+        ({"blocks": ["module", 0]}, "give a positive int"),
+        ({"blocks": ["(", 1]}, "regular expression"),
     ],
 )
-def test_probes_that_no_run_has_are_refused(probe, sentence, copied):
+def test_probes_and_blocks_that_no_run_has_are_refused(probe, sentence, copied):
     content = content_of(checkpoint_path(copied))
     content["recording"] |= probe
     write(checkpoint_path(copied), content)
