@@ -28,7 +28,7 @@ def run(folder, *arguments):
 @pytest.mark.parametrize("optimizer", ["generalized-signsgd", "muon"])
 def test_geometries(optimizer, tmp_path):
     said = run(tmp_path, "train", optimizer, "--lr", "1e-3", "--steps", "11", "--trace", "run.h5")
-    assert said.startswith(f"{optimizer}, lr 0.001: held-out loss ")
+    assert said.startswith(f"{optimizer}, lr 0.001: loss ")
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert trace.steps.tolist() == [0, 5, 10]
         assert trace.status_counts() == {"measured": 3}
