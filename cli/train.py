@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     help="With --blocks: move them at measured steps whose number is a multiple of COUNT.  [default: 1]",
 )
 @click.option("--critical", is_flag=True, help="Also search for the critical learning rate of each measured step.")
+@click.option("--offload", is_flag=True, help="On a GPU, keep both ends of a measured step in the host's memory.")
 @click.option("--full-precision", is_flag=True, help="Measure without mixed precision, whatever --amp says.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order of batches and dropout.")
 @click.option("--trace", type=click.Path(), help="File of the trace.  [default: TASK.h5]")
@@ -196,7 +197,7 @@ def _recording(options: dict[str, Any], plan: Plan) -> dict[str, Any]:
         if not equals or not pattern:
             raise InvalidArgumentError(f"--layer-norm {text} is not of the form PATTERN=NORM; write 'attn=spectral'.")
         own[pattern] = norm
-    arguments = {name: options[name] for name in ("every", "coordinates", "densities", "critical")}
+    arguments = {name: options[name] for name in ("every", "coordinates", "densities", "critical", "offload")}
     arguments["autocast"] = not options["full_precision"]
     if options["probe"] is not None:
         arguments["probe"] = options["probe"]
@@ -272,6 +273,7 @@ def _differences(ctx: click.Context, options: dict[str, Any], plan: Plan, record
         "coordinates": ("--coordinates", recording["coordinates"]),
         "densities": ("--densities", recording.get("densities", False)),
         "critical": ("--critical", recording.get("critical", False)),
+        "offload": ("--offload", recording.get("offload", False)),
         "probe": ("--probe", recording.get("probe")),
         "probe_size": ("--probe-size", recording.get("probe_size")),
         "blocks": ("--blocks", None if blocks is None else str(blocks)),

@@ -58,7 +58,7 @@ def train(optimizer: str, lr: float, data: str | None, trace: str | None, steps:
         else:
             loss = problem.loss(batch, None)[0]
             loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if optimizer == "sgd":  # as in the paper
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         for each in optimizers:

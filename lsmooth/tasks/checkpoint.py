@@ -103,6 +103,7 @@ class _Recording(_MeasuredSteps, total=False):
     critical: bool
     norms: Sequence[str | Mapping[str, str]]
     autocast: bool
+    offload: bool
     probe: int
     probe_size: int
     blocks: Sequence[int | str]

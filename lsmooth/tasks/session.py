@@ -47,9 +47,9 @@ class Session:
     Args:
         plan: What is trained.
         trace: Where the trace goes; the checkpoint goes beside it.
-        recording: Arguments of `Recorder`: every, coordinates, densities, critical, norms, autocast, blocks as a pair;
-            and `probe`, the number of training examples that are measured in place of each step's batch, `probe_size`
-            of them at a time.
+        recording: Arguments of `Recorder`: every, coordinates, densities, critical, norms, autocast, offload, blocks as
+            a pair; and `probe`, the number of training examples that are measured in place of each step's batch,
+            `probe_size` of them at a time.
         data: What the task found already; None to find it.
         mode: "x" refuses an existing trace, "w" replaces it.
         checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.

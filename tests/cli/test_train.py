@@ -138,6 +138,24 @@ def test_full_precision_measures_without_mixed_precision_and_trains_with_it(trai
     assert not all(torch.equal(mixed[name], single[name]) for name in mixed)
 
 
+def test_offload_is_the_recorders_and_is_kept_when_a_run_is_resumed(train, monkeypatch):
+    asked = []
+    begun = lsmooth.Recorder.__init__
+
+    def init(self, *arguments, **options):
+        asked.append(options["offload"])
+        begun(self, *arguments, **options)
+
+    monkeypatch.setattr(lsmooth.Recorder, "__init__", init)
+    assert train(*TINY, "--steps", 6, "--trace", "run.h5", "--offload").exit_code == 0
+    assert train("--resume", "--trace", "run.h5", "--steps", 11).exit_code == 0
+    assert train(*TINY, "--steps", 6, "--trace", "other.h5").exit_code == 0
+    assert asked == [True, True, False]
+    done = train("--resume", "--trace", "other.h5", "--steps", 11, "--offload")
+    assert done.exit_code == 1
+    assert "other.h5 was begun with --offload False, not True" in done.output
+
+
 def test_full_precision_is_kept_when_a_run_is_resumed(train):
     assert train(*TINY, "--steps", 6, "--trace", "run.h5", "--amp", "bf16", "--full-precision").exit_code == 0
     done = train("--resume", "--trace", "run.h5", "--steps", 11)
