@@ -91,6 +91,8 @@ def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) 
     fitted = []
     for name in lines:
         level, slope = getattr(fit, name)(points.grad_norm[usable], points.smoothness[usable])
+        if not (np.isfinite(level) and np.isfinite(slope)):
+            continue
         # Thin and without a halo, which would erase the points below.
         (handle,) = ax.plot(
             along, level + slope * along, linewidth=0.9, zorder=2.4, label=f"_{name}", **_LINE_LOOKS[name]
@@ -107,7 +109,7 @@ def why_no_line(points: Points) -> str:
 
     x = points.grad_norm[_fitted(points)]
     if len(x) < FEWEST:
-        return f"{len(x)} points, {FEWEST} needed"
+        return f"{len(x)} point{'s' * (len(x) != 1)}, {FEWEST} needed"
     return "all points lie at one gradient norm" if at_one_norm(x[None])[0] else ""
 
 

@@ -86,14 +86,14 @@ def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Optio
     check_options(kind, traces, options)
     # Sizes count while a figure is drawn: names are shortened to what there is room for.
     figure.set_size_inches(*(options.size or KINDS[kind].size(traces, options)))
-    KINDS[kind].draw(traces, figure, options)
     if options.title is not None:
         _title(figure, options.title)
+    KINDS[kind].draw(traces, figure, options)
     return figure
 
 
 def _title(figure: Figure, text: str) -> None:
-    """Put a title above everything that has been drawn, in as many lines as it takes."""
+    """Put a title above everything that will be drawn, in as many lines as it takes."""
     import matplotlib
     from matplotlib.font_manager import FontProperties
 
@@ -141,7 +141,8 @@ def _scatter_size(traces: Sequence[Trace], options: Options) -> tuple[float, flo
 
     panels = _panels(_group_count(traces[0], options.by or "global"), len(traces))
     if panels <= 1:
-        return COLUMN, 2.6
+        # Distributions beside the points leave less room for the legend.
+        return (COLUMN + 0.75, 3.2) if options.marginals else (COLUMN, 2.6)
     columns = _columns(panels)
     return COLUMN if columns <= 2 else PAGE, panels_height(-(-panels // columns), 2)
 
@@ -236,10 +237,11 @@ def _stability(traces: Sequence[Trace], figure: Figure, options: Options) -> Non
 
     axes = figure.subplots(len(traces), 1, squeeze=False)[:, 0]
     for ax, trace, name in zip(axes, traces, run_names(traces), strict=True):
-        stability(trace, norm=options.norm, ax=ax, linear=options.linear)
         if len(traces) > 1:
             title(ax, name, figure.get_size_inches()[0] * 72 - 50)
-            ax.set_xlabel("iteration" if ax is axes[-1] else "")
+        stability(trace, norm=options.norm, ax=ax, linear=options.linear)
+        if ax is not axes[-1]:
+            ax.set_xlabel("")
 
 
 def _edge(traces: Sequence[Trace], figure: Figure, options: Options) -> None:

@@ -90,6 +90,27 @@ def wrap_words(text: str, width: float, size: float) -> str:
     return "\n".join(shorten(row, width, size) for row in rows)
 
 
+# What a line of a legend does not break: a constant and its value, and words in brackets.
+_UNITS = re.compile(r"\S+ = \S+|\([^()]*\)\S*|\S+")
+
+
+def wrap_label(text: str, width: float, size: float) -> str:
+    """Return a label of a legend in as many lines as it takes for none to be wider than `width` points.
+
+    Lines break between words, but not within `a = b` or brackets. A single word that is too wide, such as a name, has
+    its middle left out.
+    """
+    rows: list[str] = []
+    for unit in _UNITS.findall(text):
+        if rows and math_width(f"{rows[-1]} {unit}", size) <= width:
+            rows[-1] += f" {unit}"
+        else:
+            plain = unit.replace(r"\$", "$")
+            is_name = "$" not in unit.replace(r"\$", "") and " " not in unit
+            rows.append(shorten(plain, width, size).replace("$", r"\$") if is_name else unit)
+    return "\n".join(rows)
+
+
 def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[Sequence[str]] = (), **how: Any) -> str:
     """Title a panel with a name made to fit `width` points, and with lines below, each in its first form that fits.
 
@@ -101,7 +122,7 @@ def title(ax: Axes, name: str, width: float, lines: int = 2, below: Sequence[Seq
     # A name may hold a dollar sign, which is not mathematics here.
     rows = [fitting_name.replace("$", r"\$")] if name else []
     for forms in below:
-        fitting = (form for form in forms if all(_math_width(row, size) <= width for row in form.split("\n")))
+        fitting = (form for form in forms if all(math_width(row, size) <= width for row in form.split("\n")))
         rows.append(next(fitting, forms[-1]))
     ax.set_title("\n".join(rows), **how)
     return fitting_name.replace("\n", "")
@@ -123,7 +144,7 @@ def caption(ax: Axes, names: Iterable[tuple[str, str]], share: float = 0.9) -> s
     return "\n" + wrap_words(text, width, size).replace("$", r"\$")
 
 
-def _math_width(text: str, size: float) -> float:
+def math_width(text: str, size: float) -> float:
     """Return how wide a line with mathematics in it is, in points."""
     from matplotlib.textpath import text_to_path
 

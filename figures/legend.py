@@ -3,77 +3,136 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.font_manager import FontProperties
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from lsmooth.figures.labels import text_width
+from lsmooth.figures.labels import math_width, wrap_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_CORNERS = {"upper left": (0, 1), "upper right": (1, 1), "lower right": (1, 0), "lower left": (0, 0)}
+_CORNERS = {"upper left": (False, True), "upper right": (True, True), "lower right": (True, False)}
+_CORNERS["lower left"] = (False, False)
 # So many points of each series are looked at; matplotlib's own "best" looks at all of them, which takes long.
 _SAMPLE = 4000
+# A longer y axis has other tick labels, which may leave less width. The second round knows them.
+_ROUNDS = 2
+# Part of the Axes' width that a legend may take.
+_WIDTH_SHARE = 0.94
+# Where a legend takes a larger part of the height, a longer y axis would squeeze the points into the rest.
+_LARGEST_SHARE = 0.68
+# Points between a legend and what it must not hide; at few dots an inch, rows are higher than where they are measured.
+_CLEARANCE = 6.0
+# Limits of a logarithmic axis that has been made longer.
+_SMALLEST, _LARGEST = 1e-300, 1e300
 
 
-def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = (), *, extend: bool = True) -> None:
+def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = ()) -> None:
     """Draw a legend of what is labelled in the corner where it is least in the way; none where nothing is labelled.
 
+    Labels that are too long for the Axes are broken into lines. The y axis is made longer where the legend would hide
+    a point otherwise.
+
     Args:
-        ax: The Axes, with their limits and scales set.
+        ax: The Axes, with their limits, scales and labels set.
         series: x and y of what should stay visible.
-        extend: Whether the y axis may be made longer, so that the legend hides nothing.
     """
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
+    shown = [_sample(x, y) for x, y in series]
+    for _ in range(_ROUNDS):
+        _lay_out(ax)
+        wrapped, columns = _arranged(ax, labels)
+        legend = ax.legend(handles, wrapped, loc="upper left", ncols=columns)
+        box, panel = legend.get_window_extent(), ax.get_window_extent()
+        clearance = _CLEARANCE / 72 * ax.figure.figure.dpi
+        share = (min(1.0, (box.width + clearance) / panel.width), min(1.0, (box.height + clearance) / panel.height))
+        corner, missing = _free_corner(_seen(ax, shown), share)
+        if missing and share[1] < _LARGEST_SHARE:
+            # As a part of the axis: after it has grown by this, what was free has become the legend's share.
+            _lengthen(ax, missing / (1 - share[1]), upwards=_CORNERS[corner][1])
+        ax.legend(handles, wrapped, loc=corner, ncols=columns).set_in_layout(False)
+        if not missing:
+            break
+
+
+def _sample(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    both = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
+    return both[:: max(1, len(both) // _SAMPLE)]
+
+
+def _lay_out(ax: Axes) -> None:
+    """Give the Axes the place in the figure that they will have, as far as it is drawn by now."""
+    figure = ax.figure.figure
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        with warnings.catch_warnings():
+            # Of a figure that is too small for its labels; it is still so when it is drawn.
+            warnings.simplefilter("ignore")
+            engine.execute(figure)
+
+
+def _arranged(ax: Axes, labels: Iterable[str]) -> tuple[list[str], int]:
+    """Return labels broken into lines that fit the Axes, and in how many columns they go."""
     settings = matplotlib.rcParams
     size = FontProperties(size=settings["legend.fontsize"]).get_size_in_points()
-    figure = ax.figure.figure
-    # Before layout, Axes are taken to be as large as their part of the figure, less the labels beside them.
-    grid = ax.get_subplotspec()
-    down, across = grid.get_gridspec().get_geometry() if grid is not None else (1, 1)
-    wide = max(40.0, (ax.figure.bbox.width / figure.dpi * 72 - 40) / across - 35)
-    high = max(30.0, (ax.figure.bbox.height / figure.dpi * 72 - 15) / down - 25)
-    texts = [re.sub(r"[$_{}\\]", "", label) for label in labels]
-    width = max(text_width(text, size) for text in texts) + size * (settings["legend.handlelength"] + 1.5)
-    # Side by side where one column of labels would take half the height.
+    panel = ax.get_window_extent()
+    wide, high = (max(1.0, length * 72 / ax.figure.figure.dpi) for length in (panel.width, panel.height))
+    beside = size * (settings["legend.handlelength"] + settings["legend.handletextpad"])
+    room = _WIDTH_SHARE * wide - size * 2 * (settings["legend.borderpad"] + settings["legend.borderaxespad"])
+    wrapped = [wrap_label(label, room - beside, size) for label in labels]
+    rows = [row for label in wrapped for row in label.split("\n")]
+    width = max(math_width(row, size) for row in rows) + beside
+    apart = size * settings["legend.columnspacing"]
+    # Side by side where one column would take almost half of the height.
     columns = 1
-    while size * (1.35 * math.ceil(len(labels) / columns) + 0.8) > 0.4 * high and (columns + 1) * width < 0.95 * wide:
+    while (
+        size * (1.35 * math.ceil(len(rows) / columns) + 0.8) > 0.4 * high
+        and (columns + 1) * (width + apart) - apart < room
+        and columns < len(wrapped)
+    ):
         columns += 1
-    height = size * (1.35 * math.ceil(len(labels) / columns) + 0.8)
-    share = np.array([min(1.0, columns * width / wide), min(1.0, height / high)])
+    return wrapped, columns
+
+
+def _seen(ax: Axes, shown: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return where the points stand that are inside of the Axes, as parts of their width and height, (n, 2)."""
     places = [np.empty((0, 2))]
-    for x, y in series:
-        both = np.column_stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
-        both = both[:: max(1, len(both) // _SAMPLE)]
+    for both in shown:
         with np.errstate(all="ignore"):
             where = ax.transAxes.inverted().transform(ax.transData.transform(both))
         places.append(where[np.isfinite(where).all(axis=1)])
     seen = np.concatenate(places)
-    seen = seen[((seen >= 0) & (seen <= 1)).all(axis=1)]
+    return seen[((seen >= 0) & (seen <= 1)).all(axis=1)]
+
+
+def _free_corner(seen: NDArray[np.float64], share: tuple[float, float]) -> tuple[Any, float]:
+    """Return the corner that lacks the least height for a legend of this share of the Axes, and what it lacks."""
     lacking = {}
     for name, (right, top) in _CORNERS.items():
         inside = seen[:, 0] >= 1 - share[0] if right else seen[:, 0] <= share[0]
         heights = 1 - seen[inside, 1] if top else seen[inside, 1]
         free = float(heights.min()) if len(heights) else 1.0
         lacking[name] = (max(0.0, share[1] - free), int((heights < share[1]).sum()))
-    corner: Any = min(lacking, key=lambda name: lacking[name] if extend else lacking[name][1])
-    missing = lacking[corner][0]
-    if extend and missing and share[1] < 0.5:
-        # As a part of the axis: after it has grown by this, what was `free` has become the legend's share.
-        growth = missing / (1 - share[1])
-        low, high = ax.transAxes.transform([(0, -growth), (0, 1 + growth)])
-        lowest, highest = ax.get_ylim()
-        if _CORNERS[corner][1]:
-            highest = ax.transData.inverted().transform(high)[1]
-        else:
-            lowest = ax.transData.inverted().transform(low)[1]
-        ax.set_ylim(lowest, highest)
-    ax.legend(handles, labels, loc=corner, ncols=columns)
+    corner: Any = min(lacking, key=lambda name: lacking[name])
+    return corner, lacking[corner][0]
+
+
+def _lengthen(ax: Axes, growth: float, *, upwards: bool) -> None:
+    """Make the y axis longer by a part of its length, at one end."""
+    end = ax.transAxes.transform((0, 1 + growth if upwards else -growth))
+    with np.errstate(all="ignore"):
+        limit = float(ax.transData.inverted().transform(end)[1])
+    if ax.get_yscale() == "log":
+        limit = min(max(limit, _SMALLEST), _LARGEST)
+    if upwards:
+        ax.set_ylim(top=limit)
+    else:
+        ax.set_ylim(bottom=limit)

@@ -60,6 +60,10 @@ def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
         try:
             figure.savefig(content, format=suffix.lower()[1:], dpi=dpi)
             complete = _fits(figure)
+            if not complete:
+                # At few dots an inch, letters are wider than where the figure is measured: it is laid out there, too.
+                figure.draw_without_rendering()
+                complete = _fits(figure)
         except UserWarning:
             complete = False
         except RuntimeError as error:

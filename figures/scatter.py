@@ -78,17 +78,18 @@ def smoothness_scatter(
         ax.set(xlabel=x_label(points), ylabel=y_label(points.norm))
         if colorbar:
             add_colorbar([ax], colours, above=marginals)
-        _explain(ax, points, fitted, why_no_line(points) if lines and not fitted else "", legend)
         if marginals:
             _draw_marginals(ax, points, linear)
+        _explain(ax, points, fitted, bool(lines), legend)
     return ax
 
 
-def _explain(ax: Axes, points: Points, fitted: Sequence[FittedLine], reason: str, legend: bool) -> None:
+def _explain(ax: Axes, points: Points, fitted: Sequence[FittedLine], wanted: bool, legend: bool) -> None:
     """Label the lines with their constants, or say why there is none, and draw the legend."""
     for line in fitted:
         line.handle.set_label(line.label)
-    if reason:
+    if wanted and not fitted:
+        reason = why_no_line(points) or "numbers beyond float64"
         ax.plot([], [], linestyle="none", label=f"no line: {reason}")
     if legend:
         place_legend(ax, [(points.grad_norm, points.smoothness), *(line.handle.get_data() for line in fitted)])

@@ -40,7 +40,8 @@ def in_order_of_colour(x, y, steps):
 
 
 def legend_texts(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else []
+    """What the legend says, each label in one line."""
+    return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()] if ax.get_legend() else []
 
 
 def line(ax, label):

@@ -46,4 +46,6 @@ def line_of(
         raise InvalidArgumentError("All points lie at one gradient norm; L0 and L1 need at least two.")
     unit_x, unit_y = x.max(), y.max() or 1.0
     level, slope = lines(x[None] / unit_x, y[None] / unit_y)
-    return float(level[0] * unit_y), float(slope[0] * (unit_y / unit_x))
+    # The constants of clouds near the ends of float64 may lie beyond it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(level[0] * unit_y), float(slope[0] * (unit_y / unit_x))

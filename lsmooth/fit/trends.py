@@ -152,7 +152,7 @@ def _bounded_step(models: Floats, damping: Floats, lines: Floats) -> tuple[Float
     """Return the step (2, m) to the lowest point of damped models within L0, L1 >= 0, and the expected gain."""
     first, both, second, *pull, weight, slope_weight, variance = models
     damped_first, damped_second = first + damping * weight, second + damping * slope_weight
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         determinant = damped_first * damped_second - both**2
         level = (damped_second * pull[0] - both * pull[1]) / determinant
         slope = (damped_first * pull[1] - both * pull[0]) / determinant

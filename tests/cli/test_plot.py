@@ -68,7 +68,7 @@ def test_a_figure_of_one_column_is_large_enough_for_every_kind(kind, small_trace
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize(("kind", "inches"), [("scatter", "2x1.5"), ("scatter", "2.4x2.4"), ("stability", "3.25x0.8")])
+@pytest.mark.parametrize(("kind", "inches"), [("scatter", "2x1.5"), ("scatter", "1.6x1.6"), ("stability", "3.25x0.8")])
 def test_a_figure_whose_legend_would_stick_out_is_refused(kind, inches, small_trace, tmp_path):
     path = tmp_path / "a.png"
     refused(plot(small_trace, "-o", path, "--kind", kind, "--size", inches), "too small", "--size")

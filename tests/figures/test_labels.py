@@ -4,7 +4,7 @@ import pytest
 from drawing import empty_axes
 
 from lsmooth.figures import style
-from lsmooth.figures.labels import abbreviate, shorten, text_width, title, wrap_name
+from lsmooth.figures.labels import abbreviate, math_width, shorten, text_width, title, wrap_label, wrap_name
 
 LONG = "transformer.encoder.layers.11.self_attn.in_proj_weight_with_a_long_name[1023, 767]"
 
@@ -45,3 +45,23 @@ def test_lines_below_a_title_take_the_first_form_that_fits(width, form):
     assert ax.get_title() == forms[form]
     if width > 5:
         assert ax.title.get_window_extent().width / ax.figure.dpi * 72 < width + 15 * (form == 2)
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 170, 1000])
+@pytest.mark.parametrize(
+    "label",
+    [
+        r"envelope: $L_0$ = $1.23\!\times\!10^{-5}$, $L_1$ = $4.56\!\times\!10^{7}$ (leaves it)",
+        "no line: all points lie at one gradient norm",
+        r"a_run_with_a_long_name_that_costs_\$5_and_has_no_space (3 of 4 diverged)",
+    ],
+)
+def test_a_label_is_broken_between_words_but_not_within_a_constant(label, width):
+    rows = wrap_label(label, width, 8).split("\n")
+    assert all(math_width(row, 8) <= max(width, 80) for row in rows)
+    if width >= 300:
+        assert rows == [label]
+    elif "…" not in "".join(rows):
+        assert " ".join(rows) == label
+    assert all(not row.endswith("=") and row.count("(") == row.count(")") for row in rows)
+    assert "".join(rows).replace(r"\$", "").count("$") % 2 == 0

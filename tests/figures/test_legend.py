@@ -1,11 +1,15 @@
-"""A legend hides nothing."""
+"""A legend hides nothing, and fits into a figure of the default size."""
 
 import numpy as np
+import pandas as pd
 import pytest
-from drawing import empty_axes
+from drawing import empty_axes, legend_texts
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from lsmooth.figures import style
+from lsmooth.figures import smoothness_scatter, style
 from lsmooth.figures.legend import place_legend
+from lsmooth.figures.rendering import render
 from lsmooth.figures.scales import log_limits, make_log
 
 CLOUDS = {
@@ -29,8 +33,8 @@ def test_a_legend_hides_no_point(name, labels, text):
             ax.plot([], [], label=text.format(place))
         make_log(ax, "x", log_limits(x))
         make_log(ax, "y", log_limits(y))
-        place_legend(ax, [(x, y)])
         ax.set(xlabel="gradient norm", ylabel="smoothness")
+        place_legend(ax, [(x, y)])
         ax.figure.draw_without_rendering()
         box = ax.get_legend().get_window_extent()
     places = ax.transData.transform(np.column_stack([x, y]))
@@ -44,3 +48,63 @@ def test_nothing_labelled_has_no_legend():
     ax.plot([1, 2], [3, 4])
     place_legend(ax)
     assert ax.get_legend() is None
+
+
+def narrow(steps=60):
+    """A cloud that a line above it leaves: a tenth of a decade wide, and hardly any noise."""
+    grad_norm = np.linspace(0.8, 1.2, steps)
+    smoothness = 1.23e-5 * (1 + 1e-3 * np.sin(np.arange(steps)))
+    smoothness[0] *= 1.3
+    return pd.DataFrame({"step": np.arange(steps), "grad_norm": grad_norm, "smoothness": smoothness, "usable": True})
+
+
+@pytest.mark.parametrize(("width", "height"), [(3.25, 2.6), (4, 3)])
+def test_constants_in_powers_of_ten_stand_in_a_legend_of_the_default_size(width, height):
+    with style():
+        ax = smoothness_scatter(narrow(), ax=empty_axes(width, height), lines=("trend", "quantile", "envelope"))
+        for line in ax.lines:
+            line.set_label(f"{line.get_label()} (leaves the picture)")
+        place_legend(ax)
+        render(ax.figure, ".png", 100)
+    assert [text.split(":")[0] for text in legend_texts(ax)] == ["trend", "quantile", "envelope"]
+    assert all(text.endswith("(leaves the picture)") for text in legend_texts(ax))
+
+
+DECADES = st.integers(-30, 30)
+SPREADS = st.sampled_from([0.0, 1e-7, 1e-3, 0.03, 0.5, 3.0, 20.0])
+
+
+@pytest.mark.filterwarnings("error")
+@given(
+    points=st.sampled_from([1, 2, 9, 10, 60]),
+    middle=st.tuples(DECADES, DECADES),
+    spread=st.tuples(SPREADS, SPREADS),
+    special=st.booleans(),
+    far=st.booleans(),
+    how=st.sampled_from([{}, {"linear": True}, {"marginals": True}, {"lines": ("trend", "quantile", "envelope")}]),
+    seed=st.integers(0, 9),
+)
+@example(points=60, middle=(-30, 30), spread=(3.0, 3.0), special=True, far=True, how={"marginals": True}, seed=1)
+@example(points=60, middle=(-5, 5), spread=(20.0, 0.5), special=True, far=True, how={}, seed=1)
+@example(points=2, middle=(-30, 30), spread=(20.0, 0.0), special=False, far=False, how={}, seed=1)
+@settings(max_examples=20, deadline=None)
+def test_any_cloud_has_a_picture_of_the_default_size_whose_legend_hides_no_point(
+    points, middle, spread, special, far, how, seed
+):
+    generator = np.random.default_rng(seed)
+    frame = pd.DataFrame({"step": np.arange(points) * (1234567 if far else 1), "usable": True})
+    for name, decade, width in zip(("grad_norm", "smoothness"), middle, spread, strict=True):
+        frame[name] = 10.0**decade * np.exp(width * generator.normal(size=points))
+    if special and points > 2:
+        frame.loc[:1, "usable"] = False
+        frame.loc[2, "smoothness"] = np.nan
+    with style():
+        ax = smoothness_scatter(frame, ax=empty_axes(*((4, 3.2) if how.get("marginals") else (3.25, 2.6))), **how)
+        render(ax.figure, ".png", 50)
+        ax.figure.draw_without_rendering()
+        legend = ax.get_legend()
+        box = legend.get_window_extent() if legend else None
+    # Constants of three lines may take so many rows that no room is left.
+    for cloud in ax.collections if box and "lines" not in how else ():
+        offsets = np.asarray(cloud.get_offsets())
+        assert not any(box.contains(*place) for place in ax.transData.transform(offsets))

@@ -17,6 +17,7 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.figures import style
 from lsmooth.figures.house import DASHES, FLAGGED, LINES, sequential
 from lsmooth.figures.kinds import KINDS, Options, draw_kind
+from lsmooth.figures.rendering import render
 from lsmooth.trace.layout import Status
 
 
@@ -110,6 +111,7 @@ def test_a_figure_is_legible_or_one_sentence(trace, kind):
         assert defects(figure) == []
         for ax in figure.axes:
             assert min(ax.get_window_extent().size) > 4
+        render(figure, ".png", 50)
 
 
 @pytest.mark.filterwarnings("error")
@@ -138,6 +140,7 @@ def test_several_traces_are_legible(tmp_path, kind, count):
             Options(title="Several runs, and a title that needs more than a single line of it"),
         )
         assert defects(figure) == []
+        render(figure, ".png", 50)
     for trace in traces:
         trace.close()
 
