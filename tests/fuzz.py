@@ -164,7 +164,7 @@ class Options(Traces):
         super().__init__(folder)
         import importlib
 
-        names = ("advise", "estimate", "export", "info", "report", "tail")
+        names = ("advise", "estimate", "export", "info", "plot", "report", "tail")
         self.commands = {name: importlib.import_module(f"lsmooth.cli.{name}").command for name in names}
 
     def case(self, generator, seed):
@@ -174,13 +174,17 @@ class Options(Traces):
         options = [item for item in command.params if isinstance(item, click.Option) and not item.is_flag]
         chosen = generator.sample(options, min(len(options), generator.choice([1, 1, 2, 3])))
         words = [name, str(self.sound[generator.choice(sorted(self.sound))])]
-        kept = {"tail": ["--no-follow"], "export": ["--force"], "report": ["--force"]}.get(name, [])
+        kept = {"tail": ["--no-follow"], "export": ["--force"], "report": ["--force"], "plot": ["--force"]}.get(
+            name, []
+        )
         for option in chosen:
             value = generator.choice(HOSTILE)
             if isinstance(option.type, click.types.Choice) and generator.random() < 0.5:
                 value = generator.choice([str(choice) for choice in option.type.choices])
             if "output" in option.name:
-                value = str(self.folder / generator.choice(["out.csv", "out.html", "out.json", "nowhere/out.csv"]))
+                value = str(
+                    self.folder / generator.choice(["out.csv", "out.html", "out.json", "out.png", "nowhere/out.csv"])
+                )
             words.append(f"{option.opts[0]}={value}")
 
         def work():
@@ -191,12 +195,16 @@ class Options(Traces):
 
     @staticmethod
     def ended(words):
-        """Run a command; return "read", "refused", or what is wrong with how it ended."""
+        """Run a command; return "read", "refused", or what is wrong with how it ended, warnings included."""
+        import warnings
+
         from click.testing import CliRunner
 
         from lsmooth.cli import main
 
-        done = CliRunner().invoke(main, words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            done = CliRunner().invoke(main, words)
         if not isinstance(done.exception, SystemExit | None):
             return f"{words}: {done.exception!r}"
         if done.exit_code and not ("Error: " in done.stderr and done.exit_code in (1, 2)):

@@ -67,7 +67,7 @@ def estimate(
         entered the fit and how many did not; `reason`: why points, numbers or intervals are missing.
 
     Raises:
-        InvalidArgumentError: There is no such method or condition, q, tau or confidence is not between 0 and 1, the
+        InvalidArgumentError: There is no such method or condition, q, tau or confidence is out of range, the
             seed is negative, f_low is no lower bound, or as for `Trace.cloud`.
         TraceError: The trace lacks what is asked for, or is damaged.
     """
@@ -83,7 +83,7 @@ class Question:
     """What is asked of every group of a cloud; see `estimate`.
 
     Raises:
-        InvalidArgumentError: q, tau or confidence is not between 0 and 1, seed is negative, or f_low is not asked for.
+        InvalidArgumentError: q, tau or confidence is out of range, seed is negative, or f_low is not asked for.
     """
 
     methods: tuple[Method, ...]

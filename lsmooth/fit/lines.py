@@ -20,12 +20,23 @@ Misfit = Callable[[Floats, Floats, Floats, Floats], Floats]
 
 # Gradient norms that differ by less than this share of the largest are one norm: float32 cannot tell them apart well.
 ONE_NORM = 1e-6
+# Shares and weights nearer to 0 or 1 than this leave the losses of half of the points to rounding.
+LEAST_SHARE = 1e-6
 
 
 def at_one_norm(x: Floats) -> NDArray[np.bool_]:
     """Say of each row of gradient norms (m, n) whether all are the same, to the precision of float32."""
     largest = x.max(axis=1)
     return largest - x.min(axis=1) <= ONE_NORM * largest
+
+
+def share_between(name: str, value: float, example: str) -> None:
+    """Raise InvalidArgumentError unless a share of points, or a weight, leaves something to either side of a line."""
+    if not LEAST_SHARE <= value <= 1 - LEAST_SHARE:
+        raise InvalidArgumentError(
+            f"{name}={value!r} is out of range; give a number from {LEAST_SHARE:g} to {1 - LEAST_SHARE:g}, such as "
+            f"{example}, or take the envelope for a line above all points."
+        )
 
 
 def line_of(

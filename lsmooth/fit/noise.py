@@ -194,5 +194,5 @@ def _noise_scale(
 
     influence = variance / variance.mean() - squared / squared.mean()
     covariance, degrees = covariances(influence[None, None])
-    reach = float(np.exp(t.ppf((1 + confidence) / 2, degrees) * np.sqrt(covariance[0, 0, 0])))
+    reach = float(np.exp(t.isf((1 - confidence) / 2, degrees) * np.sqrt(covariance[0, 0, 0])))
     return (scale, scale / reach, scale * reach), ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lsmooth.errors import InvalidArgumentError
-from lsmooth.fit.lines import Floats, Lines, Misfit, line_of
+from lsmooth.fit.lines import Floats, Lines, Misfit, line_of, share_between
 
 # More halvings than a float64 bracket can take.
 _HALVINGS = 120
@@ -23,23 +22,22 @@ def quantile(grad_norm: ArrayLike, smoothness: ArrayLike, q: float = 0.95) -> tu
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
         smoothness: Local Lipschitz constants, finite and non-negative, (n,).
-        q: Share of the points to lie below the line, between 0 and 1.
+        q: Share of the points to lie below the line, from 1e-6 to 1 - 1e-6.
 
     Returns:
         L0 in the unit of smoothness, L1 in that of smoothness over gradient norm.
 
     Raises:
         InvalidArgumentError: The arrays do not match, hold anything else, all points lie at one gradient norm, or q
-            is not between 0 and 1.
+            is out of range.
     """
     check_quantile(q)
     return line_of(lambda x, y: quantiles(x, y, q), grad_norm, smoothness)
 
 
 def check_quantile(q: float) -> None:
-    """Raise InvalidArgumentError unless 0 < q < 1."""
-    if not 0 < q < 1:
-        raise InvalidArgumentError(f"q={q!r} is no share of the points; give a number between 0 and 1, such as 0.95.")
+    """Raise InvalidArgumentError unless q is between 0 and 1, and 1e-6 away from both."""
+    share_between("q", q, "0.95")
 
 
 def quantiles(x: Floats, y: Floats, q: float) -> Lines:

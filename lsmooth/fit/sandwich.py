@@ -26,7 +26,8 @@ def trend_intervals(x: Floats, y: Floats, lines: Floats, confidence: float) -> t
     from scipy.stats import t
 
     covariance, degrees = covariances(influences(x, y, lines))
-    quantile = t.ppf((1 + confidence) / 2, degrees)
+    # By the share beyond it, which float64 tells from 0 where it cannot tell the share below from 1.
+    quantile = t.isf((1 - confidence) / 2, degrees)
     errors = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
     low, high = np.maximum(lines - quantile * errors, 0.0), np.empty_like(lines)
     for one, other in ((0, 1), (1, 0)):

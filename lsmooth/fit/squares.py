@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lsmooth.errors import InvalidArgumentError
-from lsmooth.fit.lines import Floats, Lines, Misfit, line_of
+from lsmooth.fit.lines import Floats, Lines, Misfit, line_of, share_between
 
 # Weights of an expectile settle within a few turns.
 _MOST_TURNS = 100
@@ -46,23 +45,22 @@ def expectile(grad_norm: ArrayLike, smoothness: ArrayLike, tau: float = 0.9) -> 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
         smoothness: Local Lipschitz constants, finite and non-negative, (n,).
-        tau: Weight of points above the line, between 0 and 1; 0.5 is `least_squares`.
+        tau: Weight of points above the line, from 1e-6 to 1 - 1e-6; 0.5 is `least_squares`.
 
     Returns:
         L0 in the unit of smoothness, L1 in that of smoothness over gradient norm.
 
     Raises:
         InvalidArgumentError: The arrays do not match, hold anything else, or all points lie at one gradient norm; or
-            tau is not between 0 and 1.
+            tau is out of range.
     """
     check_tau(tau)
     return line_of(lambda x, y: expectiles(x, y, tau), grad_norm, smoothness)
 
 
 def check_tau(tau: float) -> None:
-    """Raise InvalidArgumentError unless 0 < tau < 1."""
-    if not 0 < tau < 1:
-        raise InvalidArgumentError(f"tau={tau!r} is no weight; give a number between 0 and 1, such as 0.9.")
+    """Raise InvalidArgumentError unless tau is between 0 and 1, and 1e-6 away from both."""
+    share_between("tau", tau, "0.9")
 
 
 def least_squares_lines(x: Floats, y: Floats) -> Lines:

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import warnings
 
 import click
 import pytest
@@ -57,31 +58,56 @@ def test_options_and_hyperparameters_have_the_same_bounds():
     assert numbers.LARGEST_FLOAT == task_values.LARGEST_FLOAT <= torch.finfo(torch.float32).max
 
 
+# Numeric options of commands that read a trace, with what each needs beside it to have an effect.
 READING = {
-    "estimate": ["--by", "--q", "--f-low", "--confidence", "--seed"],
-    "advise": ["--beta2"],
-    "tail": ["--lines"],
-    "export": ["--by"],
+    ("estimate", "--by"): ["--method=quantile", "--condition=suboptimality"],
+    ("estimate", "--q"): ["--method=quantile", "--condition=suboptimality"],
+    ("estimate", "--tau"): ["--method=expectile", "--by=module"],
+    ("estimate", "--f-low"): ["--method=quantile", "--condition=suboptimality"],
+    ("estimate", "--confidence"): ["--condition=power"],
+    ("estimate", "--seed"): [],
+    ("estimate", "--probe-size"): ["--noise"],
+    ("advise", "--beta2"): [],
+    ("tail", "--lines"): ["--no-follow"],
+    ("tail", "--interval"): ["--no-follow"],
+    ("export", "--by"): ["--force", "--output=table.csv"],
+    ("plot", "--dpi"): ["--force", "--output=a.png", "--size=2x1.5"],
+    ("plot", "--size"): ["--force", "--output=a.png", "--dpi=30"],
 }
 
 
-@pytest.mark.parametrize(("command", "option"), [(name, option) for name in READING for option in READING[name]])
+def test_every_number_of_a_command_that_reads_is_tried():
+    reading = {command for command, _ in READING}
+    numbers = {
+        (name, max(option.opts, key=len))
+        for name, command in commands().items()
+        for option in command.params
+        if name in reading and isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType))
+    }
+    assert numbers <= set(READING)
+
+
+@pytest.mark.parametrize(("command", "option"), list(READING))
 @given(text=TEXTS)
 @example(text="0.9999999999999999")
+@example(text="0.999999")
 @example(text="1e-300")
 @example(text="3e38")
 @example(text="-3e38")
 @example(text="1e308")
 @example(text="-1e308")
 @example(text="1000000000")
+@example(text="0.5x50")
+@example(text="50x50")
 @settings(max_examples=15, deadline=None, suppress_health_check=SHARED)
-def test_a_command_that_reads_takes_any_value_or_ends_in_a_sentence(small_trace, tmp_path, command, option, text):
-    more = {
-        "estimate": ["--method=quantile", "--condition=suboptimality"],
-        "tail": ["--no-follow"],
-        "export": ["--force", f"--output={tmp_path / 'table.csv'}"],
-    }.get(command, [])
-    done = CliRunner().invoke(main, [command, str(small_trace), *more, f"{option}={text}"])
+def test_a_command_that_reads_takes_any_value_or_ends_in_a_sentence(
+    small_trace, tmp_path, monkeypatch, command, option, text
+):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = CliRunner().invoke(main, [command, str(small_trace), *READING[command, option], f"{option}={text}"])
     assert isinstance(done.exception, SystemExit | None), (text, done.exception)
-    if done.exit_code:
-        assert "Error: " in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == bool(done.exit_code)
+    assert "nan" not in done.stdout

@@ -41,7 +41,17 @@ def test_envelope_and_quantile_are_the_best_of_all_lines_through_two_points():
     np.testing.assert_allclose(fit.quantile(x, y, 0.8), best, rtol=1e-9)
 
 
-@pytest.mark.parametrize("q", [0, 1, -0.1, 1.5, float("nan")])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_largest_share_is_the_envelope(shape):
+    for seed in range(3):
+        x, y = cloud_of(shape, 61, seed)
+        found = fit.quantile(x, y, 1 - 1e-6)
+        assert pinball(x, y, 1 - 1e-6, found) == pytest.approx(pinball(x, y, 1 - 1e-6, fit.envelope(x, y)), rel=1e-6)
+        fit.quantile(x, y, 1e-6)
+
+
+@pytest.mark.parametrize("q", [0, 1, -0.1, 1.5, float("nan"), 1e-300, 1 - 2**-53])
 def test_q_must_be_a_share(q):
     with pytest.raises(ValueError, match="q="):
         fit.quantile([1, 2], [1, 2], q)

@@ -62,3 +62,12 @@ def test_a_constant_at_zero_has_an_interval_with_room():
     assert (high[0] < 0.5).all()
     assert (high[1] > lines[1]).all()
     assert (low[1] < lines[1]).all()
+
+
+def test_an_interval_has_ends_however_sure_it_is_to_be():
+    generator = np.random.default_rng(0)
+    x = np.exp(generator.normal(size=(1, 60)))
+    y = (1 + 2 * x) * np.exp(0.4 * generator.normal(size=x.shape))
+    widths = [trend_intervals(x, y, np.array(trends(x, y)), confidence)[1] for confidence in (0.9, 0.999, 1 - 2**-53)]
+    assert np.isfinite(widths).all()
+    assert (np.diff(widths, axis=0) > 0).all()

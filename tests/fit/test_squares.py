@@ -40,7 +40,7 @@ def test_the_middle_expectile_is_least_squares():
     assert fit.expectile(x, y, 0.9)[1] > fit.least_squares(x, y)[1]
 
 
-@pytest.mark.parametrize("tau", [0, 1, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("tau", [0, 1, -0.1, 1.5, float("nan"), 1e-300, 1 - 2**-53])
 def test_tau_must_be_a_weight(tau):
     with pytest.raises(ValueError, match="tau="):
         fit.expectile([1, 2], [1, 2], tau)
