@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from lsmooth.loop.faults import Faults
 from lsmooth.loop.step_closure import closure_given, with_closure_followed
 from lsmooth.loop.step_hooks import Handle, hook_steps
+from lsmooth.loop.subject import parameters_of
 from lsmooth.replay.microbatch import replaying
 
 # Compiling `optimizer.step` is not to trace hooks. As in torch's own optimizers, this imports the compiler when a hook
@@ -83,7 +84,7 @@ class JointStep:
 
     def left_over(self) -> set[Tensor]:
         """Return parameters of optimizers that sat the last step out: their `.grad` may hold that step's gradient."""
-        return {p for optimizer in self._absent for p in _parameters_of(optimizer)}
+        return {p for optimizer in self._absent for p in parameters_of(optimizer)}
 
     def finish_if_over(self) -> None:
         """End the step in progress if it is known to be over."""
@@ -160,7 +161,7 @@ class JointStep:
             self._over = self._over or not replaying()
 
         for optimizer in self._optimizers:
-            trained = [p for p in _parameters_of(optimizer) if p.requires_grad]
+            trained = [p for p in parameters_of(optimizer) if p.requires_grad]
             # Of one that has no gradient yet, nobody knows which parameters will get one.
             for parameter in [p for p in trained if p.grad is not None][:1] or trained:
                 yield parameter.register_post_accumulate_grad_hook(arrived)
@@ -169,13 +170,13 @@ class JointStep:
         return [p._version for p in self._parameters()]
 
     def _parameters(self) -> list[Tensor]:
-        return [p for optimizer in self._optimizers for p in _parameters_of(optimizer)]
+        return [p for optimizer in self._optimizers for p in parameters_of(optimizer)]
 
     def _look_for_unseen(self) -> None:
         """Warn of an optimizer whose parameters move though its steps are not seen."""
         found: dict[torch.optim.Optimizer, tuple[list[int], int]] = {}
         for optimizer in self._absent:
-            now = [p._version for p in _parameters_of(optimizer)]
+            now = [p._version for p in parameters_of(optimizer)]
             then, count = self._unseen.get(optimizer, (now, 0))
             count = count + 1 if now != then else 0
             if count == UNSEEN_STEPS:
@@ -188,10 +189,6 @@ class JointStep:
         for hook in self._arrivals:
             hook.remove()
         self._arrivals = []
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _among(optimizer: torch.optim.Optimizer, others: Sequence[torch.optim.Optimizer]) -> bool:

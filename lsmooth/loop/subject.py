@@ -74,7 +74,7 @@ class Subject:
     def companions(self) -> list[Tensor]:
         """Return the trained parameters, now, that other optimizers step, or that these have gained since."""
         mine = set(self.parameters)
-        held = (p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"])
+        held = (p for optimizer in self.optimizers for p in parameters_of(optimizer))
         trained = (p for p in (*self.model.parameters(), *held) if p.requires_grad and p not in mine)
         return list(dict.fromkeys(trained))
 
@@ -96,7 +96,7 @@ class Subject:
         ours = {id(parameter) for parameter in self.parameters}
         return any(
             len(optimizer.param_groups) > count
-            or any(id(p) not in ours and is_measurable(p) for group in optimizer.param_groups for p in group["params"])
+            or any(id(p) not in ours and is_measurable(p) for p in parameters_of(optimizer))
             for optimizer, count in zip(self.optimizers, self.group_counts, strict=True)
         )
 
@@ -126,6 +126,11 @@ def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
             "one; give the recorder the object whose step() the loop calls."
         )
     return inner  # type: ignore[no-any-return]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters of an optimizer, group after group."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def is_measurable(parameter: Tensor) -> bool:
@@ -174,7 +179,7 @@ def _check_distinct(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer
     """Refuse a parameter that two optimizers step."""
     owners: dict[Tensor, torch.optim.Optimizer] = {}
     for optimizer in optimizers:
-        for parameter in {p for group in optimizer.param_groups for p in group["params"]}:
+        for parameter in set(parameters_of(optimizer)):
             other = owners.setdefault(parameter, optimizer)
             if other is not optimizer or sum(one is optimizer for one in optimizers) > 1:
                 names = [_plain_name(name) for name, p in model.named_parameters() if p is parameter]
