@@ -166,9 +166,24 @@ class Recorder:
         self._path = _taken_over(path, mode)
         self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
-        function = (every, gammas, endpoint, coordinates, seed, probe, probe_size)
-        quantities = (norms, densities, critical, blocks, cuda_graphs, offload, autocast)
-        self._settings = settings = Settings.checked(subject.device, subject.names, *function, *quantities)
+        self._settings = settings = Settings.checked(
+            subject.device,
+            subject.names,
+            every=every,
+            gammas=gammas,
+            endpoint=endpoint,
+            coordinates=coordinates,
+            seed=seed,
+            probe=probe,
+            probe_size=probe_size,
+            norms=norms,
+            densities=densities,
+            critical=critical,
+            blocks=blocks,
+            cuda_graphs=cuda_graphs,
+            offload=offload,
+            autocast=autocast,
+        )
         self._ranks = ranks = Ranks(model, subject.names, subject.parameters)
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)
         header = header_of(subject, settings, ranks.size, metadata or {})

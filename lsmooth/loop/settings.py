@@ -124,6 +124,7 @@ class Settings:
         cls,
         device: torch.device,
         names: Sequence[str],
+        *,
         every: Any,
         gammas: Sequence[float],
         endpoint: bool,
@@ -144,21 +145,23 @@ class Settings:
         Raises:
             InvalidArgumentError: One is out of its range.
         """
+        geometries, layers = checked_norms(norms, device, names)
         return cls(
-            checked_every(every),
-            checked_gammas(gammas),
-            bool(endpoint),
-            checked_coordinates(coordinates),
-            checked_seed(seed),
-            checked_probes(probe),
-            checked_probe_size(probe_size),
-            *checked_norms(norms, device, names),
-            bool(densities),
-            bool(critical),
-            Blocks.checked(blocks, names),
-            bool(cuda_graphs),
-            bool(offload),
-            bool(autocast),
+            every=checked_every(every),
+            gammas=checked_gammas(gammas),
+            endpoint=bool(endpoint),
+            coordinates=checked_coordinates(coordinates),
+            seed=checked_seed(seed),
+            probes=checked_probes(probe),
+            probe_size=checked_probe_size(probe_size),
+            geometries=geometries,
+            layers=layers,
+            densities=bool(densities),
+            critical=bool(critical),
+            blocks=Blocks.checked(blocks, names),
+            cuda_graphs=bool(cuda_graphs),
+            offload=bool(offload),
+            autocast=bool(autocast),
         )
 
     def asks_for(self, step: int) -> bool:
