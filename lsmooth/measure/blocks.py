@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from lsmooth.measure.delivery import Delivery
 from lsmooth.measure.norms import TensorNorms
 from lsmooth.measure.quantities import Quantity
 from lsmooth.measure.row import Row
 from lsmooth.replay.evaluation import Replay
-from lsmooth.trace.layout import Status
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
@@ -53,31 +52,18 @@ class BlockCurvature(Quantity):
     def _move(self, block: frozenset[int], replay: Replay, row: Row, step: Step) -> None:
         places = [place for place, position in enumerate(step.active) if position in block]
         ends = {step.active[p]: (step.segment.start[p], step.segment.stop[p]) for p in places}
-        arrived: set[int] = set()
 
-        def take(positions: Sequence[int], gradients: Sequence[Tensor]) -> None:
-            if step.gradient.overwritten(positions, gradients):
-                row.flags |= Status.OTHER_GRADIENT
-                return
-            mine = [(i, g) for i, g in zip(positions, gradients, strict=True) if i in ends]
-            arrived.update(i for i, _ in mine)
-            self._add(mine, [step.gradient.tensors[i] for i, _ in mine], ends)
+        def add(positions: Sequence[int], gradients: Sequence[Tensor]) -> None:
+            own = [(i, g) for i, g in zip(positions, gradients, strict=True) if i in ends]
+            firsts, steps = [step.gradient.tensors[i] for i, _ in own], [ends[i] for i, _ in own]
+            self._norms.add([i for i, _ in own], [g for _, g in own], firsts, steps)
 
-        replay.at_part(places, take)
-        absent = [(i, step.gradient.tensors[i]) for i in ends if i not in arrived]
-        with torch.no_grad():
-            gone = [(i, first.neg()) for i, first in absent if first is not None]
-        self._add(gone, [None] * len(gone), ends)
-
-    def _add(
-        self,
-        gradients: Sequence[tuple[int, Tensor]],
-        firsts: Sequence[Tensor | None],
-        ends: dict[int, tuple[Tensor, Tensor]],
-    ) -> None:
-        """Take in gradients by position, less those at x_t."""
-        positions = [i for i, _ in gradients]
-        self._norms.add(positions, [g for _, g in gradients], firsts, [ends[i] for i in positions])
+        delivery = Delivery(step, row, add)
+        replay.at_part(places, delivery.take)
+        missing = [(i, first) for i, first in delivery.missing() if i in ends]
+        # Delta = -g there: ⟨-g, d⟩ is ⟨g, -d⟩, and the norms of both are the same.
+        back = [ends[i][::-1] for i, _ in missing]
+        self._norms.add([i for i, _ in missing], [first for _, first in missing], [None] * len(missing), back)
 
     def clear(self) -> None:
         self._norms.clear()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lsmooth.measure.delivery import Delivery
 from lsmooth.measure.quantities import Point, Quantity
 from lsmooth.measure.row import Row
 from lsmooth.replay.evaluation import Evaluation
-from lsmooth.trace.layout import Status
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
@@ -60,27 +61,13 @@ def measure(
                 # A gradient that was evaluated at x_t again has nothing to be checked against.
                 if changed and point == CHECK:
                     continue
-                arrived: set[int] = set()
-
-                def take(
-                    positions: Sequence[int],
-                    gradients: Sequence[Tensor],
-                    point: Point = point,
-                    arrived: set[int] = arrived,
-                ) -> None:
-                    if step.gradient.overwritten(positions, gradients):
-                        row.flags |= Status.OTHER_GRADIENT
-                        return
-                    arrived.update(positions)
-                    for quantity in quantities:
-                        quantity.arrived(point, positions, gradients, step)
-
+                delivery = Delivery(step, row, partial(_show_arrived, quantities, point, step))
                 if keeping is not None and point.gamma == 1.0:
-                    loss = keeping.at_end(step, replay, take)
+                    loss = keeping.at_end(step, replay, delivery.take)
                 else:
-                    loss = replay.at(point.gamma, take)
+                    loss = replay.at(point.gamma, delivery.take)
                 row.evaluated = True
-                _take_absent(step, point, arrived, quantities)
+                _show_missing(quantities, point, delivery)
                 for quantity in quantities:
                     quantity.at_point(point, loss, row, step)
             for quantity in quantities:
@@ -104,10 +91,15 @@ def _begun_again(step: Step, replay: Replay, row: Row, *, keeps_loss: bool) -> S
     return step if keeps_loss else replace(step, loss=loss)
 
 
+def _show_arrived(
+    quantities: Sequence[Quantity], point: Point, step: Step, positions: Sequence[int], gradients: Sequence[Tensor]
+) -> None:
+    for quantity in quantities:
+        quantity.arrived(point, positions, gradients, step)
+
+
 @torch.no_grad()
-def _take_absent(step: Step, point: Point, arrived: set[int], quantities: Sequence[Quantity]) -> None:
-    """Let quantities see the tensors whose gradient did not arrive at a point."""
-    for position, first in enumerate(step.gradient.tensors):
-        if first is not None and position not in arrived:
-            for quantity in quantities:
-                quantity.absent(point, position, first)
+def _show_missing(quantities: Sequence[Quantity], point: Point, delivery: Delivery) -> None:
+    for position, first in delivery.missing():
+        for quantity in quantities:
+            quantity.absent(point, position, first)
