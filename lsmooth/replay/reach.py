@@ -164,11 +164,25 @@ def own_data(value: type | types.ModuleType) -> dict[str, Any]:
 
 def _is_own(value: type | types.ModuleType) -> bool:
     """Say whether a class or a module is the user's, and not one that was installed."""
-    name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-    if not isinstance(name, str) or name.partition(".")[0] in _INSTALLED:
+    name = _home_of(value)
+    if not name or name.partition(".")[0] in _INSTALLED:
         return False
     file = getattr(sys.modules.get(name), "__file__", None)
     return file is None or "-packages" not in file
+
+
+def _is_machinery(value: type | types.FunctionType) -> bool:
+    """Say whether a class or a function makes loops run, and is not read by a loss."""
+    if isinstance(value, type) and issubclass(value, _MACHINES):
+        return True
+    name = _home_of(value)
+    return name.partition(".")[0] in _MACHINERY or name.startswith(_MACHINERY_INSIDE)
+
+
+def _home_of(value: type | types.FunctionType | types.ModuleType) -> str:
+    """Return the dotted name of a module, or of the module that a class or a function is from; "" for none."""
+    name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    return name if isinstance(name, str) else ""
 
 
 def slots_of(value: Any) -> list[str]:
@@ -184,14 +198,6 @@ def slots_of(value: Any) -> list[str]:
 
 def _bytes_of(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else memoryview(value).nbytes
-
-
-def _is_machinery(function_or_class: Any) -> bool:
-    if isinstance(function_or_class, type) and issubclass(function_or_class, _MACHINES):
-        return True
-    name = getattr(function_or_class, "__module__", None) or ""
-    first, _, rest = name.partition(".")
-    return first in _MACHINERY or (bool(rest) and any(name.startswith(prefix) for prefix in _MACHINERY_INSIDE))
 
 
 def names_read(code: types.CodeType) -> set[str]:
