@@ -1,6 +1,5 @@
 """The gallery: an example of every kind, small, shown in the documentation, and drawn by what draws it."""
 
-import importlib.util
 import struct
 import subprocess
 import sys
@@ -20,13 +19,6 @@ GALLERY = ROOT / "figures" / "gallery"
 SHOWN_BY_ANOTHER = {"constants_panels", "loss_frame", "lower_bound", "style"}
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, GALLERY / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_kind_has_a_small_example_that_the_page_shows():
     pictures = {path.stem: path for path in GALLERY.glob("*.png")}
     assert set(pictures) == set(figures.__all__) - SHOWN_BY_ANOTHER
@@ -40,8 +32,8 @@ def test_every_kind_has_a_small_example_that_the_page_shows():
         assert f"`--kind {kind}`" in page
 
 
-def test_what_draws_the_gallery_draws_every_picture(tmp_path):
-    make = load("make")
+def test_what_draws_the_gallery_draws_every_picture(load_from_gallery, tmp_path):
+    make = load_from_gallery("make")
     path = write_small_trace(tmp_path / "run.h5", steps=20, densities=True)
     losses = pd.DataFrame({"optimizer": "sgd", "seed": [0, 1], "step": 1, "valid_loss": [1.0, 2.0]})
     drawn = set()
