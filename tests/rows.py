@@ -3,8 +3,27 @@
 import numpy as np
 
 from lsmooth.trace.header import Header
+from lsmooth.trace.writer import TraceWriter
 
 PARAMETERS = ("embedding.weight", "layers.0.weight", "layers.0.bias", "head.weight")
+
+# The parameters of a larger network, and its modules.
+NETWORK = (
+    "embedding.weight",
+    "layers.0.weight",
+    "layers.0.bias",
+    "layers.1.weight",
+    "layers.1.bias",
+    "head.weight",
+    "scale",
+)
+MODULES_OF_NETWORK = {
+    "embedding": NETWORK[:1],
+    "layers.0": NETWORK[1:3],
+    "layers.1": NETWORK[3:5],
+    "head": NETWORK[5:6],
+    "(root)": NETWORK[6:],
+}
 
 
 def header(parameters=PARAMETERS, gammas=(0.25, 0.5), coordinates=3, **others):
@@ -42,6 +61,15 @@ def rows(header, start, stop):
                 parts.append(np.exp(generator.normal(size=[sizes[name] for name in field.dims[1:]])))
         found[field.name] = np.array(parts)
     return found
+
+
+def write_rows(path, count, *, end="close", **others):
+    """Write a trace of `count` rows, end it by the writer's method of that name, and return its header."""
+    made = header(**others)
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, count))
+    getattr(writer, end)()
+    return made
 
 
 def assert_rows(trace, header, count):

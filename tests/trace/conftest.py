@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rows import NETWORK, header, rows, write_rows
 from small_run import train
 
 from lsmooth.measure import handover
+from lsmooth.trace.layout import CHUNK_STEPS
+from lsmooth.trace.reader import Trace
+from lsmooth.trace.writer import TraceWriter
 
 
 class Trainer:
@@ -38,6 +42,34 @@ class Trainer:
     def close(self):
         self._process.stdin.close()
         assert self._process.wait(60) == 0
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a test may write a trace."""
+    return tmp_path / "run.h5"
+
+
+@pytest.fixture(scope="session")
+def trace(tmp_path_factory):
+    """A trace of `rows.NETWORK` as a killed run leaves it: 41 steps, the fourth of them not measured well."""
+    made = header(parameters=NETWORK)
+    path = tmp_path_factory.mktemp("network") / "run.h5"
+    writer = TraceWriter(path, made)
+    numbers = rows(made, 0, CHUNK_STEPS + 9)
+    numbers["status"][3] = 2
+    # One tensor stands still at one step.
+    numbers["step_norm"][5, 1] = 0
+    writer.append(numbers)
+    writer.abandon()
+    return Trace(path)
+
+
+@pytest.fixture(params=["close", "abandon"])
+def full_trace(request, path):
+    """Path of a trace with every norm and with densities, of two chunks, closed or left by a killed run."""
+    write_rows(path, 2 * CHUNK_STEPS, end=request.param, norms=("linf", "spectral"), densities=True)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,47 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from rows import header, rows
+from rows import MODULES_OF_NETWORK, NETWORK
 
-from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.reader import Trace
-from lsmooth.trace.writer import TraceWriter
-
-NAMES = (
-    "embedding.weight",
-    "layers.0.weight",
-    "layers.0.bias",
-    "layers.1.weight",
-    "layers.1.bias",
-    "head.weight",
-    "scale",
-)
-
-
-MODULES = {
-    "embedding": NAMES[:1],
-    "layers.0": NAMES[1:3],
-    "layers.1": NAMES[3:5],
-    "head": NAMES[5:6],
-    "(root)": NAMES[6:],
-}
-
-
-COUNT = CHUNK_STEPS + 9
-
-
-@pytest.fixture(scope="module")
-def trace(tmp_path_factory):
-    made = header(parameters=NAMES)
-    path = tmp_path_factory.mktemp("reader") / "run.h5"
-    writer = TraceWriter(path, made)
-    numbers = rows(made, 0, COUNT)
-    numbers["status"][3] = 2
-    # One tensor stands still at one step.
-    numbers["step_norm"][5, 1] = 0
-    writer.append(numbers)
-    writer.abandon()
-    return Trace(path)
 
 
 def reference(trace, names, displacement):
@@ -55,7 +17,7 @@ def reference(trace, names, displacement):
         changed, moved, gradient = (
             trace.read(name)[t].astype(float) for name in ("grad_diff", "step_norm", "grad_norm")
         )
-        d = np.sqrt(sum(moved[i] ** 2 for i in (places if displacement == "layer" else range(len(NAMES)))))
+        d = np.sqrt(sum(moved[i] ** 2 for i in (places if displacement == "layer" else range(len(NETWORK)))))
         ratios = [
             np.sqrt(sum(changed[g, i] ** 2 for i in places)) / (gamma * d) if d > 0 else np.nan
             for g, gamma in enumerate(trace.gammas)
@@ -69,12 +31,15 @@ def reference(trace, names, displacement):
 @pytest.mark.parametrize(
     ("by", "groups"),
     [
-        ("global", {"global": NAMES}),
-        ("parameter", {name: (name,) for name in NAMES}),
-        ("module", MODULES),
-        (r"layers\.(\d)", {"0": NAMES[1:3], "1": NAMES[3:5]}),
-        (re.compile("weight|bias"), {"weight": (NAMES[0], NAMES[1], NAMES[3], NAMES[5]), "bias": (NAMES[2], NAMES[4])}),
-        ({NAMES[4]: "b", NAMES[1]: "a", NAMES[3]: "a"}, {"a": (NAMES[1], NAMES[3]), "b": (NAMES[4],)}),
+        ("global", {"global": NETWORK}),
+        ("parameter", {name: (name,) for name in NETWORK}),
+        ("module", MODULES_OF_NETWORK),
+        (r"layers\.(\d)", {"0": NETWORK[1:3], "1": NETWORK[3:5]}),
+        (
+            re.compile("weight|bias"),
+            {"weight": (NETWORK[0], NETWORK[1], NETWORK[3], NETWORK[5]), "bias": (NETWORK[2], NETWORK[4])},
+        ),
+        ({NETWORK[4]: "b", NETWORK[1]: "a", NETWORK[3]: "a"}, {"a": (NETWORK[1], NETWORK[3]), "b": (NETWORK[4],)}),
     ],
 )  # fmt: skip
 def test_estimates_of_groups_are_those_of_the_definition(trace, by, groups, displacement):
@@ -101,5 +66,5 @@ def test_nothing_is_read_that_is_not_asked_for(trace, monkeypatch):
     trace.cloud("global")
     trace.to_frame()
     assert not {"grad_diff", "grad_norm", "step_norm"} & {name for name, _ in asked}
-    trace.cloud({NAMES[3]: "one"})
+    trace.cloud({NETWORK[3]: "one"})
     assert [columns for name, columns in asked if name == "grad_diff"] == [slice(3, 4)]

@@ -1,7 +1,7 @@
 """A trace that is continued: the one that was not interrupted, and never another run's."""
 
 import pytest
-from rows import PARAMETERS, assert_rows, header, rows
+from rows import PARAMETERS, assert_rows, header, rows, write_rows
 
 from lsmooth.errors import TraceError
 from lsmooth.trace.layout import CHUNK_STEPS
@@ -11,19 +11,6 @@ from lsmooth.trace.writer import TraceWriter
 OF_THE_ENDPOINT = sorted(
     {field.name for field in header().fields()} - {f.name for f in header(endpoint=False).fields()}
 )
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.h5"
-
-
-def written(path, count, **others):
-    made = header(**others)
-    writer = TraceWriter(path, made)
-    writer.append(rows(made, 0, count))
-    writer.close()
-    return made
 
 
 @pytest.mark.parametrize("end", ["close", "abandon"])
@@ -46,7 +33,7 @@ def test_continued_trace_is_the_one_that_was_not_interrupted(path, count, end):
 
 
 def test_continuing_drops_what_the_checkpoint_does_not_know(path):
-    made = written(path, 70)
+    made = write_rows(path, 70)
     writer = TraceWriter(path, made, "a")
     writer.go_on_from(405, rows=41)
     writer.append(rows(made, 41, 80))
@@ -55,7 +42,7 @@ def test_continuing_drops_what_the_checkpoint_does_not_know(path):
 
 
 def test_continuing_refuses_a_checkpoint_of_another_run_or_too_late(path):
-    made = written(path, 20)
+    made = write_rows(path, 20)
     writer = TraceWriter(path, made, "a")
     with pytest.raises(TraceError, match="holds 20 measured steps before step 500, and the checkpoint knows of 50"):
         writer.go_on_from(500, rows=50)
@@ -86,7 +73,7 @@ def test_continuing_refuses_a_checkpoint_of_another_run_or_too_late(path):
     ],
 )
 def test_continuing_refuses_another_run_and_names_the_difference(path, others, difference):
-    written(path, 5)
+    write_rows(path, 5)
     before = path.read_bytes()
     with pytest.raises(TraceError, match="cannot be continued by this run") as caught:
         TraceWriter(path, header(**others), "a")

@@ -11,11 +11,6 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.h5"
-
-
 @pytest.mark.parametrize("mode", ["x", "w", "a"])
 def test_first_to_name_a_file_keeps_it(path, mode, monkeypatch):
     """Two processes find no file at the path; while the second writes its own, the first puts one there."""

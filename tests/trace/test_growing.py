@@ -15,11 +15,6 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.h5"
-
-
 @pytest.mark.parametrize("block", [1, 3, CHUNK_STEPS - 1, CHUNK_STEPS, CHUNK_STEPS + 1, 5 * CHUNK_STEPS])
 def test_every_row_can_be_read_from_the_moment_it_is_appended(path, block):
     made = header()

@@ -20,22 +20,10 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
 
-@pytest.fixture(params=["closed", "killed"])
-def recorded(request, tmp_path):
-    made = header(norms=("linf", "spectral"), densities=True)
-    writer = TraceWriter(tmp_path / "run.h5", made)
-    writer.append(rows(made, 0, 2 * CHUNK_STEPS))
-    if request.param == "closed":
-        writer.close()
-    else:
-        writer.abandon()
-    return tmp_path / "run.h5"
-
-
 @pytest.mark.parametrize("engine", [None, "netcdf4", "h5netcdf"])
-def test_xarray_sees_named_dimensions_and_coordinates(recorded, engine):
-    trace = Trace(recorded)
-    with xarray.open_dataset(recorded, engine=engine) as dataset:
+def test_xarray_sees_named_dimensions_and_coordinates(full_trace, engine):
+    trace = Trace(full_trace)
+    with xarray.open_dataset(full_trace, engine=engine) as dataset:
         assert dict(dataset.sizes) == {"step": 64, "gamma": 2, "parameter": 4, "group": 2}
         assert set(dataset.coords) == {"step", "gamma", "parameter", "group"}
         assert dataset["parameter"].values.tolist() == trace.parameters
@@ -46,15 +34,15 @@ def test_xarray_sees_named_dimensions_and_coordinates(recorded, engine):
         )
         assert dataset["status"].attrs["flag_meanings"].startswith("measured no_displacement below_resolution")
         assert dataset.attrs["model"] == "Made"
-    with xarray.open_dataset(recorded, engine=engine, group="coordinate") as dataset:
+    with xarray.open_dataset(full_trace, engine=engine, group="coordinate") as dataset:
         assert dataset["grad_along"].dims == ("step", "gamma", "coordinate")
         assert dataset["coordinate"].values.tolist() == trace.coordinate_names
         np.testing.assert_array_equal(dataset["grad_along"], trace.read("coordinate/grad_along"))
 
 
-def test_netcdf4_sees_every_dataset_with_named_dimensions(recorded):
-    trace = Trace(recorded)
-    with netCDF4.Dataset(recorded) as dataset:
+def test_netcdf4_sees_every_dataset_with_named_dimensions(full_trace):
+    trace = Trace(full_trace)
+    with netCDF4.Dataset(full_trace) as dataset:
         for field in FIELDS:
             if trace.has(field.name):
                 variable = dataset[field.name]
@@ -99,19 +87,19 @@ def layout_versions(data):
     return found
 
 
-def test_tools_with_hdf5_1_10_can_read_it(recorded):
+def test_tools_with_hdf5_1_10_can_read_it(full_trace):
     """Those of Debian 12, for one; h5py's own HDF5 is newer, and so may be netCDF4's."""
-    found = layout_versions(recorded.read_bytes())
+    found = layout_versions(full_trace.read_bytes())
     assert len(found) > 30
     assert set(found) <= {3, 4}
 
 
 @pytest.mark.skipif(shutil.which("h5dump") is None, reason="needs h5dump")
-def test_h5dump_shows_names_units_and_descriptions(recorded):
-    done = subprocess.run(["h5dump", "-A", recorded], capture_output=True, text=True, check=False)
+def test_h5dump_shows_names_units_and_descriptions(full_trace):
+    done = subprocess.run(["h5dump", "-A", full_trace], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     for field in FIELDS:
-        if Trace(recorded).has(field.name):
+        if Trace(full_trace).has(field.name):
             assert field.description in done.stdout
 
 

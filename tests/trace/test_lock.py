@@ -8,24 +8,11 @@ from pathlib import Path
 
 import h5py
 import pytest
-from rows import assert_rows, header, rows
+from rows import assert_rows, header, rows, write_rows
 
 from lsmooth.errors import TraceError
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.h5"
-
-
-def written(path, count, **others):
-    made = header(**others)
-    writer = TraceWriter(path, made)
-    writer.append(rows(made, 0, count))
-    writer.close()
-    return made
 
 
 @pytest.mark.parametrize("mode", ["w", "a"])
@@ -63,7 +50,7 @@ def test_second_process_is_refused_in_one_sentence(path):
 
 
 def test_reading_does_not_stand_in_a_writers_way(path):
-    made = written(path, 3)
+    made = write_rows(path, 3)
     with Trace(path) as trace:
         assert trace.state == "complete"
         writer = TraceWriter(path, made, "a")
@@ -94,7 +81,7 @@ if sys.argv[3] == "msvcrt":
 
     sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_UNLCK=LK_UNLCK, LK_NBLCK=LK_NBLCK)
 sys.path.insert(0, sys.argv[1])
-from rows import assert_rows, header, rows
+from rows import assert_rows, header, rows, write_rows
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
@@ -162,7 +149,7 @@ def refuse_flock(monkeypatch, number):
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_that_refuses_hdf5s_own_lock_is_written_and_read(path, monkeypatch, number):
     opened = refuse_flock(monkeypatch, number)
-    made = written(path, 40)
+    made = write_rows(path, 40)
     with Trace(path) as trace:
         assert_rows(trace, made, 40)
         assert trace.state == "complete"
@@ -175,6 +162,6 @@ def test_a_file_system_that_refuses_hdf5s_own_lock_is_written_and_read(path, mon
 
 
 def test_other_tools_and_readers_of_the_same_process_may_have_it_open_at_once(path):
-    written(path, 40)
+    write_rows(path, 40)
     with Trace(path), h5py.File(path) as file, Trace(path) as trace:
         assert len(file["step"]) == len(trace) == 40

@@ -2,28 +2,12 @@
 
 import numpy as np
 import pandas as pd
-import pytest
-from rows import header, rows
 
-from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.reader import Trace
-from lsmooth.trace.writer import TraceWriter
 
 
-@pytest.fixture(params=["closed", "killed"])
-def recorded(request, tmp_path):
-    made = header(norms=("linf", "spectral"), densities=True)
-    writer = TraceWriter(tmp_path / "run.h5", made)
-    writer.append(rows(made, 0, 2 * CHUNK_STEPS))
-    if request.param == "closed":
-        writer.close()
-    else:
-        writer.abandon()
-    return tmp_path / "run.h5"
-
-
-def test_to_xarray_holds_what_the_trace_holds(recorded):
-    trace = Trace(recorded)
+def test_to_xarray_holds_what_the_trace_holds(full_trace):
+    trace = Trace(full_trace)
     dataset = trace.to_xarray()
     assert dict(dataset.sizes) == {"step": 64, "gamma": 2, "parameter": 4, "group": 2, "coordinate": 3}
     np.testing.assert_array_equal(dataset["grad_diff"], trace.read("grad_diff"))

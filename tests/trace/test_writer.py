@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 from forked import read_only
-from rows import assert_rows, header, rows
+from rows import assert_rows, header, rows, write_rows
 
 from lsmooth.errors import InvalidArgumentError, TraceError
 from lsmooth.trace.background import BackgroundWriter
@@ -16,25 +16,12 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "run.h5"
-
-
-def written(path, count, **others):
-    made = header(**others)
-    writer = TraceWriter(path, made)
-    writer.append(rows(made, 0, count))
-    writer.close()
-    return made
-
-
 def bytes_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_totals_are_the_joined_norms_of_all_tensors(path):
-    made = written(path, 50)
+    made = write_rows(path, 50)
     trace = Trace(path)
     for name in ("grad_norm", "step_norm", "grad_diff"):
         expected = np.sqrt(np.square(trace.read(name).astype(np.float64)).sum(axis=-1))
@@ -45,7 +32,7 @@ def test_totals_are_the_joined_norms_of_all_tensors(path):
 
 
 def test_existing_file_is_kept_or_replaced_as_asked(path):
-    made = written(path, 3)
+    made = write_rows(path, 3)
     with pytest.raises(TraceError, match=r"run.h5 exists already; choose another name, or mode='w'"):
         TraceWriter(path, made)
     assert_rows(Trace(path), made, 3)
