@@ -1,4 +1,4 @@
-"""What a recorder measures steps with: everything that is made once, from the settings, and used at each step."""
+"""The measuring instrument of a recorder: made once from the settings, and used at each step."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Instrument:
     """Measures steps.
 
     Args:
-        subject: What is being trained.
+        subject: The model, its optimizers and parameters.
         settings: What is measured.
         ranks: The processes that train together.
-        header: What the trace says of the run, the followed coordinates among it.
-        recording: Where rows go.
+        header: The trace's header, which names the followed coordinates.
+        recording: Takes rows, and reports what was found in them.
         faults: Keeps errors from the loop.
 
     Attributes:
-        gradients: Decides how gradients of steps are kept.
+        gradients: Decides whether gradients of steps are borrowed or copied.
         evaluation: Evaluates losses again.
-        probes: What is measured in place of the step's own loss; None for that.
+        probes: The probes that are measured in place of the step's own loss; None without probes.
     """
 
     def __init__(
@@ -90,27 +90,27 @@ class Instrument:
             self._quantities.append(BlockCurvature(members, settings.blocks.asks_for, norms.two))
         self._points = points_of(settings.gammas, settings.endpoint)
         self._settings = settings
-        # Probes are evaluated at x_t by the recorder in any case.
+        # With probes, x_t needs no further evaluation without autocast: `Probes` does it.
         self._autocast = settings.autocast or bool(settings.probes)
         self._ranks = ranks
         self._faults = faults
-        # A second evaluation at x_t is compared with the first once; at each step, if it was found to differ.
+        # x_t is evaluated a second time once, as a check; and at every step after a check that found a difference.
         self._checked = False
         self._found_to_differ = recording.handover.found_difference
         self._differs = False
-        # What evaluations change for good is looked for once.
+        # What evaluations change and nobody puts back is looked for at the first measured step.
         self._looked = False
 
     def measure(self, step: Step, row: Row) -> None:
-        """Fill and judge the row of a step that has been taken; after an error, the row says that there is nothing.
+        """Fill and judge the row of a step that has been taken; after an error, the row is flagged.
 
         Raises:
-            Exception: Nothing has been measured so far, and the loss cannot be evaluated again at all.
+            Exception: The loss cannot be evaluated again at any point, and nothing has been measured so far.
         """
         try:
             self._measure(step, row)
         except Exception as error:
-            # Where the loss was evaluated again at one point, the loop can be measured.
+            # If the loss was evaluated again at one point, the loop can be measured, and the error is not raised.
             if not (self._faults.contains() or (self._ranks.alone and row.evaluated)):
                 raise
             self._faults.tell(f"Step {step.number} is flagged, since its loss could not be evaluated again", error)
@@ -135,24 +135,24 @@ class Instrument:
         self._checked = self._checked or not step.gradient.changed
         self._ranks.join(row.numbers)
         well = row.judge()
-        # On a GPU, where nothing waits for a number, the writer's thread finds out a few steps later.
+        # Reading a number of a GPU would wait for it; there, the writer's thread finds out a few steps later.
         if checks and well.device.type == "cpu" and int(row["status"].numpy()) & Status.NOT_REPEATED:
             self._differs = True
         for quantity in self._quantities:
             quantity.at_end(well, step)
 
     def _keeps(self, step: Step) -> bool:
-        """Say whether what the probes give at x_{t+1} is kept for the next step.
+        """Say whether the probes' loss and gradient at x_{t+1} are kept as the next step's start.
 
-        A function `every` is asked when its step has come, and no sooner. Of several ranks, each would have to know
-        that nothing has changed on the others.
+        They are not kept where `every` is a function, which may only be called when its step has come. Nor with several
+        ranks, each of which would have to know that nothing has changed on the others.
         """
         every = self._settings.every
         next_is_due = isinstance(every, int) and self._settings.asks_for(step.number + 1)
         return next_is_due and self._ranks.alone and not self._settings.cuda_graphs
 
     def close(self) -> None:
-        """Give back memory."""
+        """Release memory."""
         if self.probes is not None:
             self.probes.forget()
         self.evaluation.close()

@@ -1,12 +1,12 @@
-"""The recorder: what a training loop wears, which steps are measured, and in what order things happen.
+"""`Recorder`, the object that a training loop holds.
 
-At a measured step, the step's gradient is noted where training left it when `Recorder.backward` has computed it, x_t is
-copied just before `optimizer.step()` changes it, and just after it the loss is evaluated again along the segment to
-x_{t+1}. In loops that change the gradient before they use it, it is copied, and gradients of those evaluations are
-consumed as they arrive in the backward pass, so that no further full copy of them is held.
+At a measured step, the gradient that backward left in `.grad` is noted, and x_t is copied just before
+`optimizer.step()` changes it. Just after the step, the loss is evaluated again along the segment from x_t to x_{t+1}.
+In loops that change the gradient before they use it, it is copied. Gradients of the evaluations are then consumed as
+they arrive in the backward pass, so that no further full copy is held.
 
-What training did is in `lsmooth.loop`, evaluating it again in `lsmooth.replay`, what becomes of a gradient in
-`lsmooth.measure`.
+`lsmooth.loop` follows the training loop, `lsmooth.replay` evaluates a step's loss again, and `lsmooth.measure` turns
+gradients into numbers.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ from lsmooth.trace.grouping import By
 from lsmooth.trace.html import table_html
 from lsmooth.trace.writer import Mode
 
-# Recorders at work in this process. None is kept alive, and no model: a notebook's cell may be run again.
+# Open recorders of this process. The references are weak, so that a notebook cell that is run again frees its model.
 _OPEN_IN_PROCESS: weakref.WeakSet[Recorder] = weakref.WeakSet()
 _numbers = itertools.count()
 
 
 @atexit.register
 def _close_all() -> None:
-    """Close what a script ends without closing."""
+    """Close the recorders that a script left open."""
     for recorder in list(_OPEN_IN_PROCESS):
         recorder._close()
 
 
 def _attached_to(model: nn.Module) -> list[Recorder]:
-    """Return the recorders on a model, oldest first: one call of `backward` serves them all."""
+    """Return the open recorders on a model, oldest first; one call of `backward` serves all of them."""
     recorders = [recorder for recorder in list(_OPEN_IN_PROCESS) if recorder._subject.model is model]
     return sorted(recorders, key=lambda recorder: recorder._number)
 
 
 def _taken_over(path: str | os.PathLike[str], mode: Mode) -> str:
-    """Return a path that no recorder of this process writes to any more, if what is there is to be replaced."""
+    """Return `path` as a string; with mode "w", close this process's recorders that still write there."""
     path = os.fspath(path)
     if mode == "w":
         place = os.path.realpath(path)
@@ -83,52 +83,56 @@ class Recorder:
 
     Args:
         model: The model being trained, compiled or not.
-        optimizer: The optimizer whose steps are measured, and all of its parameters; or several, such as
-            `[muon, adamw]`, that take each step together on one loss: d is their joint displacement. A step is over
-            when all of them have stepped, in any order; one that sits it out is not waited for once the next backward
-            pass begins, or one that has stepped is about to step again.
-        path: Where the trace goes.
-        every: Measure every so many optimizer steps (an int), or those for which `every(step)` is true.
+        optimizer: The optimizer whose steps are measured; all of its parameters are measured. Or several optimizers,
+            such as `[muon, adamw]`, that take each step together on one loss: d is their joint displacement. A step is
+            over when all of them have stepped, in any order. An optimizer that sits a step out is no longer waited for
+            when the next backward pass begins, or when one that has stepped is about to step again.
+        path: File that the trace is written to.
+        every: Measure every `every` optimizer steps (an int), or the steps for which `every(step)` is true.
         gammas: Positions along the step, in (0, 1].
         endpoint: Also evaluate x_{t+1}: its loss, and the gradient's followed coordinates (Figure 3's definition).
-        coordinates: How many coordinates of each parameter tensor are followed; 0 for none.
-        seed: For the choice of coordinates and, with `probe`, for the probes' randomness.
-        probe: A closure, or several, each returning a loss on a fixed batch. The function measured is then their mean,
-            an estimate of the full loss F, in place of the step's own loss; `backward` is optional.
-        probe_size: How many examples a probe has, over all ranks; kept with the trace, for the noise scale.
-        norms: Geometries to measure smoothness in: "l2", which always is; "linf" (the displacement's largest entry, the
-            gradients' 1-norm), which fits sign methods and Adam; "spectral" (spectral and nuclear norm of each
-            matrix), which fits Muon and Scion, takes singular values at each point, and waits for the GPU there. A
-            mapping from patterns of names to these, such as {"attn|mlp": "spectral", "*": "linf"}, is the geometry
-            "layers": each tensor has its own norm, and all together the largest of them.
+        coordinates: Number of coordinates followed in each parameter tensor; 0 for none.
+        seed: Seed of the choice of coordinates and, with `probe`, of the probes' randomness.
+        probe: A closure, or several, each returning a loss on a fixed batch. Their mean, an estimate of the full loss
+            F, is then measured in place of the step's own loss; `backward` is optional.
+        probe_size: Number of examples in a probe, over all ranks; kept in the trace, for the noise scale.
+        norms: Geometries to measure smoothness in. "l2" is always measured. "linf" takes the displacement's largest
+            entry and the gradients' 1-norm, and fits sign methods and Adam. "spectral" takes the spectral and the
+            nuclear norm of each matrix, and fits Muon and Scion; it computes singular values at each point, which waits
+            for the GPU. A mapping from patterns of names to these, such as {"attn|mlp": "spectral", "*": "linf"}, is
+            the geometry "layers": each tensor has its own norm, and the norm of all is the largest of them.
         densities: Also count all coordinates of each tensor by gradient and coordinate-wise estimate (Figure 3 for
             all). A measured step then holds two more numbers a coordinate; the trace grows by 144 KiB a tensor.
-        critical: Also search by forward passes for the first gamma, also beyond 1, at which the loss is above its
-            start: lr times it is the critical learning rate. Each pass, of some two to ten, waits for the GPU.
-        blocks: Also move groups of layers by themselves, one evaluation each: how many groups, or what groups
-            parameters as `by=` does; or a pair of that and of how many steps lie between, such as ("module", 100).
-        cuda_graphs: On a GPU, capture a measured step's evaluation at the first point as a CUDA graph and play it back
-            at the others: the same numbers, several times sooner where launching kernels takes longer than running
-            them (small models, small batches). No closure may wait for the GPU then, and the graph takes as much
-            memory as another evaluation.
-        offload: On a GPU, x_t and x_{t+1} wait in pinned memory of the host: two copies of the parameters less on the
-            device, the same numbers, and four copies to it at each point. Models of up to 8 MB stay there.
-        autocast: False evaluates losses without autocast, at x_t too (one evaluation more), whose loss and gradient the
-            trace then has: it measures the function, and not bf16's rounding. Casts of the model's own stay.
-        log: Hears of each well measured step as the trace does, a few seconds late: an object with
-            `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a function of the same. It gets
-            the global smoothness, the gradient norm, 2 / lr, the critical learning rate, and the edge ratio.
+        critical: Also search for the first gamma, possibly beyond 1, at which the loss is above f(x_t); lr times this
+            gamma is the critical learning rate. The search takes about two to ten forward passes, each of which waits
+            for the GPU.
+        blocks: Also move groups of layers alone, one evaluation each. Give the number of groups, or a grouping of
+            parameters as for `by=`; or a pair of one of these and of the number of steps in between, such as
+            ("module", 100).
+        cuda_graphs: On a GPU, capture the evaluation at the first point as a CUDA graph, and play it back at the other
+            points. The numbers are the same, and come several times sooner where launching kernels takes longer than
+            running them (small models, small batches). No closure may wait for the GPU then, and the graph takes as
+            much memory as another evaluation.
+        offload: On a GPU, keep x_t and x_{t+1} in pinned memory of the host. The numbers are the same. It saves two copies
+            of the parameters on the device, and costs four copies to the device at each point. Models of up to 8 MB
+            stay on the device.
+        autocast: False evaluates losses without autocast, so that the function is measured without the rounding of
+            bfloat16. x_t is then evaluated again too (one evaluation more), and the trace holds that loss and gradient.
+            Casts in the model's own code stay.
+        log: Receives scalars of each well measured step, a few seconds late: an object with
+            `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a function with these arguments.
+            The scalars are global smoothness, gradient norm, 2 / lr, critical learning rate, and edge ratio.
         log_by: Also log smoothness, gradient norm and edge ratio of groups of parameters: "module", "parameter", or
             another grouping that `Trace.smoothness(by=…)` takes.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
-        metadata: Anything that JSON can hold, kept with the trace.
+        metadata: Anything that JSON can hold; kept in the trace.
 
     Raises:
         InvalidArgumentError: An argument is out of its range, or the optimizer or the model cannot be measured.
-        TraceError: There is no folder for `path`, or what is there is not to be replaced, or not to be continued.
+        TraceError: The folder of `path` is missing, or the file there may not be replaced or cannot be continued.
 
-    Where the system lets nothing be written (permissions, a full disk), from the start or from some step on, training
-    goes on without measurements, and one `TraceWarning` says so.
+    If the file cannot be written (permissions, a full disk), from the start or from some step on, training goes on
+    without measurements, and one `TraceWarning` says so.
 
     Examples:
         >>> with lsmooth.Recorder(model, optimizer, "run.h5", every=10) as recorder:  # doctest: +SKIP
@@ -195,7 +199,7 @@ class Recorder:
             self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)
             self._stepping = Stepping(subject, settings, self._instrument, self._recording, ranks, self._faults)
         except BaseException:
-            # Nobody else could close the file, which this process has locked.
+            # The file is locked by this process; only closing it here unlocks it.
             self._recording.close(self._recording.next_step, wait=True)
             raise
         self._open = True
@@ -207,12 +211,13 @@ class Recorder:
         """Run `closure`, then backward from the loss it returns, in place of `loss.backward()`.
 
         Several calls before one `optimizer.step()` accumulate gradients. The closure is evaluated again at measured
-        steps, and what it changes then (variables, attributes, small containers, tensors) is put back; what else it
-        does (drawing from an iterator, writing to a file) happens again, unless `lsmooth.replay.replaying()` stops it.
+        steps, and what it changes then (variables, attributes, small containers, tensors) is put back. Its other
+        effects (drawing from an iterator, writing to a file) happen again; ask `lsmooth.replay.replaying()` to avoid
+        them.
 
         Args:
             closure: Runs the forward pass and returns the loss, or a tuple whose first item is the loss.
-            scaler: The gradient scaler, where one is used; backward then starts from `scaler.scale(loss)`.
+            scaler: The gradient scaler, if one is used; backward then starts from `scaler.scale(loss)`.
 
         Returns:
             What the closure returned, detached from the graph.
@@ -234,19 +239,22 @@ class Recorder:
         scaler: torch.amp.GradScaler | None = None,
         during_replay: Context = contextlib.nullcontext,
     ) -> Callable[..., Any]:
-        """Return a function, or a criterion, that does what it did, and whose losses are measured.
+        """Return a function or criterion that behaves like the given one, and whose losses are measured.
 
-        The loop calls that, and `loss.backward()` as ever. What it makes of the loss on the way (a mean over
-        microbatches, a sum) is measured; a term that does not come from the function is not, and is warned about.
+        The loop calls the returned function, and then `loss.backward()` as before. How the loop weights the loss (a
+        mean over microbatches, a sum) is part of what is measured. A term of the loss that does not come from the
+        function is not measured, and is warned about.
 
         Args:
-            function: Returns the loss, or something with it as `.loss`, item "loss", first item, or only scalar with a
-                gradient. Called again with the same arguments. With `criterion`: the model, or several.
-            criterion: Returns the loss of the model's output, or of views, entries or softmaxes of it. A module is
-                watched where it is.
+            function: Returns the loss itself, or the loss as attribute `loss`, item "loss", first item, or only scalar
+                with a gradient. Replays call it with the same arguments. With `criterion`: the model, or a list of
+                models.
+            criterion: Returns the loss of the model's output, or of views, entries or softmaxes of it. A criterion that
+                is a module is watched in place.
             loss: Picks the loss out of what is returned.
-            scaler: The gradient scaler, where one is used.
-            during_replay: Makes a context for calling again, without what else is done; see `lsmooth.replay.replaying`.
+            scaler: The gradient scaler, if one is used.
+            during_replay: Makes a context in which replays call the function, to switch side effects off; see
+                `lsmooth.replay.replaying`.
 
         Examples:
             >>> criterion = recorder.watch(model, criterion)  # doctest: +SKIP
@@ -260,12 +268,12 @@ class Recorder:
     def watch_forward(
         self, model: nn.Module | None = None, *, loss: Choice | None = None, scaler: torch.amp.GradScaler | None = None
     ) -> Recorder:
-        """Measure the loss that the model's own forward returns, the training loop being left as it is; return self.
+        """Measure the loss that the model's own forward returns, without a change to the training loop; return self.
 
         Args:
-            model: The module that the loop calls and whose output carries the loss, the recorder's by default.
+            model: The module that the loop calls and whose output holds the loss; the recorder's model by default.
             loss: Picks the loss out of the output; by default as in `watch`.
-            scaler: The gradient scaler, where one is used.
+            scaler: The gradient scaler, if one is used.
 
         Examples:
             >>> with lsmooth.Recorder(model, optimizer, "run.h5").watch_forward():  # doctest: +SKIP
@@ -279,47 +287,47 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """Index of the optimizer step that comes next, counted from 0; several optimizers take one step together."""
+        """Index of the next optimizer step, counted from 0; a joint step of several optimizers counts once."""
         return self._stepping.attempts.number
 
     @property
     def latest(self) -> Measurement | None:
-        """The last well measured step that has left the device, up to a few seconds old; None before the first."""
+        """The last well measured step whose numbers have left the device, up to a few seconds ago; None before that."""
         return self._recording.handover.latest
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is recorded, or nothing any more, or what went wrong last; None while all is well.
+        """Why nothing is recorded (any more), or else the last thing that went wrong; None while all is well.
 
-        Of several processes, all know it where nothing could be written from the start, and rank 0 what failed later.
+        With several processes, a failure at the start is known to all of them, and a later one to rank 0.
         """
         return self._recording.failure or self._faults.latest
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to continue the trace from here, all measured so far being in the file.
+        """Write all measured steps to the file, and return what a checkpoint needs to continue the trace from here.
 
         Returns:
-            The optimizer step that comes next (`step`), how many steps before it are in the trace (`rows`), the run's
-            seconds so far (`seconds`), and with `densities=True` the counts of all coordinates so far (`densities`,
-            int64, on the CPU).
+            Index of the next optimizer step (`step`), number of steps before it in the trace (`rows`), seconds of the
+            run so far (`seconds`), and with `densities=True` the counts of all coordinates so far (`densities`, int64,
+            on the CPU).
         """
         self._stepping.joint.finish()
         return {"step": self.step, **self._recording.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: count from its step, and drop what the trace holds from there on.
+        """Continue from a checkpoint: count from its step, and drop the trace's rows from that step on.
 
-        Call it on a recorder made with `mode="a"`, before the first step. With another mode, it counts on in a new
-        trace.
+        Call it on a recorder made with `mode="a"`, before the first step. With another mode, the new trace begins at
+        the checkpoint's step.
 
         Raises:
-            TraceError: The trace is not the checkpoint's, or has been written to already.
+            TraceError: The trace is not that of the checkpoint, or has been written to already.
         """
         self._recording.go_on_from(state)
         self._stepping.attempts.count_from(int(state["step"]))
 
     def flush(self) -> None:
-        """Write all that was measured so far to the file, and wait for it."""
+        """Write all measured steps to the file, and wait for it."""
         self._recording.flush()
 
     def close(self) -> None:
@@ -328,7 +336,7 @@ class Recorder:
         self._close()
 
     def __del__(self) -> None:
-        # Garbage is collected in the middle of anything, so that nothing is waited for.
+        # Garbage may be collected at any moment, where waiting could hang the process.
         self._close(wait=False)
 
     def _close(self, *, wait: bool = True) -> None:
@@ -371,7 +379,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def _unwatched(recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Run a block whose losses are no business of the recorders' watches."""
+    """Run a block whose losses the recorders' watches ignore."""
     for recorder in recorders:
         recorder._stepping.watch.deaf = True
     try:

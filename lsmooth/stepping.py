@@ -1,4 +1,4 @@
-"""A loop's steps as they come: before one that is due x_t is copied, and once it is over it is measured."""
+"""Follows a loop's steps: x_t is copied before a step that is due, and the step is measured when it is over."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lsmooth.trace.layout import Status
 
 
 class Stepping:
-    """Follows the steps of a loop, and has those that are due measured.
+    """Follows the steps of a loop, and has the due ones measured.
 
     Args:
-        subject: What is being trained.
+        subject: The model, its optimizers and parameters.
         settings: What is measured, and at which steps.
-        instrument: Measures them.
-        recording: Where their rows go.
+        instrument: Measures the steps.
+        recording: Takes the rows of measured and skipped steps.
         ranks: The processes that train together.
         faults: Keeps errors from the loop.
 
     Attributes:
-        joint: The step in progress.
-        attempts: Counts steps, and collects what leads to each.
-        watch: The losses of loops that call backward themselves.
+        joint: The joint step in progress.
+        attempts: Counts steps, and collects the backward passes before each.
+        watch: Captures losses in loops that call backward themselves.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Stepping:
         self.joint.attach()
 
     def close(self) -> None:
-        """Detach from the loop, and give back the memory."""
+        """Detach from the loop, and release the memory."""
         self.watch.close()
         self.joint.close()
         self._step = None
@@ -76,7 +76,7 @@ class Stepping:
         self._step = None
 
     def _begin(self) -> None:
-        """Copy x_t, now that the step's gradient is there and the step is about to be taken."""
+        """Copy x_t if the step is due; its gradient is complete, and the step is about to be taken."""
         if not self.attempts.due:
             self.attempts.forget()
             return
@@ -90,7 +90,7 @@ class Stepping:
         self.attempts.step_taken()
 
     def _end(self, moved: bool) -> None:
-        """Measure the step that is over; `moved` says whether anything but its optimizers has changed parameters."""
+        """Measure the step that is over; `moved` says whether anything but its optimizers changed parameters."""
         step, self._step = self._step, None
         handover = self._recording.handover
         if step is None:

@@ -1,1 +1,1 @@
-"""What a training loop did: its backward passes, its steps, and which of them are measured."""
+"""Observing the training loop: its backward passes, its optimizer steps, and which steps are measured."""

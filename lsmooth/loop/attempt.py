@@ -1,4 +1,4 @@
-"""Which steps are measured, and what the backward passes before each of them have left."""
+"""Decides which steps are measured, and collects what the backward passes before each of them leave."""
 
 from __future__ import annotations
 
@@ -35,25 +35,23 @@ _NONE_WATCHED = (
     "or forward had returned; where the loop computes its loss elsewhere, use "
     "loss = recorder.backward(lambda: loss_fn(model(inputs), targets)) in place of loss.backward()."
 )
-
-
 _UNSEEN = (
     "The parameters change, but no step of the {} that the recorder was given is seen, so that nothing is measured; "
-    "give the recorder the optimizer whose step() the loop calls, and a new recorder to a new optimizer."
+    "give the recorder the optimizer whose step() the loop calls, and make a new recorder for a new optimizer."
 )
-# So many measured steps in a row whose weights are not those of their backward pass.
+# The user is warned after this many measured steps in a row whose weights changed between backward and step.
 _MOVED_STEPS = 3
 _MOVED = (
-    "The parameters changed between backward and the step of the {} at three measured steps in a row, which are "
-    "flagged as moved and enter no fit; where another optimizer is wrapped around that one, give the recorder the "
-    "wrapper, whose step() the loop calls; where the loop moves them (SAM), give it probe=, a loss that is evaluated "
-    "where the step begins."
+    "The parameters changed between backward and the step of the {} at three measured steps in a row; these steps are "
+    "flagged as moved and enter no fit; if another optimizer wraps this one, give the recorder the wrapper, whose "
+    "step() the loop calls; if the loop itself moves the parameters (SAM), give probe=, a loss that is evaluated where "
+    "the step begins."
 )
 
 
 @dataclass
 class _Collected:
-    """What the backward passes before a step have left so far."""
+    """What the backward passes since the last step have left so far; see `Step` for the fields."""
 
     gradient: StepGradient
     versions: list[int]
@@ -66,24 +64,24 @@ class _Collected:
 
 
 class Attempts:
-    """Counts optimizer steps, says which are measured, and collects what leads to each.
+    """Counts optimizer steps, decides which are measured, and collects the backward passes before each.
 
-    An attempt begins with the first backward pass after a step, and ends with the next step; or with another first
-    backward pass, where the loop has skipped its step meanwhile.
+    An attempt at a step begins with the first backward pass after a step. It ends with the next step; or, if the loop
+    skips that step, with the first backward pass that does not accumulate onto the attempt's gradients.
 
     Args:
-        subject: What is being trained.
-        joint: Knows the step in progress.
-        keeper: Decides how gradients of steps are kept.
-        on_row_device: Brings a loss to the device of rows.
-        due: Says whether the step of a number is measured; asked once a step.
-        skipped: Hears of each measured step that was skipped.
+        subject: The model, its optimizers and parameters.
+        joint: The joint step in progress.
+        keeper: Decides whether gradients of steps are borrowed or copied.
+        on_row_device: Copies a loss to the device of rows.
+        due: Says whether the step of a number is measured; called once a step.
+        skipped: Called with each step that was due and skipped.
         faults: Keeps errors from the loop.
-        collects: Whether backward passes are collected; with probes, they are not.
-        offload: Whether x_t and x_{t+1} wait in the host's memory.
+        collects: Whether backward passes are collected; False with probes.
+        offload: Whether x_t and x_{t+1} are kept in the host's memory.
 
     Attributes:
-        number: Index of the optimizer step that comes next, counted from 0.
+        number: Index of the next optimizer step, counted from 0.
     """
 
     def __init__(
@@ -108,12 +106,15 @@ class Attempts:
         self._on_row_device = on_row_device
         self._skipped = skipped
         self.faults = faults
-        # How many steps in a row were not seen, although the parameters moved.
+        # Number of steps in a row that were not seen although the parameters changed; and of measured steps in a row
+        # whose parameters changed between backward and step.
         self._unseen = 0
         self._moved = 0
-        # Step number, and whether it is measured: asked once, since `every` may be anything.
+        # A step number, and whether that step is measured. `due` is called once a step, since a user's `every` may
+        # return something else each time.
         self._decision: tuple[int, bool] | None = None
         self._collected: _Collected | None = None
+        # A parameter, and the imprint of its gradient after the last backward pass.
         self._mark: tuple[Tensor, tuple[int, int]] | None = None
         self._offload = offload
         self._segment: Segment | None = None
@@ -121,19 +122,19 @@ class Attempts:
     # --- which step it is ---
 
     def count_from(self, number: int) -> None:
-        """Go on with the step of another number."""
+        """Continue with a step of this number."""
         self.number = number
         self._decision = None
 
     @property
     def due(self) -> bool:
-        """Whether the step that comes next is measured."""
+        """Whether the next step is measured."""
         if self._decision is None or self._decision[0] != self.number:
             self._decision = (self.number, self._due(self.number))
         return self._decision[1]
 
     def pass_over(self) -> None:
-        """Let the step that comes next go unmeasured, unless something of it has been collected."""
+        """Leave the next step unmeasured, unless a backward pass of it has been collected."""
         if not self.collected:
             self._collected = None
             self._decision = (self.number, False)
@@ -141,39 +142,40 @@ class Attempts:
     # --- backward passes ---
 
     def backward_begins(self) -> bool:
-        """Take note that a backward pass is about to begin; return whether it is to be collected.
+        """Note that a backward pass is about to begin, and return whether it is to be collected.
 
-        Where the gradients are not those of the last backward, its attempt ended without a step, which is passed on.
+        If the gradients are no longer those that the last backward pass left, the loop skipped the step before this
+        pass; the skipped step is then counted and reported.
         """
         if self._mark is not None and not self._still_accumulating():
             self._skip_step()
         return self.collects and self.due
 
     def begin(self) -> None:
-        """Prepare for the first backward pass of a measured step."""
+        """Prepare for the first backward pass of a measured step; do nothing at its further ones."""
         if self._collected is not None:
             return
         subject = self.subject
         held = [p for p in subject.parameters if p.grad is not None]
-        # Gradients that an optimizer which sat the last step out goes on accumulating are no error of the loop.
+        # An optimizer that sat the last step out may go on accumulating its gradient: that is no fault of the loop.
         left_over = self.joint.left_over()
         before = [local(p.grad) for p in held if p not in left_over and p.grad is not None]
         self._collected = _Collected(
             gradient=StepGradient(self._keeper, accumulates=any(p in left_over for p in held)),
             versions=self.versions(),
             companions=[Companion(p, p.detach().clone(), p._version) for p in subject.companions()],
-            # Zeros, if zero_grad kept the tensors; anything else is a gradient of some other function.
+            # 0 if zero_grad kept the tensors; anything else is the gradient of another function.
             foreign=tensor_norms(before, [None] * len(before), subject.device).sum() if before else None,
         )
 
     @property
     def in_graphs(self) -> bool:
-        """Whether CUDA graphs overwrite gradients, and what they return, at each evaluation."""
+        """Whether training runs in CUDA graphs, which overwrite gradients and returned tensors at each evaluation."""
         return self._keeper.in_graphs
 
     @property
     def begun(self) -> bool:
-        """Whether a measured step has begun."""
+        """Whether the first backward pass of a measured step has begun."""
         return self._collected is not None
 
     @property
@@ -186,20 +188,23 @@ class Attempts:
         return [p._version for p in self.subject.parameters]
 
     def check_unchanged(self, versions: Sequence[int]) -> None:
-        """Refuse a backward pass that changed parameters, whose versions before it are given.
+        """Check that a backward pass has not changed parameters.
+
+        Args:
+            versions: The parameters' version counters before the backward pass.
 
         Raises:
-            RecorderError: It did.
+            RecorderError: It has changed one.
         """
         for name, parameter, version in zip(self.subject.names, self.subject.parameters, versions, strict=True):
             if parameter._version != version:
                 raise RecorderError(
                     f"{name} changed inside backward: an optimizer that steps in gradient hooks has no single step to "
-                    "measure; step once, after backward."
+                    "measure; call step() once, after backward."
                 )
 
     def collect(self, backward: BackwardPass) -> None:
-        """Take in a backward pass of the step, and the gradient that it left.
+        """Add a backward pass to the step, and take the gradient that it left.
 
         Raises:
             RecorderError: A gradient is sparse.
@@ -218,7 +223,7 @@ class Attempts:
         collected.gradient.take(scaled=backward.microbatches[0].scale is not None)
 
     def backward_ended(self) -> None:
-        """Remember one gradient as this backward left it, by which to tell accumulation from a new attempt."""
+        """Remember the imprint of one gradient, so that the next backward pass can be told from a new attempt's."""
         marked = self._mark[0] if self._mark is not None else None
         for parameter in ([marked] if marked is not None else []) + list(self.subject.parameters):
             if parameter.grad is not None:
@@ -226,23 +231,23 @@ class Attempts:
                 return
 
     def contained(self) -> AbstractContextManager[None]:
-        """Return a context after an error in which nothing is collected, and training goes on if it can."""
+        """Return a context that, after an error in its block, forgets the attempt and lets training go on if it can."""
         return self.faults.contained(self.forget)
 
     def forget(self) -> None:
-        """Forget what has been collected: the step that comes next cannot be measured."""
+        """Forget what has been collected, since the next step cannot be measured."""
         self._collected = None
 
     # --- the step ---
 
     def finished(self, *, watched: bool) -> Step:
-        """Return what was collected as a step that is about to be taken, x_t being copied.
+        """Copy x_t, and return the collected backward passes as the step that is about to be taken.
 
         Args:
-            watched: Whether the loop calls backward itself, for the words of the error.
+            watched: Whether the loop calls backward itself; decides which error message is raised.
 
         Raises:
-            RecorderError: Nothing was collected.
+            RecorderError: No backward pass was collected.
         """
         collected = self._collected
         if collected is None or not collected.passes:
@@ -271,7 +276,7 @@ class Attempts:
         )
 
     def finished_by(self, probes: ProbedStart) -> Step:
-        """Return a step that is about to be taken and whose loss is the probes' mean, x_t being copied."""
+        """Copy x_t, and return the step that is about to be taken, its loss being the probes' mean."""
         gradient = StepGradient(self._keeper)
         gradient.tensors = probes.gradient
         active = self.subject.active()
@@ -291,19 +296,19 @@ class Attempts:
         )
 
     def _partial_flag(self) -> int:
-        """Return the flag of a step by an optimizer that has gained parameters, which is said once."""
+        """Return `PARTIAL` if an optimizer has gained parameters, and warn about it once; else 0."""
         if not self.subject.gained_parameters():
             return 0
         self.faults.say(
-            f"The optimizer has gained parameters since the recorder was attached: from step {self.number} on, those "
-            "that it had are measured, the new ones being held where they are, and steps are flagged as partial; for "
-            "all of them, attach a new recorder, with a trace of its own.",
+            f"The optimizer has gained parameters since the recorder was attached: from step {self.number} on, only "
+            "the parameters that it had before are measured, the new ones are held where they are, and steps are "
+            "flagged as partial; to measure all of them, attach a new recorder with a trace of its own.",
             kind="partial",
         )
         return int(Status.PARTIAL)
 
     def _segment_of(self, active: Sequence[int]) -> Segment:
-        """Return a segment from the present values of these parameters, in memory that is kept from step to step."""
+        """Return a segment that begins at the present values of these parameters; its memory is used again."""
         moving = [self.subject.parameters[i] for i in active]
         if self._segment is None or not self._segment.fits(moving):
             self._segment = None
@@ -312,13 +317,13 @@ class Attempts:
         return self._segment
 
     def step_taken(self) -> None:
-        """Take note that the step is being taken: what comes from now on belongs to the next one."""
+        """Note that the step is being taken: later backward passes belong to the next step."""
         self._collected = self._mark = None
         self._unseen = 0
         self.number += 1
 
     def close(self) -> None:
-        """Give back the memory."""
+        """Release the memory."""
         self._collected = self._segment = None
 
     def _still_accumulating(self) -> bool:
@@ -327,10 +332,10 @@ class Attempts:
         return parameter.grad is not None and imprint(parameter.grad) == then
 
     def _skip_step(self) -> None:
-        """Take note that the last attempt ended without an optimizer step (a scaler's skip, a `continue`)."""
+        """Count and report the last attempt, which ended without an optimizer step (a scaler's skip, a `continue`)."""
         collected, self._collected, self._mark = self._collected, None, None
         if collected is not None and collected.losses:
-            # Rows come in the order of steps.
+            # The skipped step's row would come before that of a joint step still in progress; rows are in step order.
             self.joint.drop()
             moved = self.versions() != collected.versions
             flags = int(Status.NO_DISPLACEMENT) | (int(Status.MOVED) if moved else 0)

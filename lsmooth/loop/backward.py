@@ -1,4 +1,4 @@
-"""A backward pass that a recorder runs in place of the loop, collected for every recorder on the model."""
+"""`Recorder.backward`: runs a closure and the backward pass, and collects them for every recorder on the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lsmooth.replay.state import Surroundings
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What it takes to evaluate a closure again, and who collects its backward pass."""
+    """What is needed to evaluate a closure again, and the attempts that collect its backward pass."""
 
     closure: Closure
     surroundings: Surroundings
@@ -36,20 +36,20 @@ def run_backward(
     attempts: Sequence[Attempts],
     context: Callable[[], AbstractContextManager[None]],
 ) -> Any:
-    """Run a closure and backward from the loss that it returns; recorders whose next step is measured collect it.
+    """Run a closure and backward from its loss; recorders whose next step is measured collect the backward pass.
 
     Args:
-        closure: Returns the loss, or a tuple whose first item is the loss; None where a batch is to be passed over,
-            once a step has been measured.
-        scaler: The gradient scaler, where one is used.
-        attempts: Those of all recorders on the model.
-        context: Makes a context for forward and backward.
+        closure: Returns the loss, or a tuple whose first item is the loss. Once a step has been measured it may return
+            None, which skips the batch.
+        scaler: The gradient scaler, if one is used.
+        attempts: The attempts of all recorders on the model.
+        context: Makes the context in which forward and backward of a replay run.
 
     Returns:
         What the closure returned, detached from the graph.
 
     Raises:
-        RecorderError: The closure returns no scalar loss, or the first step that is measured cannot be.
+        RecorderError: The closure returns no scalar loss, or the first measured step cannot be measured.
     """
     for attempt in attempts:
         attempt.joint.finish()
@@ -66,7 +66,7 @@ def run_backward(
         _collect(prepared, closure, loss, scaler)
     for attempt in attempts:
         attempt.backward_ended()
-    # What a graph has returned must outlast the replays, too.
+    # The next replay of a CUDA graph overwrites what the graph has returned.
     in_graphs = prepared is not None and any(attempt.in_graphs for attempt in prepared.attempts)
     return detached(returned, copy=in_graphs)
 
@@ -74,7 +74,7 @@ def run_backward(
 def _prepared(
     closure: Closure, attempts: Sequence[Attempts], context: Callable[[], AbstractContextManager[None]]
 ) -> _Prepared | None:
-    """Begin a measured step for recorders; return None where it is none for any of them."""
+    """Begin a measured step; return None if no recorder can measure it."""
     begun: list[Attempts] = []
     surroundings: Surroundings | None = None
     for attempt in attempts:
@@ -92,9 +92,9 @@ def _prepared(
 
 
 def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Run backward from the loss that a closure has returned, and collect it for the recorders."""
+    """Run backward from the loss that a closure has returned, and hand it to the attempts."""
     parameters = list(dict.fromkeys(p for attempt in prepared.attempts for p in attempt.subject.parameters))
-    # Before backward, so that copies that are not needed are gone when gradients come.
+    # Before backward, so that unneeded copies are freed before gradients need memory.
     surroundings = prepared.surroundings.without_unchanged()
     leaves, dtypes = tuple(reachable_leaves(loss)), dtypes_of(loss)
     outside = made_outside(prepared.graphs, loss)
@@ -112,12 +112,12 @@ def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.
 
 
 def _refused(sentence: str) -> Tensor:
-    """Stand in for a closure that cannot be evaluated again: training goes on until that is asked for."""
+    """Replace a closure that cannot be evaluated again: the error is raised only when a replay evaluates it."""
     raise RecorderError(sentence)
 
 
 def factor_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> Tensor | None:
-    """Return the factor that a scaler multiplies losses by, a scalar tensor; None without one."""
+    """Return the factor by which a scaler multiplies losses, a scalar tensor; None if no scaler is in use."""
     if scaler is None or not scaler.is_enabled():
         return None
     return scaler.scale(torch.ones((), device=device))

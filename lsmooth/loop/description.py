@@ -1,4 +1,4 @@
-"""What a trace says of a run before its first step."""
+"""The header of a run's trace: what is known before the first step."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def header_of(
     ranks: int,
     metadata: Mapping[str, Any],
 ) -> Header:
-    """Return what a trace says before its first step.
+    """Return the header of a run's trace.
 
     Args:
-        subject: What is being trained.
+        subject: The model, its optimizers and parameters.
         settings: What is measured.
-        ranks: How many processes train together.
-        metadata: What the user has to say.
+        ranks: Number of processes that train together.
+        metadata: The user's own notes.
     """
     coordinates = choose_coordinates(
         subject.names, [p.shape for p in subject.parameters], settings.coordinates, settings.seed
@@ -96,12 +96,12 @@ def _users(metadata: Mapping[str, Any]) -> Any:
         return plain(dict(metadata))
     except RecursionError:
         raise InvalidArgumentError(
-            "metadata is nested deeper than JSON can be read back; give it with fewer levels, or as a text."
+            "metadata is nested too deeply for JSON; give it with fewer levels, or as a text."
         ) from None
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it."""
+    """Return a value in types that JSON can hold; anything unknown becomes its `str`."""
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     if isinstance(value, Mapping):

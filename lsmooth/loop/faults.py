@@ -1,4 +1,4 @@
-"""What becomes of an error in a measurement: an error at the start, and from then on a warning."""
+"""Errors of measurements: raised until something has been measured, and from then on turned into warnings."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 class Faults:
     """Keeps errors of measurements from ending a training run.
 
-    While nothing has been measured, an error is passed on: then it is a mistake in the arguments, or a loop of which
-    nothing can be measured. Later ones cost the measurement; each kind is warned about once. Of several processes that
-    train together, one that gives up alone would leave the others waiting: there all errors are passed on.
+    While nothing has been measured, an error is raised: it is a mistake in the arguments, or a loop that cannot be
+    measured at all. A later error costs one measurement, and each kind of error is warned about once. With several
+    processes every error is raised: a process that gave up alone would leave the others waiting.
 
     Args:
         alone: Whether one process trains.
 
     Attributes:
         measured: Whether a step has been measured.
-        latest: What went wrong last, in one sentence; None for nothing.
+        latest: The last thing that went wrong, in one sentence; None for nothing.
     """
 
     def __init__(self, alone: bool) -> None:
@@ -30,7 +30,7 @@ class Faults:
 
     @contextlib.contextmanager
     def contained(self, give_up: Callable[[], None]) -> Iterator[None]:
-        """Run a block of a recorder's own; after an error in it, `give_up` forgets the measurement."""
+        """Run a block of the recorder's own code; after an error in it, call `give_up`, and raise or warn."""
         try:
             yield
         except Exception as error:
@@ -40,16 +40,21 @@ class Faults:
             self.tell("A step is not measured", error)
 
     def contains(self) -> bool:
-        """Say whether an error is kept from the training loop now."""
+        """Say whether an error is kept from the training loop now, and only warned about."""
         return self.measured and self._alone
 
     def tell(self, what: str, error: Exception) -> None:
-        """Warn that something is left out because of an error, if it is the first of its kind."""
+        """Warn that something is left out because of an error, if the error is the first of its kind.
+
+        Args:
+            what: What is left out, the first half of the sentence.
+            error: Gives the reason, its first line.
+        """
         reason = str(error).strip().split("\n")[0]
         self.say(f"{what}, and training goes on: {reason or type(error).__name__}", kind=f"{type(error)} {reason[:40]}")
 
     def say(self, sentence: str, kind: str) -> None:
-        """Warn with a sentence, if it is the first of its kind."""
+        """Remember a sentence as `latest`, and warn with it if it is the first of its kind."""
         self.latest = sentence
         if kind not in self._told:
             self._told.add(kind)

@@ -1,4 +1,4 @@
-"""The step's own gradient: borrowed where training left it, copied where a loop changes it before it is used."""
+"""The gradient of a step: read where training left it, or copied where the loop changes it before its use."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from lsmooth.replay.graphs import owned_by_graphs
 if TYPE_CHECKING:
     from lsmooth.measure.row import Row
 
-
-# About so many entries of each tensor are compared.
+# About this many entries of each tensor are compared to detect edits.
 _ENTRIES = 16
 
 
 class GradientKeeper:
     """Decides, over a run, whether gradients of steps are borrowed or copied.
 
-    A gradient is read where training left it, in `.grad`, until the loop is seen to change it before or in its
-    optimizer step (clipping does); from then on, it is copied.
+    A borrowed gradient is read in `.grad`, where training left it. Once the loop is seen to change a gradient before or
+    in its optimizer step (clipping does), gradients are copied for the rest of the run.
 
     Args:
         parameters: The measured parameters.
-        two_norms: Takes 2-norms.
-        dual_norms: Takes the norms that gradients are measured in.
-        may_borrow: Whether `.grad` is autograd's alone.
-        edited_unseen: Says whether a gradient of an earlier step was found to have been changed unseen.
+        two_norms: Computes 2-norms.
+        dual_norms: Computes the norms that gradients are measured in.
+        may_borrow: Whether nothing but autograd writes to `.grad` during backward.
+        edited_unseen: Says whether an earlier step's gradient turned out to be edited past its version counter.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class GradientKeeper:
         self._in_graphs: bool | None = None
 
     def borrows(self, scaled: bool) -> bool:
-        """Say whether a gradient, which may carry a scaler's factor, is borrowed now."""
+        """Say whether the next gradient is borrowed; `scaled` says whether it carries a scaler's factor."""
         if self._in_graphs is None:
             self._in_graphs = owned_by_graphs(local(p.grad) for p in self.parameters if p.grad is not None)
-        # A gradient that carries a scaler's factor is unscaled in place before it is used.
+        # A scaler unscales gradients in place before they are used.
         return self._borrows and not self._in_graphs and not scaled and not self._edited_unseen()
 
     @property
@@ -64,11 +63,11 @@ class GradientKeeper:
         return bool(self._in_graphs)
 
     def stop_borrowing(self) -> None:
-        """Copy gradients from now on: the loop was seen to change one."""
+        """Copy gradients from now on, since the loop was seen to change one."""
         self._borrows = False
 
     def found_in_graphs(self) -> None:
-        """Take note that gradients lie in the memory of CUDA graphs: the loop has come to use them meanwhile."""
+        """Note that the loop has begun to use CUDA graphs, in whose memory gradients now lie."""
         self._in_graphs = True
 
 
@@ -76,14 +75,16 @@ class StepGradient:
     """The gradient of one step at x_t.
 
     Args:
-        keeper: Decides whether it is borrowed.
-        accumulates: Whether `.grad` holds an earlier step's gradient, too: then it is evaluated again at x_t.
+        keeper: Decides whether the gradient is borrowed.
+        accumulates: Whether `.grad` also holds an earlier step's gradient. Then this step's gradient is evaluated again
+            at x_t.
 
     Attributes:
-        tensors: By position of the parameter, its gradient, this process's part of it; None where none arrived.
-        borrowed: By position, what of `tensors` is training's own `.grad` and no copy, with an imprint of it.
-        norms: By kind of norm, those of all tensors, (p,); filled in by `read_again`.
-        changed: Whether it must be evaluated again at x_t, since training changed it; known once it was read again.
+        tensors: Gradient of each parameter by position, this process's shard of it; None if none arrived.
+        borrowed: Training's own `.grad` tensors among `tensors`, by position, each with its imprint.
+        norms: Norms of all tensors by kind, (p,) each; filled in by `read_again`.
+        changed: Whether training changed the gradient, so that it must be evaluated again at x_t; known after
+            `read_again`.
     """
 
     def __init__(self, keeper: GradientKeeper, *, accumulates: bool = False) -> None:
@@ -93,7 +94,7 @@ class StepGradient:
         self.borrowed: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         self.norms: dict[Kind, Tensor] = {}
         self.changed = False
-        # The 2-norms of all tensors when they were borrowed, and some of their entries.
+        # 2-norms of all tensors, and some of their entries, at the time of borrowing.
         self._norms_then: Tensor | None = None
         self._entries_then: Tensor | None = None
 
@@ -103,7 +104,7 @@ class StepGradient:
         return self._keeper.in_graphs
 
     def take(self, scaled: bool) -> None:
-        """Take in what a backward pass has left in `.grad`: borrow it, or copy it, for something may clip it yet."""
+        """Borrow or copy what a backward pass left in `.grad`; `scaled` says whether it carries a scaler's factor."""
         if self._accumulates:
             return
         targets: list[Tensor] = []
@@ -130,10 +131,11 @@ class StepGradient:
         self._entries_then = self._entries() if self.borrowed else None
 
     def read_again(self, row: Row) -> bool:
-        """Take the gradient's norms as it is now, and return whether it was changed since it was borrowed.
+        """Compute the norms of the gradient as it is now, and return whether it was changed since it was borrowed.
 
-        Writes that go past the version counter (those through `.data` do) show in the norms, or in some entries (of
-        other signs, or in another order). On the CPU these can be read at once; elsewhere the row is flagged.
+        Writes through `.data` go past the version counter. They show in the norms, or else in the compared entries
+        (other signs, another order). On the CPU the comparison is read at once; on other devices, which would have to
+        be waited for, the row is flagged.
         """
         if self._accumulates:
             self.changed = True
@@ -155,23 +157,23 @@ class StepGradient:
         return self.changed
 
     def drop(self) -> None:
-        """Forget the gradient, which is to be evaluated again."""
+        """Forget the gradient, which will be evaluated again."""
         self.tensors = [None] * len(self.tensors)
         self.borrowed = {}
 
     def replace(self, gradients: Mapping[int, Tensor]) -> None:
-        """Put in gradients that were evaluated at x_t again, by position, and take their norms."""
+        """Set gradients that were evaluated again at x_t, by position, and compute their norms."""
         for position, gradient in gradients.items():
             self.tensors[position] = gradient
         self.norms = self._norms(self._keeper.dual_norms)
 
     def overwritten(self, positions: Sequence[int], gradients: Sequence[Tensor]) -> bool:
-        """Say whether an evaluation's gradients lie where the borrowed ones lay, whose values are gone.
+        """Say whether an evaluation's gradients lie in the memory of the borrowed ones, whose values are lost then.
 
-        The loop has come to use CUDA graphs meanwhile; gradients of later steps are copied.
+        This happens once, when the loop has begun to use CUDA graphs; gradients of later steps are copied.
         """
         if not self.borrowed or not any(
-            # Empty tensors lie nowhere, at 0.
+            # The address of an empty tensor is 0.
             position in self.borrowed and self.borrowed[position][1][0] == gradient.data_ptr() != 0
             for position, gradient in zip(positions, gradients, strict=True)
         ):
@@ -191,14 +193,14 @@ class StepGradient:
 
 
 def _differ(now: Tensor, then: Tensor) -> Tensor:
-    """Say whether numbers differ, NaN being equal to itself; a scalar on their device."""
+    """Return whether any numbers differ, NaN being equal to NaN; a bool scalar on their device."""
     return ((now != then) & ~(now.isnan() & then.isnan())).any()
 
 
 def imprint(gradient: Tensor) -> tuple[int, int]:
-    """Return what changes when a gradient is replaced or written to."""
+    """Return the gradient's address and version counter, one of which changes when it is replaced or written to."""
     if gradient.layout != torch.strided:
-        # Sparse gradients have no memory of their own, and are not measured.
+        # A sparse gradient has no single address, and is not measured.
         return id(gradient), gradient._version
     part = local(gradient)
     return part.data_ptr(), part._version + (gradient._version if part is not gradient else 0)

@@ -1,10 +1,11 @@
-"""One step of one or several optimizers: which of them have taken part in it, and when it is over.
+"""One joint step of one or several optimizers: which of them have taken it, and when it is over.
 
-A step begins when the first of its optimizers is about to step, and is over
-- when all of them have stepped, in any order; or else
-- when the next backward pass begins, or one that has stepped is about to step again: the others sat this step out.
+A joint step begins when the first optimizer is about to step. It is over
+- when all optimizers have stepped, in any order; or else
+- when the next backward pass begins, or an optimizer that has stepped is about to step again. The optimizers that have
+  not stepped by then sat this step out.
 
-In the second case the step is known to be over, at the latest, before parameters change again: x_{t+1} is still there.
+In the second case the end is noticed before parameters change again, so that the parameters still are x_{t+1}.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ from lsmooth.loop.step_hooks import Handle, hook_steps
 from lsmooth.loop.subject import parameters_of
 from lsmooth.replay.microbatch import replaying
 
-# Compiling `optimizer.step` is not to trace hooks. As in torch's own optimizers, this imports the compiler when a hook
-# is first called; `torch.compiler.disable` would import it here.
+# torch.compile must not trace the hooks when it compiles `optimizer.step`. As in torch's own optimizers, the compiler
+# is imported when a hook is first called; `torch.compiler.disable` would import it with this module.
 _untraced = getattr(torch, "_disable_dynamo", lambda function: function)
 
-# So many steps in a row that are not seen are no coincidence.
+# After this number of consecutive unseen steps, the user is warned.
 UNSEEN_STEPS = 3
 _UNSEEN = (
-    "The parameters of {0} changed at {1} steps in a row at which no step() of it was seen, which flags these steps; "
-    "give the recorder the {0} whose step() the loop calls."
+    "The parameters of {0} changed at {1} steps in a row without a call of its step() being seen, and these steps are "
+    "flagged; give the recorder the {0} whose step() the loop calls."
 )
 
-_DROPPED = "A step that some of the optimizers had taken is not measured, since the one after it was skipped meanwhile."
+_DROPPED = "A step that only some of the optimizers had taken is not measured, since the loop skipped the next step."
 
 
 class JointStep:
-    """The step in progress, as the hooks of its optimizers tell of it.
+    """The joint step in progress, followed by hooks on its optimizers.
 
     Args:
-        optimizers: Those that take the step together.
+        optimizers: The optimizers that take each step together.
         faults: Keeps errors from the loop.
-        begin: Called just before the first of them changes parameters; where `step()` is given a closure that computes
-            the gradient, after that.
-        taken: Called once the first of them has stepped: what comes from now on belongs to the next step.
-        end: Called when the step is over, x_{t+1} being there; told whether something else has changed parameters
-            since the first of them stepped.
+        begin: Called just before the first optimizer changes parameters, and after the closure where `step()` is given
+            one that computes the gradient.
+        taken: Called once the first optimizer has stepped: later backward passes belong to the next step.
+        end: Called when the step is over and the parameters are x_{t+1}. Its argument says whether anything but the
+            optimizers has changed parameters since the first of them stepped.
         give_up: Called when the step cannot be measured.
     """
 
@@ -66,33 +67,34 @@ class JointStep:
         self._begin, self._taken, self._end, self._give_up = begin, taken, end, give_up
         self._stepped: list[torch.optim.Optimizer] = []
         self._absent: list[torch.optim.Optimizer] = []
-        # Of a step that some have taken and others have not: versions of all parameters, whether anything else has
-        # changed these, and whether the next backward pass has begun.
+        # While only some optimizers have stepped: the version counters of all parameters, whether anything else has
+        # changed a parameter, and whether the next backward pass has begun.
         self._versions: list[int] = []
         self._moved = False
         self._over = False
         self._arrivals: list[RemovableHandle] = []
-        # By optimizer that sat steps out: versions of its parameters at the end of the last, and how often they moved.
+        # For each optimizer that sat the last step out: the version counters of its parameters then, and at how many
+        # such steps in a row they have changed.
         self._unseen: dict[torch.optim.Optimizer, tuple[list[int], int]] = {}
         self._hooks: list[Handle] = []
 
     def attach(self) -> None:
-        """Hear of the optimizers' steps from now on."""
+        """Install the hooks on the optimizers."""
         self._hooks = [
             hook for optimizer in self._optimizers for hook in hook_steps(optimizer, self._before, self._after)
         ]
 
     def left_over(self) -> set[Tensor]:
-        """Return parameters of optimizers that sat the last step out: their `.grad` may hold that step's gradient."""
+        """Return the parameters of optimizers that sat the last step out; `.grad` may hold that step's gradient."""
         return {p for optimizer in self._absent for p in parameters_of(optimizer)}
 
     def finish_if_over(self) -> None:
-        """End the step in progress if it is known to be over."""
+        """End the step in progress if the next backward pass has begun."""
         if self._over:
             self.finish()
 
     def finish(self) -> None:
-        """End the step in progress, if some of the optimizers have taken it."""
+        """End the step in progress, if at least one optimizer has taken it."""
         if not self._stepped:
             return
         moved = self._moved or bool(self._absent and self._versions != self._versions_now())
@@ -100,7 +102,8 @@ class JointStep:
         late = self._absent
         self._forget()
         with contextlib.ExitStack() as stack:
-            # The next step's gradient may be there already, and its graph: for the loop, nothing has been written to.
+            # The next step's graph may exist already. Measuring moves parameters and puts them back, and autograd must
+            # not see these writes.
             for parameter in self._parameters() if late else ():
                 for tensor in (parameter, parameter.grad):
                     if tensor is not None:
@@ -108,14 +111,14 @@ class JointStep:
             self._end(moved)
 
     def drop(self) -> None:
-        """Give up the step in progress, which its optimizers have taken unmeasured."""
+        """Give up the step in progress unmeasured, and warn."""
         if self._stepped:
             self._forget()
             self._give_up()
             self._faults.say(_DROPPED, kind="dropped")
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove all hooks."""
         self._forget()
         for hook in self._hooks:
             hook.remove()
@@ -133,7 +136,7 @@ class JointStep:
         return None
 
     def _about_to(self) -> None:
-        """Take note that parameters are about to change."""
+        """Note that an optimizer is about to change parameters."""
         self.finish_if_over()
         if not self._stepped:
             self._begin()
@@ -154,15 +157,18 @@ class JointStep:
             self._arrivals = list(self._hooks_on_gradients())
 
     def _hooks_on_gradients(self) -> Iterator[RemovableHandle]:
-        """Yield hooks that hear of the next backward pass, on one parameter of each optimizer that has a gradient."""
+        """Yield hooks that notice the next backward pass.
+
+        One parameter with a gradient is enough for each optimizer; all its parameters are hooked where none has one.
+        """
 
         def arrived(_: Tensor) -> None:
-            # Another recorder may evaluate its own step again meanwhile. Nothing is measured amid a backward pass.
+            # A replay of another recorder also runs backward passes. The step is not ended here, in the middle of a
+            # backward pass, but at the next call outside of it.
             self._over = self._over or not replaying()
 
         for optimizer in self._optimizers:
             trained = [p for p in parameters_of(optimizer) if p.requires_grad]
-            # Of one that has no gradient yet, nobody knows which parameters will get one.
             for parameter in [p for p in trained if p.grad is not None][:1] or trained:
                 yield parameter.register_post_accumulate_grad_hook(arrived)
 
@@ -173,7 +179,7 @@ class JointStep:
         return [p for optimizer in self._optimizers for p in parameters_of(optimizer)]
 
     def _look_for_unseen(self) -> None:
-        """Warn of an optimizer whose parameters move though its steps are not seen."""
+        """Warn about an optimizer whose parameters change although its steps are not seen."""
         found: dict[torch.optim.Optimizer, tuple[list[int], int]] = {}
         for optimizer in self._absent:
             now = [p._version for p in parameters_of(optimizer)]

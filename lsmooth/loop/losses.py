@@ -1,4 +1,4 @@
-"""Which of the things that a call returns is the loss."""
+"""Find the loss in what a call returns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Choice = Callable[[Any], Any]
 
 
 def loss_in(returned: Any, choose: Choice | None = None) -> Tensor | None:
-    """Return the loss in what a call returned: a scalar tensor that has a gradient, or None.
+    """Return the loss in what a call returned, a tensor of one element that requires a gradient; None if there is none.
 
-    It is what `choose` takes of it; else the thing itself, its `.loss`, item "loss" or first item; else the only scalar
-    tensor in it that has a gradient.
+    The loss is what `choose` returns of it, if given. Otherwise it is, in this order: the returned tensor itself; its
+    attribute `loss`, item "loss" or first item; the only scalar tensor in it that requires a gradient.
 
     Raises:
-        RecorderError: There are several such scalars, none of which is called the loss.
+        RecorderError: There are several such scalars, and none of them is called the loss.
     """
     if choose is not None:
         return _usable(choose(returned))
@@ -34,13 +34,14 @@ def loss_in(returned: Any, choose: Choice | None = None) -> Tensor | None:
     loss = _usable(named)
     if loss is not None or isinstance(returned, Tensor):
         return loss
-    # A model's output for one example may have one entry, and is no loss.
+    # Only tensors without dimensions: a model's output for one example may have one element, and is no loss.
     scalars = [tensor for tensor in tensors_in(returned) if tensor.dim() == 0 and _usable(tensor) is not None]
     found = list({id(tensor): tensor for tensor in scalars}.values())
     if len(found) > 1:
         raise RecorderError(
-            f"Which of the {len(found)} scalars with a gradient in the returned {type(returned).__name__} is the loss "
-            "is not clear; say it with loss=lambda returned: …, or watch a function that computes the loss from them."
+            f"The returned {type(returned).__name__} holds {len(found)} scalars with a gradient, and it is not clear "
+            "which is the loss; say it with loss=lambda returned: …, or watch a function that computes the loss from "
+            "them."
         )
     return found[0] if found else None
 

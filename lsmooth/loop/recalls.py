@@ -1,4 +1,4 @@
-"""Calls of watched functions, made again: with the arguments of then, and fresh outputs of the calls before them."""
+"""Calls of watched functions that can be made again, with old arguments and fresh outputs of earlier calls."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class _Made:
-    """Stands in a call's arguments for a tensor that is made anew."""
+    """Stands in a call's arguments for a tensor that is computed again at each replay."""
 
     recipe: Recipe
 
 
 class Recall:
-    """A call of a watched function, and all that it takes to make it again.
+    """A call of a watched function, with everything needed to make it again.
 
     Args:
-        function: What was called.
-        arguments: Its positional and keyword arguments, in containers of their own; `_Made` for what is made anew.
-        during_replay: Makes a context in which it is called again.
-        surroundings: What it found around it.
-        remakes: Whether there are any `_Made` among them.
-        before: The calls whose outputs these are made of.
-        refusal: Why it cannot be made again, in one sentence; None where it can.
+        function: The function that was called.
+        arguments: Its positional and keyword arguments in copied containers; `_Made` for tensors computed again.
+        during_replay: Makes a context in which the function is called again.
+        surroundings: The state of models, generators and contexts in which the call was made.
+        remakes: Whether the arguments hold any `_Made`.
+        before: The earlier calls whose outputs the `_Made` are computed from.
+        refusal: Why the call cannot be made again, in one sentence; None if it can.
 
     Attributes:
-        surroundings: What it found around it.
+        surroundings: As above; after `ended`, without what the call left unchanged.
     """
 
     _numbers = itertools.count()
@@ -73,17 +73,17 @@ class Recall:
         self._ended_at: dict[Tensor, int] = {}
 
     def ended(self) -> None:
-        """Take note that the call has returned."""
+        """Note that the call has returned."""
         self._ended_at = _versions(self.surroundings)
         self.surroundings = self.surroundings.without_unchanged()
 
     @property
     def first(self) -> Recall:
-        """The first of the calls that have to be made again, whose surroundings are theirs all."""
+        """The first call of the chain that a replay makes; the whole replay starts from its surroundings."""
         return self._chain()[0]
 
     def closure(self, choose: Choice | None) -> Closure:
-        """Return a closure that makes the call again, those before it too, and returns its loss."""
+        """Return a closure that makes the calls before this one and this call again, and returns this call's loss."""
         chain = self._chain()
         changes = [None, *(_changed(before, call) for before, call in itertools.pairwise(chain))]
 
@@ -101,14 +101,14 @@ class Recall:
         return closure
 
     def _chain(self) -> list[Recall]:
-        """Return the call and all before it, in the order in which they were made."""
+        """Return this call and all calls that it depends on, in the order in which they were made."""
         found = {self: None}
         for call in self._before:
             found.update(dict.fromkeys(call._chain()))
         return sorted(found, key=lambda call: call._number)
 
     def _again(self, outputs: Mapping[Recall, Any]) -> Any:
-        """Make the call again, now that those before it have been made."""
+        """Make the call again, from the outputs of the calls before it."""
         if self._refusal is not None:
             raise RecorderError(self._refusal)
         args, kwargs = _containers_copied(self._arguments)
@@ -117,7 +117,7 @@ class Recall:
             returned = {call: tensors_in(output) for call, output in outputs.items()}
 
             def fresh(value: _Made) -> Tensor:
-                # The casts of autocast stand in the graph themselves.
+                # The recipe holds autocast's casts as operations of their own.
                 with torch.autocast(self.surroundings.contexts.autocast.devices[-1][0], enabled=False):
                     return make(value.recipe, returned.__getitem__, made)
 
@@ -131,35 +131,36 @@ def _versions(surroundings: Surroundings) -> dict[Tensor, int]:
 
 
 def _changed(before: Recall, call: Recall) -> Surroundings:
-    """Return what a call found around it, and of the buffers those alone that were written to since the one before.
+    """Return a call's surroundings, restricted to the buffers written to since the call before it ended.
 
-    Autograd watches the others: the graph of the call before may have saved them.
+    The other buffers must not be restored: the graph of the call before may have saved them, and autograd would refuse
+    them after a write.
     """
     modules = call.surroundings.modules
     then, now = before._ended_at, call._began_at
     contents = tuple(entry for entry in modules.contents if then.get(entry[0], now[entry[0]]) != now[entry[0]])
-    # What objects hold since the call before, that call has put there, in the replay, too.
+    # Changes of objects between the two calls are made by the call before, in the replay too.
     return replace(call.surroundings, modules=replace(modules, contents=contents), objects=ObjectState(()))
 
 
 class OutputsOfCalls:
-    """Knows the tensors that watched models have returned, by their place in autograd's graph.
+    """The tensors that watched models have returned, by their place in autograd's graph.
 
-    The graph itself carries the notes, so that they are gone when it is.
+    The notes are kept in the metadata of the graph's nodes, so that they are freed together with the graph.
     """
 
     def __init__(self) -> None:
         self._key = object()
 
     def note(self, call: Recall | None, returned: Any) -> None:
-        """Take note of what a call has returned, None for a call that is not to be made again."""
+        """Note what a call has returned; `call` is None if it is not to be made again."""
         if call is not None:
             call.ended()
         for position, tensor in enumerate(tensors_in(returned)):
             if tensor.grad_fn is not None:
                 metadata: Any = tensor.grad_fn.metadata
                 notes = metadata.setdefault(self._key, {})
-                # The first to return it has computed it.
+                # The first call that returned a tensor is the one that computed it.
                 notes.setdefault(tensor.output_nr, Output(call, position))
 
     def _source(self, node: Any, position: int) -> Output | None:
@@ -174,15 +175,15 @@ class OutputsOfCalls:
         surroundings: Surroundings,
         parameters: Sequence[Tensor],
     ) -> Recall | None:
-        """Return a call as it is about to be made; None where one that it depends on is not to be made again.
+        """Return a call that is about to be made; None if a call that it depends on is not to be made again.
 
         Args:
-            function: What is called.
-            args: With these positional arguments.
-            kwargs: With these keyword arguments.
-            during_replay: Makes a context in which it is called again.
-            surroundings: What it finds around it.
-            parameters: What replays move.
+            function: The function that is called.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            during_replay: Makes a context in which the function is called again.
+            surroundings: The state in which the call is made.
+            parameters: The parameters that replays move.
         """
         recipes: list[Recipe] = []
         refusals: list[str] = []
@@ -194,7 +195,7 @@ class OutputsOfCalls:
                 recipe = made_of(tensor, self._source)
             except CannotBeRedone as error:
                 if not may_reach(tensor, set(parameters)):
-                    # Another network's output stays what it is.
+                    # The output of a network that replays do not move stays as it is.
                     return tensor.detach().requires_grad_()
                 refusals.append(_from_outside(function, args, kwargs, tensor, str(error)))
                 return None
@@ -219,17 +220,17 @@ class OutputsOfCalls:
 def _from_outside(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor, operation: str
 ) -> str:
-    """Return the sentence for an input whose graph cannot be made again."""
+    """Return the error message for an input whose graph cannot be computed again."""
     called = getattr(function, "__name__", type(function).__name__)
     return (
-        f"The input {_name_of(function, args, kwargs, tensor)} of {called} has a graph that comes from outside of what "
-        f"is watched ({operation}), so that the loss cannot be evaluated again; watch the model that computes it too, "
+        f"The input {_name_of(function, args, kwargs, tensor)} of {called} has a graph from outside the watched calls "
+        f"({operation}), so that the loss cannot be evaluated again; watch the model that computes it too, "
         "recorder.watch(model, criterion), and let one of the two do that operation."
     )
 
 
 def _name_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> str:
-    """Return the name of the parameter that a tensor is given for."""
+    """Return the name of the argument that a tensor is passed for."""
     called = function.forward if isinstance(function, nn.Module) else function
     try:
         bound: Mapping[str, Any] = inspect.signature(called).bind(*args, **kwargs).arguments
@@ -240,7 +241,7 @@ def _name_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
 
 def _loss_of_replay(returned: Any, choose: Choice | None) -> Tensor:
     if returned is None:
-        # A training step that passes over batches whose loss is not finite: there is no gradient at this point.
+        # Some training steps return None where the loss is not finite: this point has no gradient.
         return torch.tensor(math.nan, requires_grad=True)
     loss = loss_in(returned, choose)
     if loss is None:
@@ -249,9 +250,9 @@ def _loss_of_replay(returned: Any, choose: Choice | None) -> Tensor:
 
 
 def _containers_copied(value: Any) -> Any:
-    """Return a value whose dicts, lists and tuples are new, with the same things in them: callees take items out."""
+    """Return a value with its dicts, lists and tuples copied, since the callee may change them; items are the same."""
     try:
         return pytree.tree_map(lambda leaf: copy.copy(leaf) if isinstance(leaf, MutableMapping) else leaf, value)
     except RecursionError:
-        # Nested deeper than Python calls itself: what callees take out of there is not put back.
+        # Nested deeper than Python's recursion limit: changes that the callee makes in there are not undone.
         return value

@@ -1,4 +1,4 @@
-"""The arguments of a recorder, checked: each error is a sentence that says how to mend it."""
+"""Checks the arguments of a recorder, and keeps them as `Settings`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lsmooth.replay.microbatch import Closure
 from lsmooth.trace.grouping import group_parameters
 from lsmooth.trace.layout import GEOMETRIES, LAYER_NORMS, NORMS, Geometry
 
-# HDF5 keeps whole numbers in 64 bits, with or without a sign.
+# The trace keeps the step as a signed and the seed as an unsigned 64-bit integer.
 _LARGEST_STEP = 2**63 - 1
 _LARGEST_SEED = 2**64 - 1
 DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
@@ -26,11 +26,11 @@ DEFAULT_GAMMAS = (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6)
 
 @dataclass(frozen=True)
 class Blocks:
-    """Groups of layers that are moved by themselves.
+    """Groups of layers, each of which is moved along the step alone.
 
     Attributes:
-        members: Positions of the parameters of each group, by its name.
-        every: The groups are moved at measured steps whose number is a multiple of it.
+        members: Positions of the parameters of each group, by the group's name.
+        every: The groups are moved at measured steps whose number is a multiple of this.
     """
 
     members: Mapping[str, tuple[int, ...]]
@@ -38,10 +38,14 @@ class Blocks:
 
     @classmethod
     def checked(cls, blocks: Any, names: Sequence[str]) -> Blocks | None:
-        """Return the groups that are asked for: a number of them, a way to group parameters, or a pair with `every`.
+        """Return the groups that the argument `blocks` asks for; None for none.
+
+        Args:
+            blocks: A number of groups, a way to group parameters, or a pair of one of these and `every`.
+            names: Names of the measured parameters.
 
         Raises:
-            InvalidArgumentError: It is none of these, or no parameter falls into any group.
+            InvalidArgumentError: `blocks` is none of these, or no parameter falls into any group.
         """
         if blocks is None or blocks is False:
             return None
@@ -56,21 +60,21 @@ class Blocks:
         return cls({name: tuple(members) for name, members in groups.items()}, int(every))
 
     def asks_for(self, step: int) -> bool:
-        """Say whether groups are moved at a step."""
+        """Say whether the groups are moved at a step."""
         return step % self.every == 0
 
     def names_of(self, parameters: int) -> list[str]:
-        """Return the group of each of so many parameters, "" for none."""
+        """Return the group name of each of the first `parameters` parameters, "" for one in no group."""
         owners = {position: name for name, members in self.members.items() for position in members}
         return [owners.get(position, "") for position in range(parameters)]
 
 
 def _runs_of_modules(names: Sequence[str], count: int) -> dict[str, list[int]]:
-    """Cut the modules, in the network's order, into so many runs of about equal length."""
+    """Cut the modules, in the network's order, into `count` runs with about equally many modules."""
     modules = group_parameters(names, "module")
     if not 1 <= count <= len(modules):
         raise InvalidArgumentError(
-            f"blocks={count}: the model has {len(modules)} modules; give a number from 1 to that."
+            f"blocks={count}: the model has {len(modules)} modules; give a number from 1 to {len(modules)}."
         )
     order = list(modules)
     ends = [round(len(order) * i / count) for i in range(count + 1)]
@@ -86,21 +90,22 @@ class Settings:
     """What is measured, and at which steps; see `Recorder` for the meaning of each.
 
     Attributes:
-        every: Measure every so many steps, or those of which a function says so.
-        gammas: Positions along a step.
+        every: Number of optimizer steps from one measured step to the next, or a function of the step number that says
+            whether it is measured.
+        gammas: Positions along a step, in (0, 1].
         endpoint: Whether x_{t+1} is evaluated too.
-        coordinates: How many coordinates of each parameter tensor are followed.
-        seed: For the choice of coordinates and the probes' randomness.
-        probes: The closures whose mean is measured in place of the step's own loss.
-        probe_size: How many examples a probe has; None where that is not said.
+        coordinates: Number of coordinates followed in each parameter tensor.
+        seed: Seed of the choice of coordinates and of the probes' randomness.
+        probes: Closures whose mean loss is measured in place of the step's own loss; empty without probes.
+        probe_size: Number of examples in a probe; None if unknown.
         geometries: The geometries to measure in, l2 first.
-        layers: The geometry of each parameter's own norm, where "layers" is among them; else none.
+        layers: The geometry of each parameter's own norm if `geometries` has "layers"; else empty.
         densities: Whether all coordinates are counted.
-        blocks: Which layers are moved by themselves, and when; None for none.
+        blocks: Groups of layers that are moved alone, and at which steps; None for none.
         critical: Whether the critical learning rate is searched for.
         cuda_graphs: Whether evaluations are played back as CUDA graphs.
-        offload: Whether x_t and x_{t+1} wait in the host's memory.
-        autocast: Whether losses are evaluated under the step's autocast contexts, or in full precision.
+        offload: Whether x_t and x_{t+1} are kept in the host's memory.
+        autocast: True evaluates losses under the step's autocast contexts, False without autocast.
     """
 
     every: int | Callable[[int], bool]
@@ -140,10 +145,10 @@ class Settings:
         offload: bool,
         autocast: bool,
     ) -> Settings:
-        """Return the settings that a recorder is given, whose parameters have names and lie on a device.
+        """Return checked settings from a `Recorder`'s arguments; its parameters have `names` and lie on `device`.
 
         Raises:
-            InvalidArgumentError: One is out of its range.
+            InvalidArgumentError: An argument is out of its range.
         """
         geometries, layers = checked_norms(norms, device, names)
         return cls(
@@ -169,10 +174,15 @@ class Settings:
         return step % self.every == 0 if isinstance(self.every, int) else bool(self.every(step))
 
     def check_for(self, device: torch.device, *, alone: bool, sharded: bool) -> None:
-        """Refuse what goes with one process, or with one kind of device, alone.
+        """Check the settings that need one kind of device, or one process.
+
+        Args:
+            device: Device of the measured parameters.
+            alone: Whether one process trains the model.
+            sharded: Whether parameters are sharded over processes.
 
         Raises:
-            InvalidArgumentError: Something is asked for that cannot be had here.
+            InvalidArgumentError: A setting does not work here, or two settings exclude each other.
         """
         if self.densities and sharded:
             raise InvalidArgumentError(
@@ -183,25 +193,24 @@ class Settings:
             raise InvalidArgumentError(
                 "cuda_graphs=True needs a model on an NVIDIA GPU that one process trains; leave it out here."
             )
-
         if self.cuda_graphs and not self.autocast:
             raise InvalidArgumentError(
-                "cuda_graphs=True captures evaluations as training makes them, and autocast=False makes others; leave "
-                "one of the two out."
+                "cuda_graphs=True plays back evaluations as training makes them, and autocast=False changes them; "
+                "leave one of the two out."
             )
 
     def facts(self) -> dict[str, Any]:
-        """Return what must be the same on all ranks, beside what the header of the trace says."""
+        """Return the settings that must be equal on all ranks and do not stand in the trace's header."""
         return {"probes": len(self.probes), "every": self.every_in_words, "autocast": self.autocast}
 
     @property
     def every_in_words(self) -> int | str:
-        """The rule of `every`, as a trace keeps it."""
+        """`every` as a trace keeps it: the number, or "callable"."""
         return self.every if isinstance(self.every, int) else "callable"
 
 
 def checked_every(every: Any) -> int | Callable[[int], bool]:
-    """Return which steps are measured: every so many, or those of which a function says so."""
+    """Return `every`, checked: a positive int, or a function of the step number."""
     if callable(every):
         return every  # type: ignore[no-any-return]
     if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
@@ -212,7 +221,7 @@ def checked_every(every: Any) -> int | Callable[[int], bool]:
 
 
 def checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
-    """Return the positions along a step."""
+    """Return `gammas`, checked: distinct positions in (0, 1]."""
     try:
         values = tuple(float(gamma) for gamma in gammas)
     except (OverflowError, TypeError, ValueError):
@@ -225,21 +234,21 @@ def checked_gammas(gammas: Sequence[float]) -> tuple[float, ...]:
 
 
 def checked_coordinates(coordinates: Any) -> int:
-    """Return how many coordinates of each parameter tensor are followed."""
+    """Return `coordinates`, checked: the number to follow in each parameter tensor, 0 or more."""
     if isinstance(coordinates, bool) or not isinstance(coordinates, Integral) or coordinates < 0:
-        raise InvalidArgumentError(f"coordinates={coordinates!r} is not a number of coordinates, 0 or more.")
+        raise InvalidArgumentError(f"coordinates={coordinates!r} is not a whole number, 0 or more.")
     return int(coordinates)
 
 
 def checked_seed(seed: Any) -> int:
-    """Return the seed of the coordinates' choice and of the probes' randomness."""
+    """Return `seed`, checked: a whole number of 64 bits."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= _LARGEST_SEED:
         raise InvalidArgumentError(f"seed={seed!r} is not a whole number from 0 to {_LARGEST_SEED}.")
     return int(seed)
 
 
 def checked_probes(probe: Any) -> tuple[Closure, ...]:
-    """Return the closures whose mean is measured in place of the step's own loss; none without probes."""
+    """Return `probe` as a tuple of closures; empty without probes."""
     if probe is None:
         return ()
     probes = (probe,) if callable(probe) else tuple(probe)
@@ -249,21 +258,24 @@ def checked_probes(probe: Any) -> tuple[Closure, ...]:
 
 
 def checked_probe_size(size: Any) -> int | None:
-    """Return how many examples a probe has, None where that is not said."""
+    """Return `probe_size`, checked: the number of examples in a probe, or None."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, Integral) or size < 1):
-        raise InvalidArgumentError(f"probe_size={size!r} is not a number of examples, 1 or more.")
+        raise InvalidArgumentError(f"probe_size={size!r} is not a whole number, 1 or more.")
     return None if size is None else int(size)
 
 
 def checked_norms(
     norms: Any, device: torch.device, names: Sequence[str]
 ) -> tuple[tuple[Geometry, ...], tuple[Geometry, ...]]:
-    """Return the geometries to measure in, l2 first, and each parameter's own one, where that is asked for."""
+    """Return `norms` as geometries, l2 first, and the geometry of each parameter's own norm.
+
+    The second is empty unless `norms` holds a mapping from patterns of names to norms.
+    """
     asked = (norms,) if isinstance(norms, (str, Mapping)) else tuple(norms)
     mappings = [norm for norm in asked if isinstance(norm, Mapping)]
     plain = [norm for norm in asked if not isinstance(norm, Mapping)]
     if len(mappings) > 1:
-        raise InvalidArgumentError(f"norms={asked!r} has several mappings from layers to norms; give one.")
+        raise InvalidArgumentError(f"norms={asked!r} has several mappings from names to norms; give one.")
     for norm in (*plain, *(norm for mapping in mappings for norm in mapping.values())):
         if norm not in LAYER_NORMS:
             raise unknown_name("norm", str(norm), LAYER_NORMS)
@@ -278,10 +290,10 @@ def checked_norms(
 
 
 def own_norms(patterns: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the norm of each parameter: that of the first pattern that is found in its name, "*" being found in all.
+    """Return the norm of each parameter: that of the first pattern found in its name. "*" is found in every name.
 
     Raises:
-        InvalidArgumentError: A pattern is no regular expression, fits no parameter, or a parameter fits none.
+        InvalidArgumentError: A pattern is no regular expression or fits no parameter, or a parameter fits no pattern.
     """
     found: list[str] = []
     used: set[str] = set()
@@ -290,7 +302,7 @@ def own_norms(patterns: Mapping[str, str], names: Sequence[str]) -> tuple[str, .
             pattern = next((p for p in patterns if p == "*" or re.search(p, name)), None)
             if pattern is None:
                 raise InvalidArgumentError(
-                    f"norms: no pattern fits the parameter {name}; add '*': 'l2', which fits all that is left."
+                    f"norms: no pattern fits the parameter {name}; add '*': 'l2', which fits all other names."
                 )
             used.add(pattern)
             found.append(patterns[pattern])
@@ -299,6 +311,7 @@ def own_norms(patterns: Mapping[str, str], names: Sequence[str]) -> tuple[str, .
     unused = [pattern for pattern in patterns if pattern not in used and pattern != "*"]
     if unused:
         raise InvalidArgumentError(
-            f"norms: the pattern {unused[0]!r} is the first to fit no parameter; names are such as {names[0]}."
+            f"norms: the pattern {unused[0]!r} is the first match of no parameter; remove it, or mend it to match a "
+            f"name such as {names[0]}."
         )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""What training did, as records that all the rest works on."""
+"""Records of what training did: backward passes, and measured or skipped steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class BackwardPass:
     """One backward pass of training.
 
     Attributes:
-        microbatches: The losses that it started from, to be evaluated again.
-        losses: Their values, scalars, weighted as in the step.
-        arrivals: How often it accumulated into each parameter.
-        leaves: The leaf tensors that it accumulated into.
+        microbatches: The losses that it started from, in a form that can be evaluated again.
+        losses: Values of these losses, scalars, weighted as in the step.
+        arrivals: Number of times that it accumulated a gradient into each parameter.
+        leaves: The leaf tensors that it accumulated gradients into.
     """
 
     microbatches: tuple[Microbatch, ...]
@@ -33,12 +33,12 @@ class BackwardPass:
 
 @dataclass(frozen=True)
 class Companion:
-    """A trained parameter of the model that another optimizer steps, as it was at the first backward.
+    """A trained parameter that is not measured, since another optimizer steps it, as it was at the first backward pass.
 
     Attributes:
         parameter: The parameter.
-        value: A copy of its value.
-        version: Its version counter.
+        value: A copy of its value then.
+        version: Its version counter then.
     """
 
     parameter: Tensor
@@ -51,21 +51,21 @@ class Step:
     """An optimizer step that is measured, from x_t to x_{t+1}.
 
     Attributes:
-        number: Its index, counted from 0.
-        microbatches: What its loss is the sum of, or, for probes, the mean.
-        divisor: The number of probes; 1 without.
+        number: Index of the step, counted from 0.
+        microbatches: Their losses add up to the step's loss; with probes, the loss is their mean.
+        divisor: Number of probes; 1 without probes.
         loss: f(x_t), a scalar.
         gradient: grad f(x_t), by position of the parameter.
-        segment: x_t, and after the step x_{t+1}, of the active parameters.
+        segment: x_t of the active parameters, and x_{t+1} once the step is taken.
         active: Positions of the parameters that the step may change.
         lr: Learning rate of each parameter group, taken before the step; NaN where a group has none.
-        flags: What is known against it, bits of `Status`.
-        arrivals: How often its backward passes accumulated into each parameter.
-        leaves: The leaf tensors that they accumulated into, with their versions then.
-        companions: What other optimizers step.
-        foreign: Sum of norms of gradients that were there before the first backward; for probes, how many tensors have
-            changed since their gradient was evaluated; None for none.
-        noise: Standard deviation of the probes' gradients, by kind of norm, (p,) each; None without.
+        flags: Bits of `Status` that are known before the step is evaluated again.
+        arrivals: Number of times that backward passes accumulated a gradient into each parameter.
+        leaves: The leaf tensors that they accumulated into, each with its version counter then.
+        companions: Trained parameters that other optimizers step.
+        foreign: Sum of the norms of gradients that were there before the first backward pass. With probes, the number
+            of tensors that have changed since the probes' gradient was evaluated. None where there was nothing.
+        noise: Standard deviation of the probes' gradients, by kind of norm, (p,) each; None without probes.
     """
 
     number: int
@@ -85,30 +85,30 @@ class Step:
 
     @property
     def scale(self) -> Tensor | None:
-        """The factor that gradients carry, None for 1: a scaler does not change it between two steps."""
+        """The gradient scaler's factor that gradients still carry, a scalar; None for 1."""
         return self.microbatches[0].scale
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
-        """The floating-point dtypes that its loss is computed in, as far as they are seen."""
+        """The floating-point dtypes seen in the computation of the loss."""
         found = {parameter.dtype for parameter in self.segment.start}
         return frozenset(found).union(*(microbatch.all_dtypes() for microbatch in self.microbatches))
 
     def without_autocast(self) -> Step:
-        """Return the same step, its losses evaluated without autocast; the gradient is gone, and to be evaluated."""
+        """Return the same step with its losses evaluated without autocast, and with its gradient dropped."""
         self.gradient.drop()
         return replace(self, microbatches=tuple(microbatch.without_autocast() for microbatch in self.microbatches))
 
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """A measured step whose backward passes came, and whose optimizer step did not (a scaler's skip, a `continue`).
+    """A step that was due and had backward passes, but no optimizer step (a scaler's skip, a `continue`).
 
     Attributes:
-        number: Its index, counted from 0.
+        number: Index of the step, counted from 0.
         loss: f(x_t), a scalar.
         lr: Learning rate of each parameter group.
-        flags: What is known against it, bits of `Status`.
+        flags: Bits of `Status`.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Optimizer steps that are given a closure, which computes the gradient inside of the step."""
+"""Optimizer steps that are given a closure, which computes the gradient inside the step."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def with_closure_followed(
     gradient_is_there: Callable[[], None],
     give_up: Callable[[], None],
 ) -> tuple[Any, Any]:
-    """Return the arguments of `optimizer.step` with a closure that says when it has computed the gradient.
+    """Return the arguments of `optimizer.step` with a closure that reports when it has computed the gradient.
 
     Args:
-        optimizer: Whose step it is.
+        optimizer: The optimizer that steps.
         args: Positional arguments of the step, the optimizer first.
-        kwargs: Its keyword arguments.
+        kwargs: Keyword arguments of the step.
         faults: Decides whether a step that calls its closure twice is an error.
         gradient_is_there: Called after the closure, before the step changes anything.
-        give_up: Called when the step calls its closure a second time, before the error or the warning that says so.
+        give_up: Called when the step calls its closure a second time, before the error is raised or warned about.
     """
     calls = 0
 
@@ -44,7 +44,7 @@ def with_closure_followed(
             if calls > 1:
                 with faults.contained(give_up):
                     raise RecorderError(
-                        f"{type(optimizer).__name__}.step called its closure twice, which leaves no single step to "
+                        f"{type(optimizer).__name__}.step called its closure twice, so that there is no single step to "
                         "measure; use an optimizer that evaluates the loss once a step."
                     )
             returned = closure()

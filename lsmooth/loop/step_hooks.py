@@ -1,4 +1,4 @@
-"""Functions called before and after each step of an optimizer, whether its class calls hooks or not."""
+"""Call functions before and after each step of an optimizer, also where its class does not support step hooks."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import Any, Protocol
 
 import torch
 
-# Takes the optimizer, and the arguments of its step, the optimizer first; may return other arguments.
+# Takes the optimizer and the positional and keyword arguments of its step, the optimizer first. May return replacements
+# for both; None keeps them.
 Before = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, Any] | None]
 After = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Handle(Protocol):
-    """What takes a hook off again."""
+    """Removes a hook."""
 
     def remove(self) -> None:
-        """Take it off."""
+        """Remove the hook."""
 
 
 def hook_steps(optimizer: Any, before: Before, after: After) -> Sequence[Handle]:
     """Call functions around each step of an optimizer.
 
-    Optimizers of torch call such hooks themselves. A wrapper that never initialises `torch.optim.Optimizer` does not
-    (Lookahead as most write it, `ScheduleFreeWrapper`), and a class whose `step` calls its parent's may call them
-    twice: there the object's own `step` is replaced.
+    torch's optimizers call step hooks themselves. A wrapper that never initialises `torch.optim.Optimizer` does not
+    (most Lookahead implementations, `ScheduleFreeWrapper`). A class whose `step` calls its parent's `step` may call
+    hooks twice. In both cases the object's own `step` is replaced.
 
     Args:
-        optimizer: Whose steps they are.
-        before: Called before each.
-        after: Called after each that has raised nothing.
+        optimizer: The optimizer.
+        before: Called before each step.
+        after: Called after each step that raised no exception.
     """
     if _calls_hooks_once(optimizer):
         return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
@@ -40,7 +41,7 @@ def hook_steps(optimizer: Any, before: Before, after: After) -> Sequence[Handle]
 
 
 def can_be_hooked(optimizer: Any) -> bool:
-    """Say whether `hook_steps` takes an object: one that steps parameters, and can be given attributes."""
+    """Say whether `hook_steps` accepts an object: it has `step` and `param_groups`, and takes new attributes."""
     return (
         callable(getattr(optimizer, "step", None))
         and hasattr(optimizer, "param_groups")
@@ -54,13 +55,13 @@ def _calls_hooks_once(optimizer: Any) -> bool:
         return False
     written = [parent for parent in kind.__mro__ if "step" in vars(parent) and parent is not base]
     hooks = [vars(optimizer).get(f"_optimizer_step_{when}_hooks") for when in ("pre", "post")]
-    # A wrapper may have made these itself, to please whoever looks for them.
+    # A wrapper may have made these attributes itself without ever calling the hooks in them.
     initialised = all(isinstance(held, OrderedDict) for held in hooks) and hooks[0] is not hooks[1]
     return initialised and len(written) == 1
 
 
 class _ReplacedStep:
-    """Stands in an optimizer's place for its `step`, until removed."""
+    """Replaces the `step` attribute of one optimizer object until removed."""
 
     def __init__(self, optimizer: Any, before: Before, after: After) -> None:
         self._removed = False
@@ -68,7 +69,7 @@ class _ReplacedStep:
         self._own = vars(optimizer).get("step")
         real = optimizer.step
 
-        # A copy of the optimizer, and what was saved of it, find the method of this name.
+        # Copies and pickles of the optimizer look the method up by this name.
         @functools.wraps(real)
         def step(self_: Any, *args: Any, **kwargs: Any) -> Any:
             if self._removed or self_ is not optimizer:
@@ -80,12 +81,12 @@ class _ReplacedStep:
             after(optimizer, (optimizer, *args), kwargs)
             return returned
 
-        # Schedulers of learning rates ask for the function of a bound method.
+        # Learning rate schedulers read `step.__func__`, which only a bound method has.
         self._step = types.MethodType(step, optimizer)
         vars(optimizer)["step"] = self._step
 
     def remove(self) -> None:
-        """Put the optimizer's own `step` back; where another stands over it by now, do nothing any more when called."""
+        """Put the optimizer's own `step` back; if it was replaced again since, only stop calling the functions."""
         self._removed = True
         if vars(self._optimizer).get("step") is not self._step:
             return

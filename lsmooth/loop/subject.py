@@ -1,4 +1,4 @@
-"""What is being trained and measured: a model, its optimizers, and the parameters that these step."""
+"""The model being trained, its optimizers, and the parameters that the optimizers step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lsmooth.parallel.ranks import unwrapped
 
 @dataclass(frozen=True)
 class Subject:
-    """What is being trained.
+    """The model, its optimizers and their parameters.
 
     Attributes:
-        called: The model as the training loop calls it, wrapped or not.
-        model: The module inside of it.
-        optimizers: The optimizers that take the steps together; commonly one.
-        names: Names of their parameters, in the model's order.
-        parameters: These parameters.
+        called: The model as the training loop calls it, possibly wrapped (DistributedDataParallel, torch.compile).
+        model: The module inside the wrappers.
+        optimizers: The optimizers that take each step together; usually one.
+        names: Names of the measured parameters, in the model's order.
+        parameters: The measured parameters, in the same order.
         group_counts: Number of parameter groups of each optimizer.
     """
 
@@ -37,7 +37,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: Any) -> Subject:
-        """Return what a model and an optimizer, or several, wrapped or not, are.
+        """Return the subject of a model and of one or several optimizers; all of them may be wrapped.
 
         Raises:
             InvalidArgumentError: One of them cannot be measured.
@@ -49,39 +49,42 @@ class Subject:
 
     @property
     def optimizer_name(self) -> str:
-        """The kinds of the optimizers, such as "Muon + AdamW"."""
+        """Class names of the optimizers, such as "Muon + AdamW"."""
         return " + ".join(type(optimizer).__name__ for optimizer in self.optimizers)
 
     @property
     def groups(self) -> int:
-        """Number of parameter groups of all optimizers, one optimizer's after another's."""
+        """Number of parameter groups of all optimizers together."""
         return sum(self.group_counts)
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter is, and numbers are kept."""
+        """Device of the first parameter; measured numbers are kept there."""
         return self.parameters[0].device
 
     @property
     def real(self) -> str:
-        """What norms are kept in: "float64" where a parameter is, else "float32"."""
+        """Dtype in which the trace keeps norms: "float64" if any parameter is float64, else "float32"."""
         return "float64" if any(p.dtype == torch.float64 for p in self.parameters) else "float32"
 
     def active(self) -> tuple[int, ...]:
-        """Return the positions of the parameters that a step may change now."""
+        """Return the positions of the parameters that the next step may change."""
         return tuple(i for i, p in enumerate(self.parameters) if p.requires_grad or p.grad is not None)
 
     def companions(self) -> list[Tensor]:
-        """Return the trained parameters, now, that other optimizers step, or that these have gained since."""
+        """Return trained parameters that are not measured.
+
+        Other optimizers step them, or these optimizers gained them after the recorder was attached.
+        """
         mine = set(self.parameters)
         held = (p for optimizer in self.optimizers for p in parameters_of(optimizer))
         trained = (p for p in (*self.model.parameters(), *held) if p.requires_grad and p not in mine)
         return list(dict.fromkeys(trained))
 
     def rates(self) -> tuple[float | Tensor, ...]:
-        """Return the learning rate of each parameter group now; NaN for one that has none.
+        """Return the present learning rate of each parameter group; NaN for a group without one.
 
-        Groups that an optimizer has gained since are left out.
+        Groups that an optimizer gained after the recorder was attached are left out.
         """
         rates: list[Any] = []
         for optimizer, count in zip(self.optimizers, self.group_counts, strict=True):
@@ -102,28 +105,29 @@ class Subject:
 
 
 def optimizers_inside(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
-    """Return the optimizers that take the steps: one, those of a list, or those that an object holds as `optimizers`.
+    """Return the optimizers that take the steps.
 
-    An object that holds optimizers and has a step of its own counts as one.
+    `optimizer` is one optimizer, a list of them, or an object that holds them as `optimizers`. An object that holds
+    optimizers and has its own `step` counts as one optimizer.
     """
     held = optimizer if isinstance(optimizer, (list, tuple)) else getattr(optimizer, "optimizers", None)
     if held is None or can_be_hooked(optimizer):
         return (optimizer_inside(optimizer),)
     found = tuple(inner for one in held for inner in optimizers_inside(one))
     if not found:
-        raise InvalidArgumentError("The recorder was given no optimizer; give it those that step the model.")
+        raise InvalidArgumentError("The recorder was given no optimizer; give it the optimizers that step the model.")
     return found
 
 
 def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer that takes the steps: some (Accelerate's) hand them on to one that they hold."""
+    """Return the innermost optimizer: wrappers such as Accelerate's keep it as `optimizer`, and pass steps on to it."""
     inner = optimizer
     while hasattr(inner, "optimizer"):
         inner = inner.optimizer
     if not can_be_hooked(inner):
         raise InvalidArgumentError(
-            f"{type(optimizer).__name__} is no torch.optim.Optimizer, and no object with a step and param_groups like "
-            "one; give the recorder the object whose step() the loop calls."
+            f"{type(optimizer).__name__} is not a torch.optim.Optimizer and lacks step() or param_groups; give the "
+            "recorder the object whose step() the loop calls."
         )
     return inner  # type: ignore[no-any-return]
 
@@ -134,17 +138,21 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def is_measurable(parameter: Tensor) -> bool:
-    """Say whether a parameter is measured: all are, but frozen ones of a dtype that has no gradient."""
+    """Say whether a parameter is measured: every one, except frozen ones whose dtype has no gradient."""
     return parameter.requires_grad or parameter.is_floating_point()
 
 
 def measured_parameters(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[list[str], list[Tensor]]:
-    """Return names and tensors of the optimizers' parameters, in the model's order."""
+    """Return names and tensors of the optimizers' parameters, in the model's order.
+
+    Raises:
+        InvalidArgumentError: The optimizers or one of the parameters cannot be measured.
+    """
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise InvalidArgumentError(
-            "LBFGS evaluates the loss several times a step, which leaves no single step to measure; "
+            "LBFGS evaluates the loss several times a step, so that there is no single step to measure; "
             "use an optimizer whose step takes no closure."
         )
     _check_distinct(model, optimizers)
@@ -163,7 +171,7 @@ def measured_parameters(
     named += [(name, p) for p, name in held.items() if p not in known]
     for name, parameter in named:
         if isinstance(parameter, nn.UninitializedParameter):
-            raise InvalidArgumentError(f"{name} has no shape yet; run the model on a batch before it is recorded.")
+            raise InvalidArgumentError(f"{name} has no shape yet; run the model on a batch before making the recorder.")
         if parameter.is_complex():
             raise InvalidArgumentError(
                 f"{name} is complex; train its real view (torch.view_as_real) to measure its smoothness."
@@ -176,7 +184,7 @@ def measured_parameters(
 
 
 def _check_distinct(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Refuse a parameter that two optimizers step."""
+    """Raise InvalidArgumentError for a parameter that two optimizers step."""
     owners: dict[Tensor, torch.optim.Optimizer] = {}
     for optimizer in optimizers:
         for parameter in set(parameters_of(optimizer)):
@@ -191,5 +199,5 @@ def _check_distinct(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer
 
 
 def _plain_name(name: str) -> str:
-    """Return a parameter's name without what torch.compile puts in front of it."""
+    """Return a parameter's name without the prefix that torch.compile adds."""
     return name.replace("_orig_mod.", "")

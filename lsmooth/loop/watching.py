@@ -1,8 +1,8 @@
 """Capture a loss where it is computed, so that a loop which calls `loss.backward()` itself can be measured.
 
-A call of the watched function keeps what it takes to evaluate it again. The gradient that later arrives at the loss it
-returned says what the loop made of that loss (its share in an accumulated one, a scaler's factor), and that this
-backward pass belongs to the step.
+A call of the watched function keeps what is needed to evaluate it again. When a gradient later arrives at the loss that
+the call returned, the backward pass belongs to the step. The value of that gradient says how the loop weighted the loss
+(its share in an accumulated one, a scaler's factor).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Call:
 
 @dataclass
 class _Backward:
-    """A backward pass in progress: the watched losses that it started from, and what it has delivered so far."""
+    """A backward pass in progress: the watched losses that it started from, and the arrivals counted so far."""
 
     calls: list[tuple[_Call, Tensor, ContextState]] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Backward:
 
 
 class _Hook:
-    """A hook that stays with its module: a copy of that, or a file it is saved to, gets one that does nothing."""
+    """A hook of one module object; copies and pickles of the module get a hook that does nothing."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
@@ -65,12 +65,12 @@ class _Hook:
         self._function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Takes any arguments, returns None, and is found where lsmooth is not installed.
+        # A function that takes any arguments, returns None, and can be unpickled without lsmooth.
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class _Proxy:
-    """A callable object, watched: all else of it is as it was."""
+    """Stands for a callable object whose calls are watched; all other attributes are the object's own."""
 
     def __init__(self, call: Callable[..., Any], watched: Callable[..., Any]) -> None:
         self._call = call
@@ -90,11 +90,11 @@ class Watch:
 
     Args:
         attempts: Collects the backward passes from their losses.
-        context: Returns a factory of contexts in which a loss is evaluated as it would be now.
+        context: Returns a function that makes the context in which a replay evaluates a loss as it would be now.
 
     Attributes:
         on: Whether anything is watched.
-        deaf: Whether losses are no business of it now: a recorder computes them itself.
+        deaf: True while losses are to be ignored, since `Recorder.backward` computes and collects them itself.
     """
 
     def __init__(self, attempts: Attempts, context: Callable[[], Callable[[], AbstractContextManager[None]]]) -> None:
@@ -119,10 +119,12 @@ class Watch:
         during_replay: Context,
         loss: Choice | None,
     ) -> Any:
-        """Return `function`, watched; or the criterion whose inputs it computes, watched.
+        """Return the watched `function`; or, with `criterion`, the watched criterion whose inputs `function` computes.
+
+        The arguments are those of `Recorder.watch`.
 
         Raises:
-            InvalidArgumentError: One of them is not what it should be.
+            InvalidArgumentError: `function` or `criterion` cannot be watched.
         """
         if criterion is not None:
             return self._criterion(function, criterion, scaler, during_replay, loss)
@@ -142,7 +144,7 @@ class Watch:
             self._end_call(begun, returned, loss)
             return returned
 
-        # A loss that is an object of a library's has more to it than being called.
+        # A loss object of a library may have further attributes and methods, which a function would hide.
         plain = isinstance(function, (types.FunctionType, types.MethodType, functools.partial, type))
         is_object = not plain and hasattr(function, "__dict__") and not isinstance(function, nn.Module)
         return _Proxy(watched, function) if is_object else functools.wraps(function)(watched)
@@ -155,7 +157,7 @@ class Watch:
         during_replay: Context,
         loss: Choice | None,
     ) -> Any:
-        """Return a criterion, watched, whose inputs the models compute; a module is watched where it is."""
+        """Return the watched criterion whose inputs the models compute; a module is hooked in place."""
         models = list(models) if isinstance(models, (list, tuple)) else [models]
         if not callable(criterion) or not models or not all(isinstance(model, nn.Module) for model in models):
             raise InvalidArgumentError(
@@ -183,7 +185,7 @@ class Watch:
         self._hook(module, during_replay, lambda begun, returned: self._end_call(begun, returned, loss))
 
     def _hook_outputs(self, model: nn.Module) -> None:
-        """Remember, of every call of `model`, which tensors it has returned."""
+        """Note the tensors that every call of `model` returns."""
         if model not in self._models:
             self._models.append(model)
             self._hook(model, contextlib.nullcontext, self._outputs.note)
@@ -200,12 +202,12 @@ class Watch:
             if calls:
                 after_call(calls.pop(), returned)
 
-        # First to see the arguments and last to see the output: a replay goes through the other hooks again.
+        # These hooks see the arguments first and the output last, since a replay runs the other hooks again.
         self._hooks.append(module.register_forward_pre_hook(_Hook(before), prepend=True, with_kwargs=True))
         self._hooks.append(module.register_forward_hook(_Hook(after)))
 
     def close(self) -> None:
-        """Stop watching; what was wrapped stays usable, and does what it did before."""
+        """Stop watching; wrapped functions stay usable, and behave as if they were not wrapped."""
         self._closed = True
         self._abandon()
         for hook in self._hooks:
@@ -218,13 +220,13 @@ class Watch:
 
     def _listens(self) -> bool:
         heard = not self._closed and self._attempts.collects and not self.deaf
-        # What is called inside of a backward pass, checkpointed activations are computed again for.
+        # Inside a backward pass, a call only recomputes checkpointed activations.
         return heard and torch.is_grad_enabled() and not replaying() and torch._C._current_graph_task_id() == -1
 
     def _begin_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], during_replay: Context
     ) -> Recall | None:
-        # A backward that ended in an exception never told us so.
+        # A backward pass that raised never called `_backward_ended`.
         self._abandon()
         self._attempts.joint.finish_if_over()
         if not self._attempts.backward_begins():
@@ -240,12 +242,12 @@ class Watch:
 
     def _end_call(self, begun: Recall | None, returned: Any, choose: Choice | None) -> None:
         loss = None
-        # At steps that are not measured, two losses are none.
+        # At steps that are not measured, an ambiguous loss is no error.
         with self._attempts.contained() if begun is not None else contextlib.suppress(RecorderError):
             loss = loss_in(returned, choose)
         if loss is None or loss.grad_fn is None:
             if returned is None:
-                # Frameworks let a training step return None to say that this batch is to be passed over.
+                # In many frameworks, a training step returns None to skip its batch.
                 self._attempts.pass_over()
             return
         call = None
@@ -259,7 +261,7 @@ class Watch:
 
     @torch.no_grad()
     def _backward_from(self, call: _Call | None, gradient: Tensor) -> None:
-        """Take note that a backward pass arrives at a watched loss, with this gradient."""
+        """Note that a backward pass has arrived at a watched loss with this gradient."""
         attempts = self._attempts
         if self._closed:
             return
@@ -273,15 +275,15 @@ class Watch:
                 backward.versions = attempts.versions()
                 count_arrivals(attempts.subject.parameters, backward.arrivals, backward.hooks)
             else:
-                # Zeroing gradients between forward and backward can end a skipped step: what was captured for it does
-                # not serve the next one, which goes unmeasured.
+                # The loop may have skipped a step by zeroing gradients between forward and backward. What was captured
+                # for the skipped step does not serve the next one, which is left unmeasured.
                 attempts.pass_over()
         if call is not None and attempts.begun:
             contexts = ContextState.capture(attempts.subject.device.type)
             backward.calls.append((call, gradient.detach().clone(), contexts))
 
     def _wait_for_others(self, backward: _Backward) -> None:
-        # What DistributedDataParallel does at the end of a backward pass was asked for after this, and comes first.
+        # DistributedDataParallel queues its own callback after this one. Queueing again lets that callback run first.
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self._backward_ended(backward))
 
     @torch.no_grad()
@@ -291,7 +293,7 @@ class Watch:
         if self._backward is not backward:
             return
         self._backward = None
-        # `torch.autograd.grad` passes by here, too, and accumulates nothing.
+        # `torch.autograd.grad` comes here too, but accumulates no gradient, and is no backward pass of a step.
         if backward.calls and backward.arrivals and attempts.begun:
             with attempts.contained():
                 attempts.check_unchanged(backward.versions)
@@ -299,7 +301,7 @@ class Watch:
         attempts.backward_ended()
 
     def _collected(self, backward: _Backward) -> BackwardPass:
-        """Return what a backward pass that is over has started from and left."""
+        """Return the record of a backward pass that is over."""
         factor = factor_of(self._scaler, self._attempts.subject.device)
         microbatches: list[Microbatch] = []
         losses: list[Tensor] = []

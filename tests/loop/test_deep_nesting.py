@@ -38,7 +38,7 @@ def test_arguments_of_a_watched_function_and_outputs_of_a_closure(tmp_path):
 
 def test_metadata_is_refused_in_a_sentence(tmp_path):
     model = mlp()
-    with pytest.raises(InvalidArgumentError, match="metadata is nested deeper than JSON can be read back"):
+    with pytest.raises(InvalidArgumentError, match="metadata is nested too deeply for JSON"):
         lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5", metadata=nested(DEEP))
     assert not list(tmp_path.iterdir())
     with lsmooth.Recorder(model, sgd(model), tmp_path / "run.h5", metadata=nested(100)):
@@ -60,7 +60,7 @@ def test_operations_between_a_model_and_a_criterion(count, tmp_path):
         criterion(output, y).backward()
         assert torch.isfinite(model[0].weight.grad).all()
         if count == DEEP:
-            with pytest.raises(RecorderError, match=r"comes from outside of what is watched .*MulBackward0"):
+            with pytest.raises(RecorderError, match=r"has a graph from outside the watched calls .*MulBackward0"):
                 optimizer.step()
         else:
             optimizer.step()

@@ -191,7 +191,7 @@ def test_the_optimizer_inside_of_such_a_wrapper_leads_to_the_wrapper(tmp_path):
             optimizer.zero_grad()
             recorder.backward(lambda x=x, y=y: classify(model, x, y))
             optimizer.step()
-        assert "give the recorder the wrapper, whose step() the loop calls; where the loop moves" in recorder.failure
+        assert "give the recorder the wrapper, whose step() the loop calls; if the loop itself" in recorder.failure
         assert [str(warning.message) for warning in told] == [recorder.failure]
     assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"moved": 5}
 

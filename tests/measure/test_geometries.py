@@ -132,7 +132,7 @@ def test_the_first_pattern_that_fits_counts_and_names_of_one_norm_stay_as_they_w
     ("norms", "sentence"),
     [
         ({"0": "linf"}, "no pattern fits the parameter 2.weight; add '\\*': 'l2'"),
-        ({"9": "linf", "*": "l2"}, "the pattern '9' is the first to fit no parameter"),
+        ({"9": "linf", "*": "l2"}, "the pattern '9' is the first match of no parameter"),
         ({"(": "linf", "*": "l2"}, "no regular expression"),
         ({"*": "nuclear"}, "nuclear"),
         ([{"*": "l2"}, {"*": "linf"}], "several mappings"),
