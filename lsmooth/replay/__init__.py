@@ -1,4 +1,4 @@
-"""The same loss again, at other points of a segment, and everything put back."""
+"""Evaluate a step's loss again at other points of its segment, and put everything back."""
 
 from lsmooth.replay.microbatch import replaying
 

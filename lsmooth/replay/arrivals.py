@@ -1,4 +1,4 @@
-"""Gradients as a backward pass delivers them: counted, and handed on before the pass is over."""
+"""Gradients are counted as a backward pass delivers them, and handed on before the pass is over."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from torch.utils.hooks import RemovableHandle
 
 from lsmooth.parallel.shards import local
 
-# Up to so many bytes of gradients, a copy of them all costs less than taking them one by one: on a GPU, where each
-# call of a kernel costs the host time, whatever it works on, that is more.
+# Up to this size, holding all gradients at once costs less than taking them bucket by bucket. The limit is higher on a
+# GPU, where each launch of a kernel costs the host time.
 _TAKEN_WHOLE_BYTES = 1 << 20
 _TAKEN_WHOLE_BYTES_ON_GPU = 1 << 23
 
 
 def taken_whole(size: int, device: torch.device) -> bool:
-    """Say whether gradients of so many bytes are taken when all are there, and a step's displacement is kept."""
+    """Say whether gradients of `size` bytes in all are taken when all have arrived, and the displacement d is kept."""
     return size <= (_TAKEN_WHOLE_BYTES if device.type == "cpu" else _TAKEN_WHOLE_BYTES_ON_GPU)
 
 
 class Arrivals:
     """Takes gradients from the parameters as a backward pass delivers them, and hands them on in buckets.
 
-    Autograd may deliver a parameter's gradient in several parts: one a microbatch, and more where a tied weight sits
-    in reentrant checkpoints. The counts of the step's own backward say when a gradient is whole; what is not whole at
-    the end (control flow took another way) is handed on then, and without counts everything is.
+    Autograd may deliver a parameter's gradient in several parts: one for each microbatch, and more where a tied weight
+    sits in reentrant checkpoints. The counts of the step's own backward passes say when a gradient is complete. A
+    gradient that is not complete at the end (control flow took another way) is handed on then.
+
+    Args:
+        parameters: The measured parameters.
+        expected: Number of parts in which each gradient arrives; None hands everything on at the end.
+        bucket_bytes: Gradients are handed on together once they are this large.
     """
 
     def __init__(self, parameters: Sequence[Tensor], expected: Mapping[Tensor, int] | None, bucket_bytes: int) -> None:
@@ -44,7 +49,8 @@ class Arrivals:
 
     def __enter__(self) -> Arrivals:
         for position, parameter in enumerate(self._parameters if self._early else ()):
-            # One that was trained in the step's own backward may have been frozen since.
+            # A parameter may have been frozen since the step's own backward. Only one that requires a gradient takes
+            # hooks.
             frozen_since = self._expected[position] > 0 and not parameter.requires_grad
             if frozen_since:
                 parameter.requires_grad_(True)
@@ -60,7 +66,7 @@ class Arrivals:
 
     @contextlib.contextmanager
     def taken_by(self, consume: Callable[[Sequence[int], Sequence[Tensor]], None]) -> Iterator[None]:
-        """Hand the gradients of one evaluation to `consume`, with the positions of their parameters."""
+        """Run a block that makes one evaluation; hand its gradients to `consume`, with their parameters' positions."""
         self._left, self._consume, self._bucket, self._filled = list(self._expected), consume, [], 0
         yield
         waiting = set(self._bucket)
@@ -91,7 +97,7 @@ class Arrivals:
 
 @contextlib.contextmanager
 def counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]]:
-    """Count how often a backward pass accumulates into each parameter."""
+    """Yield a dict that counts how often backward passes in the block accumulate into each parameter."""
     counts: dict[Tensor, int] = {}
     hooks: list[RemovableHandle] = []
     try:
@@ -101,7 +107,7 @@ def counted_arrivals(parameters: Sequence[Tensor]) -> Iterator[dict[Tensor, int]
         try:
             _remove(hooks)
         finally:
-            # Ctrl-C may have come in between.
+            # Ctrl-C may have interrupted the first removal.
             _remove(hooks)
 
 
@@ -111,9 +117,9 @@ def _remove(hooks: Sequence[RemovableHandle]) -> None:
 
 
 def count_arrivals(parameters: Sequence[Tensor], counts: dict[Tensor, int], hooks: list[RemovableHandle]) -> None:
-    """Have `counts` say how often backward passes accumulate into each parameter, until the hooks are removed.
+    """Count in `counts` how often backward passes accumulate into each parameter, until the hooks are removed.
 
-    They are added to `hooks` one by one: Ctrl-C may come in between.
+    Hooks are added to `hooks` one by one, so that all can be removed if Ctrl-C comes in between.
     """
 
     def count(parameter: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What tensors contain that an evaluation reads besides parameters and buffers: inputs, frozen weights, sums."""
+"""Contents of the tensors that an evaluation reads besides trained parameters and buffers: inputs, frozen weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from lsmooth.errors import InputChangedError
 
-# A forward pass may write to what it reads: before it, so much is copied in all, the smallest tensors first.
+# Before a forward pass, which may write to what it reads, at most this many bytes are copied, the smallest tensors
+# first.
 _COPIED_BYTES = 1 << 26
-# Copies of tensors that the forward pass has written to stay until the step is over, and those of small ones.
+# After the forward pass, copies of tensors up to this size are kept, and of larger ones that it has written to.
 SMALL_BYTES = 1 << 16
 
-# What changes when a tensor is written to, or gets other memory.
+# Version counter and address of a tensor: one of them changes when it is written to, or gets other memory.
 Imprint = tuple[int, int]
 
 
@@ -29,9 +30,9 @@ class Content:
 
     Attributes:
         tensor: The tensor.
-        copy: What it contained; None where there is no copy.
+        copy: A copy of its contents; None for none.
         imprint: Its imprint then.
-        checked: Whether it must not change, where there is no copy, before the step is over.
+        checked: Whether a tensor without a copy must not change before the step is over.
     """
 
     tensor: Tensor
@@ -42,16 +43,16 @@ class Content:
 
 @dataclass(frozen=True)
 class TensorState:
-    """What tensors contain that are reached from a closure: its inputs, frozen parameters, attributes of models.
+    """Contents of the tensors that a closure reaches: its inputs, frozen parameters, attributes of models.
 
-    Parameters that are trained and buffers are put back by others.
+    Trained parameters are restored by `Segment`, and buffers by `ModuleState`.
     """
 
     contents: tuple[Content, ...] = ()
 
     @classmethod
     def capture(cls, tensors: Iterable[Tensor], models: Iterable[nn.Module]) -> TensorState:
-        """Return what `tensors`, and frozen parameters of `models`, contain now."""
+        """Return the present contents of `tensors`, and of frozen parameters of `models`."""
         registered: dict[int, Tensor] = {}
         frozen: dict[int, Tensor] = {}
         for module in dict.fromkeys(module for model in models for module in model.modules()):
@@ -60,20 +61,20 @@ class TensorState:
                     registered[id(tensor)] = tensor
             frozen |= {id(p): p for p in module._parameters.values() if p is not None and not p.requires_grad}
         free = [tensor for tensor in tensors if id(tensor) not in registered]
-        # Other names of memory that a step changes, or that is put back already, contain what they should.
+        # Views of parameters and buffers follow these, and are not captured themselves.
         known = {memory_of(t) for t in (*registered.values(), *(t for t in free if t.requires_grad))}
         free = [tensor for tensor in free if not tensor.requires_grad and memory_of(tensor) not in known]
         return cls(tuple(_copied([(t, True) for t in free] + [(t, False) for t in frozen.values()])))
 
     def after_forward(self) -> TensorState:
-        """Return the same, without copies of large tensors that nothing has written to since."""
+        """Return the same, after the forward pass, without copies of large tensors that it has not written to."""
         kept: list[Content] = []
         for content in self.contents:
             tensor, copy = content.tensor, content.copy
             now = imprint(tensor)
             written = now != content.imprint or (copy is not None and differs(tensor, copy))
             if copy is None and written:
-                # It contained something else when it was read, of which there is no copy.
+                # The forward pass overwrote it, and there is no copy: `restore` must raise.
                 kept.append(Content(tensor, None, _NEVER))
             elif copy is not None and (written or _bytes_of(tensor) <= SMALL_BYTES):
                 kept.append(Content(tensor, copy, content.imprint))
@@ -82,7 +83,7 @@ class TensorState:
         return TensorState(tuple(kept))
 
     def holds(self) -> bool:
-        """Say whether the tensors contain what they did; off the CPU, as far as their version counters tell."""
+        """Say whether the contents are unchanged; off the CPU, they are judged by version counters alone."""
         return all(
             differs(content.tensor, content.copy) is False
             if content.copy is not None and content.tensor.device.type == "cpu"
@@ -91,7 +92,7 @@ class TensorState:
         )
 
     def restore(self) -> None:
-        """Write to the tensors what they contained, where that is known.
+        """Write the contents back to the tensors that have a copy.
 
         Raises:
             InputChangedError: A tensor without a copy has changed since.
@@ -110,7 +111,7 @@ class TensorState:
 
 @contextlib.contextmanager
 def contents_put_back(states: Sequence[TensorState]) -> Iterator[None]:
-    """Run a block that may restore any of these states; put all contents back at the end, version counters included."""
+    """Run a block that may restore any of these states; then put contents and version counters back."""
     tensors = {id(c.tensor): c.tensor for state in states for c in state.contents if c.copy is not None}
     kept = [(tensor, tensor.detach().clone(), imprint(tensor)) for tensor in tensors.values()]
     versions = [_unsafe_preserve_version_counter(tensor) for tensor in tensors.values()]
@@ -126,7 +127,7 @@ def contents_put_back(states: Sequence[TensorState]) -> Iterator[None]:
 
 @torch.no_grad()
 def overwrite(tensor: Tensor, contents: Tensor) -> None:
-    """Give a tensor other contents; graphs that have saved it go by its version counter, which stays as it is."""
+    """Overwrite a tensor, but keep its version counter, by which graphs notice that a saved tensor has changed."""
     if tensor.shape != contents.shape:
         tensor.data = contents.clone()
         return
@@ -135,7 +136,7 @@ def overwrite(tensor: Tensor, contents: Tensor) -> None:
 
 
 def imprint(tensor: Tensor) -> Imprint:
-    """Return what changes when a tensor is written to, or gets other memory."""
+    """Return a tensor's version counter and address; see `Imprint`."""
     return tensor._version, _address_of(tensor)
 
 
@@ -143,15 +144,15 @@ _NEVER: Imprint = (-1, -1)
 
 
 def differs(tensor: Tensor, copy: Tensor) -> bool:
-    """Say whether a tensor's contents are seen to differ from a copy, where that can be seen without waiting.
+    """Say whether a tensor differs from a copy of it; False off the CPU, where comparing would wait for the device.
 
-    Writes through `.data` and by other libraries go past the version counter.
+    It finds writes through `.data` and by other libraries, which go past the version counter.
     """
     if tensor.shape != copy.shape:
         return True
     if tensor.device.type != "cpu":
         return False
-    # As whole numbers, since NaN is not equal to itself.
+    # Compared as integers, since NaN is not equal to itself.
     a, b = (part.detach().view(_WHOLE[part.element_size()]) for part in (tensor, copy))
     return not np.array_equal(a.numpy(), b.numpy())
 
@@ -160,7 +161,7 @@ _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: to
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Return the address of the memory that a tensor, and views of it, lie in; 0 where it has none."""
+    """Return the address of a tensor's storage, which its views share; 0 if it has none."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
@@ -188,11 +189,11 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _copied(tensors: Sequence[tuple[Tensor, bool]]) -> Iterator[Content]:
-    """Yield what tensors contain, with copies of as many as may be copied."""
+    """Yield the contents of tensors, with copies of the smallest ones up to `_COPIED_BYTES` in all."""
     left = _COPIED_BYTES
     for tensor, checked in sorted(tensors, key=lambda item: _bytes_of(item[0])):
         if tensor.is_inference():
-            # It cannot change, and keeps no count of its versions.
+            # Inference tensors cannot change, and have no version counter.
             continue
         left -= _bytes_of(tensor)
         copy: Any = tensor.detach().clone() if left >= 0 and _is_plain(tensor) else None

@@ -1,4 +1,4 @@
-"""Contexts around an evaluation: what a forward pass found in force, and what is in force again when it is repeated."""
+"""Captures the contexts in force around a forward pass, and restores them when it is repeated."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from torch import overrides
 from torch.utils import _python_dispatch as dispatch
 
-# A setting of the process or the thread: how it is read, and how it is set to what was read.
+# A setting of the process or the thread: a function that reads it, and one that sets it to what was read.
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
 class AutocastState:
-    """Which autocast contexts a closure was called under.
+    """The autocast contexts that a closure was called under.
 
     Attributes:
-        devices: For each kind of device, whether autocast was in force, and its dtype.
+        devices: Device type, whether autocast was in force for it, and its dtype.
         cache: Whether cast weights were cached.
-        refused: Whether closures that enter such contexts themselves are to compute as if they did not.
+        refused: Whether autocast also stays off in contexts that the closure enters itself.
     """
 
     devices: tuple[tuple[str, bool, torch.dtype], ...]
@@ -32,14 +32,14 @@ class AutocastState:
 
     @classmethod
     def capture(cls, device_type: str) -> AutocastState:
-        """Return what is in force now for the CPU and for `device_type`."""
+        """Return the contexts in force now for the CPU and for `device_type`."""
         kinds = [kind for kind in dict.fromkeys(("cpu", device_type)) if torch.amp.is_autocast_available(kind)]
         devices = tuple((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
         return cls(devices, torch.is_autocast_cache_enabled())
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
-        """What is computed in under these contexts, beside the dtypes of tensors."""
+        """The dtypes that these contexts cast to."""
         return frozenset(dtype for _, enabled, dtype in self.devices if enabled)
 
     def none(self) -> AutocastState:
@@ -48,7 +48,7 @@ class AutocastState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Run a block under the same contexts, with no weights cast for other parameter values left in the cache."""
+        """Run a block under the same contexts; clear cached casts before and after, as parameter values differ."""
         with contextlib.ExitStack() as stack:
             if self.refused:
                 stack.enter_context(_autocast_refused_process_wide())
@@ -67,20 +67,20 @@ class AutocastState:
 
 @dataclass(frozen=True)
 class ContextState:
-    """All contexts that PyTorch and Python keep, besides random state, as they are at one moment.
+    """All contexts and settings of PyTorch and Python that may change what is computed, at one moment.
 
-    Autocast; grad mode; the default dtype and device; which attention kernels are allowed; deterministic and anomaly
-    modes; cuDNN's and oneDNN's flags; modes that see each function or operator; hooks on saved tensors, which offload
-    activations; context variables.
+    These are autocast; grad mode; the default dtype and device; allowed attention kernels; deterministic and anomaly
+    modes; flags of cuDNN and oneDNN; function and dispatch modes; hooks on saved tensors, which offload activations;
+    and context variables. Random state is kept in `lsmooth.replay.state`.
 
     Attributes:
         autocast: Autocast contexts.
-        grad: Whether operations are recorded.
+        grad: Whether autograd records operations.
         settings: Values of `_SETTINGS`.
-        function_modes: Modes that see each function of torch, the default device among them; innermost last.
-        dispatch_modes: Modes that see each operator; innermost last.
-        saved_tensors_hooks: Hooks on saved tensors, those in force first; None where torch does not tell.
-        variables: Context variables of Python, such as numpy's handling of errors.
+        function_modes: Torch function modes, of which the default device is one; innermost last.
+        dispatch_modes: Torch dispatch modes; innermost last.
+        saved_tensors_hooks: Hooks on saved tensors, innermost first; None where this version of torch does not tell.
+        variables: Context variables of Python, such as NumPy's handling of errors.
     """
 
     autocast: AutocastState
@@ -93,7 +93,7 @@ class ContextState:
 
     @classmethod
     def capture(cls, device_type: str) -> ContextState:
-        """Return what is in force now; autocast for the CPU and for `device_type`."""
+        """Return the contexts in force now; autocast for the CPU and for `device_type`."""
         return cls(
             AutocastState.capture(device_type),
             torch.is_grad_enabled(),
@@ -106,7 +106,7 @@ class ContextState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Run a block under the same contexts; those in force now are in force again afterwards."""
+        """Run a block under these contexts, and put the present ones back afterwards."""
         now = ContextState.capture(self.autocast.devices[-1][0] if self.autocast.devices else "cpu")
         with contextlib.ExitStack() as stack:
             if torch.is_inference_mode_enabled():
@@ -129,16 +129,16 @@ class ContextState:
         )
 
     def without_autocast(self) -> ContextState:
-        """Return the same contexts, but for autocast, which is off and stays off."""
+        """Return the same contexts with autocast off, also where closures enter it themselves."""
         return replace(self, autocast=self.autocast.none())
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """Call a function with the context variables of that moment; those that it sets are set for it alone."""
+        """Call a function with the captured context variables; what it sets is not seen outside of the call."""
         return self.variables.copy().run(function)
 
     def set(self) -> None:
-        """Put all but autocast and context variables in force, for good; change nothing that is as it should be."""
-        # Modes come off first and on last: what is done in between is no business of theirs.
+        """Set all but autocast and context variables, permanently; what is already right is not touched."""
+        # Modes are popped first and pushed last, so that they do not see the calls in between.
         function_modes = tuple(overrides._get_current_function_mode_stack())
         dispatch_modes = tuple(dispatch._get_current_dispatch_mode_stack())
         other_functions = not _same(function_modes, self.function_modes)
@@ -175,7 +175,7 @@ class ContextState:
 
 @contextlib.contextmanager
 def _autocast_refused_process_wide() -> Iterator[None]:
-    """Run a block in which contexts of autocast that are entered leave it off."""
+    """Run a block in which entering an autocast context leaves autocast off, in all threads of the process."""
     enter = torch.autocast.__enter__
 
     def refuse(context: torch.autocast) -> Any:
@@ -203,12 +203,12 @@ def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
 
 
 def _is_users(mode: Any) -> bool:
-    """Say whether a mode is none of torch's own, which have places of their own in its stack."""
+    """Say whether a dispatch mode is the user's: torch's own modes are not pushed and popped like these."""
     return getattr(mode, "_mode_key", None) is None and getattr(mode, "_dispatch_key", None) is None
 
 
 def _saved_tensors_hooks() -> tuple[Any, ...] | None:
-    """Return the hooks on saved tensors, those in force first; None where this version of torch does not tell."""
+    """Return the hooks on saved tensors, innermost first; None where this version of torch does not tell."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     if top is None:
         return None
@@ -230,7 +230,7 @@ def _value_of(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except RuntimeError:
-        # Where a loop uses torch's newer names of a setting, the older ones refuse to answer.
+        # After a loop has set a setting by torch's newer name, reading it by the older name raises.
         return _UNKNOWN
 
 
@@ -258,7 +258,7 @@ def _settings() -> Iterator[Setting]:
     for name in ("enabled", "benchmark", "deterministic"):
         yield _attribute(torch.backends.cudnn, name)
     yield _current_device, lambda index: None if index is None else torch.cuda.set_device(index)
-    # Functions of torch that came one after another: kernels of attention, oneDNN and NNPACK, threads of backward.
+    # Attention kernels, oneDNN, NNPACK and threads of backward: not every version of torch has all these functions.
     cuda, c = torch.backends.cuda, torch._C
     for owner, getter, setter in (
         (cuda, "flash_sdp_enabled", "enable_flash_sdp"),

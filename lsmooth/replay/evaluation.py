@@ -1,4 +1,4 @@
-"""Evaluate a step's loss and gradient again at points of its segment, and put everything back."""
+"""Evaluates a step's loss and gradient again at points of its segment, and puts everything back."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from lsmooth.replay.state import Surroundings, put_back
 if TYPE_CHECKING:
     from lsmooth.loop.step import Companion, Step
 
-# Takes positions of parameters, and their gradients at one point: it may overwrite them.
+# Takes positions of parameters and their gradients at one point, which it may overwrite.
 Consumer = Callable[[Sequence[int], Sequence[Tensor]], None]
 
 Result = TypeVar("Result")
 
-# Gradients that have arrived are consumed together once they are this large: fewer, larger operations, bounded memory.
+# Gradients are consumed in buckets of this share of all gradients, and at least this many bytes: few large operations,
+# within bounded memory.
 BUCKET_SHARE = 1 / 16
 BUCKET_LEAST_BYTES = 1 << 16
 
@@ -35,10 +36,10 @@ class Evaluation:
 
     Args:
         parameters: The measured parameters.
-        dtype: What losses are kept in.
-        plain_gradients: Whether `.grad` is autograd's alone, so that it may be taken away during backward.
+        dtype: Dtype in which losses are kept.
+        plain_gradients: Whether nothing but autograd uses `.grad`, so that it may be taken away during backward.
         shares_gradient_memory: Whether the next backward writes into the memory of the last one's `.grad`.
-        player: Plays evaluations back as CUDA graphs, where that was asked for.
+        player: Plays evaluations back as CUDA graphs; None for plain evaluations.
 
     Attributes:
         bucket_bytes: Gradients are handed on together once they are this large.
@@ -59,19 +60,19 @@ class Evaluation:
         self._player = player
         total = sum(p.numel() * p.element_size() for p in parameters)
         self.bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
-        # The wrappers of parallel training average gradients on their own schedule; a graph's are there when all of it
-        # has run.
+        # Wrappers of parallel training average gradients on their own schedule, and a CUDA graph's gradients are
+        # complete only at its end.
         whole = taken_whole(total, parameters[0].device)
         self._takes_early = not whole and plain_gradients and player is None
 
     @contextlib.contextmanager
     def set_aside(self, step: Step) -> Iterator[Replay]:
-        """Run a block that evaluates the loss at points of the step's segment; put all of it back at the end.
+        """Run a block that evaluates the loss at points of the step's segment; then put everything back.
 
-        Parameters, gradients, buffers, flags, random state, what objects hold and contexts are afterwards what they
-        were, whatever happens. Ctrl-C strikes inside an evaluation, or when everything is back, as other signals do.
+        Parameters, gradients, buffers, flags, random state, contents of objects and contexts are afterwards what they
+        were, also after an error. Signals wait until everything is back; Ctrl-C also strikes inside an evaluation.
         """
-        # Where nothing is borrowed there is room for a replay's gradients: those may be taken as they arrive.
+        # Taking gradients early saves the memory of a full gradient, which a borrowed gradient does not need.
         early = self._takes_early and not step.gradient.borrowed
         microbatches: Sequence[Microbatch | Played] = step.microbatches
         with (
@@ -89,7 +90,7 @@ class Evaluation:
 
     @contextlib.contextmanager
     def at_start(self, surroundings: Surroundings) -> Iterator[DeferredSignals]:
-        """Run a block that evaluates losses at the present parameters; put all but these back at the end."""
+        """Run a block that evaluates losses at the present parameters; then put everything else back."""
         with (
             DeferredSignals() as interrupts,
             self._put_back([surroundings], surroundings.leaves, (), None, copies=False),
@@ -97,13 +98,13 @@ class Evaluation:
             yield interrupts
 
     def on_row_device(self, loss: Tensor) -> Tensor:
-        """Return a loss as rows hold it: a scalar in memory of its own, on the device of the first parameter."""
+        """Return a copy of a loss as rows hold it: a scalar on the device of the first parameter."""
         with torch.no_grad():
             copied = loss.to(self._parameters[0].device, self._dtype, non_blocking=True, copy=True)
             return copied.reshape(()) if copied.dim() else copied
 
     def captured(self, microbatches: Sequence[Microbatch]) -> Sequence[Microbatch | Played]:
-        """Return what to evaluate: CUDA graphs of the microbatches, where these were asked for."""
+        """Return the microbatches, or with a player their CUDA graphs."""
         return microbatches if self._player is None else self._player.captured(microbatches)
 
     @property
@@ -112,7 +113,7 @@ class Evaluation:
         return self._player is not None
 
     def close(self) -> None:
-        """Give back the memory of CUDA graphs."""
+        """Release the memory of CUDA graphs."""
         self._player = None
 
     @contextlib.contextmanager
@@ -125,14 +126,14 @@ class Evaluation:
         *,
         copies: bool,
     ) -> Iterator[None]:
-        """Run a block that may change gradients, buffers, flags, random state and parameters; put all of it back.
+        """Run a block that may change gradients, buffers, flags, random state and parameters; then put all back.
 
         Args:
-            states: What evaluations begin with.
-            leaves: What gradients may be accumulated into besides parameters.
-            companions: What other optimizers step, set to their values at backward during the block.
-            segment: What the parameters are moved along; None where they stay.
-            copies: Whether gradients need copies, since evaluations overwrite their memory.
+            states: The surroundings in which evaluations begin.
+            leaves: Tensors besides parameters that gradients may be accumulated into.
+            companions: Parameters of other optimizers; during the block they have their values at backward.
+            segment: The segment along which the parameters are moved; None if they stay.
+            copies: Whether gradients are copied, since evaluations overwrite their memory.
         """
         displaced = [(c, c.parameter.detach().clone()) for c in companions if c.parameter._version != c.version]
         with put_back(states) as models:
@@ -154,7 +155,7 @@ class Evaluation:
 
 
 class Replay:
-    """A step whose loss can be evaluated again, between `Evaluation.set_aside` and the end of its block."""
+    """Evaluates one step's loss; made by `Evaluation.set_aside`, and valid until the end of its block."""
 
     def __init__(
         self,
@@ -172,17 +173,17 @@ class Replay:
         self._interrupts = interrupts
 
     def at(self, gamma: float, consume: Consumer) -> Tensor:
-        """Evaluate the step's loss at x_t + gamma d, hand its gradients on, and return it, a scalar.
+        """Evaluate the step's loss at x_t + gamma d, hand its gradients on, and return the loss, a scalar.
 
         Args:
             gamma: The position, 0 for x_t and 1 for x_{t+1}.
-            consume: Takes the gradients as they arrive, those of probes averaged over them.
+            consume: Takes the gradients as they arrive; with probes, the gradients of their mean loss.
         """
         self._step.segment.move_to(gamma)
         return self._evaluated(consume)
 
     def at_part(self, places: Sequence[int], consume: Consumer) -> Tensor:
-        """Do what `at` does where only some of the segment's parameters, by place, have taken their step."""
+        """Do what `at` does with the segment's parameters at `places` at x_{t+1}, and all others at x_t."""
         self._step.segment.move_part(places)
         return self._evaluated(consume)
 
@@ -204,7 +205,7 @@ class Replay:
         return joined(losses, step.divisor)
 
     def by(self, gamma: float, evaluate: Callable[[DeferredSignals], Result]) -> Result:
-        """Return what a function of one's own evaluates at x_t + gamma d."""
+        """Move the parameters to x_t + gamma d, and return the result of `evaluate` there."""
         self._step.segment.move_to(gamma)
         return evaluate(self._interrupts)
 
@@ -212,7 +213,7 @@ class Replay:
         """Evaluate the step's loss alone at x_t + gamma d, without gradients, and return it, a scalar.
 
         Args:
-            gamma: The position; beyond 1 it is further on along the step.
+            gamma: The position, which may be beyond 1.
         """
         step = self._step
         step.segment.move_to(gamma)
@@ -223,7 +224,7 @@ class Replay:
         return joined(losses, step.divisor)
 
     def loss_and_gradients_at_start(self) -> tuple[Tensor, dict[int, Tensor]]:
-        """Evaluate loss and gradient at x_t; return these by position, in memory that later evaluations leave alone."""
+        """Evaluate the loss and its gradient at x_t; return gradients by position, safe from later evaluations."""
         found: dict[int, Tensor] = {}
         graphs = self._evaluation.plays_graphs
 
@@ -235,7 +236,7 @@ class Replay:
 
 
 def joined(losses: Sequence[Tensor], divisor: int = 1) -> Tensor:
-    """Return the loss of a step: the microbatches' sum, or the mean of so many probes."""
+    """Return the sum of losses over `divisor`: the sum of microbatches, or the mean of probes."""
     total = torch.stack(list(losses)).sum() if len(losses) > 1 else losses[0]
     return total if divisor == 1 else total / divisor
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: whose memory is theirs, and a step's evaluations played back as one."""
+"""CUDA graphs: which tensors lie in their memory, and evaluations that are captured and played back as graphs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from lsmooth.replay.microbatch import Context, Microbatch
 
 
 def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
-    """Say whether a CUDA graph owns the memory of one of these tensors, which its next run then overwrites.
+    """Say whether one of these tensors lies in the memory of a CUDA graph, which the graph's next run overwrites.
 
-    Gradients are such where a model was compiled with mode="reduce-overhead" or went through
-    `torch.cuda.make_graphed_callables`. Asks the allocator for its books, which takes longer the more blocks there are.
+    Gradients do where the model was compiled with mode="reduce-overhead" or went through
+    `torch.cuda.make_graphed_callables`. The answer comes from the allocator's list of blocks, and takes longer the more
+    blocks there are.
     """
     pointers = [tensor.data_ptr() for tensor in tensors if tensor.is_cuda and tensor.layout == torch.strided]
     if not pointers or torch.cuda.get_allocator_backend() != "native":
         return False
-    # Graphs allocate in pools of their own; (0, 0) is everyone else's.
+    # Graphs allocate in their own pools; (0, 0) is the pool of everything else.
     pools = [segment for segment in torch.cuda.memory_snapshot() if segment.get("segment_pool_id", (0, 0)) != (0, 0)]
     return any(
         pool["address"] <= pointer < pool["address"] + pool["total_size"] for pool in pools for pointer in pointers
@@ -29,28 +30,28 @@ def owned_by_graphs(tensors: Iterable[Tensor]) -> bool:
 
 
 class Player:
-    """Captures evaluations as CUDA graphs, and plays them back: one launch in place of one a kernel.
+    """Captures evaluations as CUDA graphs and plays them back, with one launch in place of one for each kernel.
 
-    Kernels, their order and their random numbers are those of an evaluation without graph. What a closure computes on
-    the host is not computed again; it depends on the point only where the host waits for the device, which capturing
-    refuses.
+    Kernels, their order and their random numbers are those of an evaluation without graphs. What a closure computes on
+    the host is not computed again. It could depend on the point only by waiting for the device, and capturing refuses
+    closures that wait.
 
     Args:
-        parameters: Whose gradients are wanted.
-        device: Where they are.
+        parameters: The parameters whose gradients are wanted.
+        device: Their device.
     """
 
     def __init__(self, parameters: Sequence[Tensor], device: torch.device) -> None:
         self._parameters = parameters
         self._stream = torch.cuda.Stream(device)
-        # A graph can have the memory of one that is still there: the last step's is kept until this step's has it.
+        # A new graph can share the memory pool of one that is alive, so the last step's graph is kept until then.
         self._last: torch.cuda.CUDAGraph | None = None
 
     def captured(self, microbatches: Sequence[Microbatch]) -> list[Played]:
-        """Return what stands in for these microbatches; they must have been evaluated before.
+        """Return CUDA graphs of these microbatches, which must have been evaluated before.
 
         Raises:
-            RecorderError: One waits for the device, or does something else that graphs do not allow.
+            RecorderError: A closure waits for the device, or does something else that graphs do not allow.
         """
         played: list[Played] = []
         for microbatch in microbatches:
@@ -67,7 +68,7 @@ class Player:
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):
-                # Other threads (a data loader's) go on using the GPU meanwhile.
+                # "thread_local", since other threads (a data loader's) go on using the GPU.
                 graph.capture_begin(None if before is None else before.pool(), capture_error_mode="thread_local")
                 try:
                     for parameter in self._parameters:
@@ -91,7 +92,7 @@ class Player:
         return Played(microbatch, graph, loss, found)
 
     def _after_failure(self, microbatch: Microbatch) -> None:
-        """Capture nothing: generators take themselves for captured until a capture that held them has ended well."""
+        """Make an empty capture, since generators stay in capture mode until a capture with them has ended well."""
         graph = torch.cuda.CUDAGraph()
         _register(graph, microbatch)
         with torch.cuda.stream(torch.cuda.Stream(self._stream.device)):
@@ -101,7 +102,7 @@ class Player:
 
 
 def _register(graph: torch.cuda.CUDAGraph, microbatch: Microbatch) -> None:
-    """Tell a graph of the generators of its own that a microbatch draws from; torch's own it knows."""
+    """Register with a graph the user's CUDA generators that a microbatch draws from; it knows torch's default ones."""
     for generator, _ in microbatch.surroundings.random.others:
         if isinstance(generator, torch.Generator) and generator.device.type == "cuda":
             graph.register_generator_state(generator)
@@ -111,10 +112,10 @@ class Played:
     """A microbatch whose evaluation is a CUDA graph.
 
     Args:
-        microbatch: What was captured.
+        microbatch: The captured microbatch.
         graph: The capture.
-        loss: Where the graph leaves the loss.
-        gradients: Parameters, and where the graph leaves their gradients.
+        loss: The tensor in which the graph leaves the loss.
+        gradients: Parameters, each with the tensor in which the graph leaves its gradient.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Played:
         self._gradients = gradients
 
     def evaluate(self, users: Context = contextlib.nullcontext) -> Tensor:
-        """Do what `Microbatch.evaluate` does; loss and gradients last until the next call."""
+        """Do what `Microbatch.evaluate` does; the next call overwrites loss and gradients."""
         self._microbatch.surroundings.restore()
         with users():
             self.graph.replay()

@@ -1,4 +1,4 @@
-"""Signals, let through only where they can do no harm."""
+"""Defers signals while parameters are away from where training left them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _Handler = Callable[[int, FrameType | None], Any]
 
 
 class DeferredSignals:
-    """Keeps signals from being handled in Python while parameters are away from where training left them.
+    """Defers the handling of signals in Python until everything is back in its place.
 
-    A handler may save a checkpoint (before preemption), or raise. It waits until everything is back in its place.
-    Ctrl-C as Python handles it, which ends what is going on, strikes at once during an evaluation (the user's own
-    code), and the measurement is unwound.
+    A signal's handler may save a checkpoint (before preemption), or raise. Ctrl-C under Python's own handler is not
+    deferred while the user's code is evaluated: it strikes at once, and the measurement is unwound.
     """
 
     def __init__(self) -> None:
@@ -37,14 +36,14 @@ class DeferredSignals:
             for number in self._previous:
                 signal.signal(number, self._handle)
         except BaseException:
-            # One that had not been taken over yet has raised.
+            # A signal whose handler was not replaced yet has raised.
             self._deferring = False
             self._put_back()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # From here on a handler of ours does what the one before it did, should an exception leave it in place.
+        # From here on `_handle` calls the previous handler, in case an exception leaves it installed.
         self._deferring = False
         with contextlib.ExitStack() as stack:
             for number, frame in reversed(self._pending):
@@ -55,7 +54,7 @@ class DeferredSignals:
         try:
             self._put_back_each()
         except BaseException:
-            # A signal that came in between has raised; the others are put back before it goes on.
+            # A signal in between has raised; the remaining handlers are put back first.
             self._put_back_each()
             raise
 
@@ -76,7 +75,7 @@ class DeferredSignals:
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let Ctrl-C through in a block, one that has been waiting, too."""
+        """Run a block in which Ctrl-C strikes at once, also one that has been deferred so far."""
         self._allowed = True
         try:
             for number, frame in self._pending:
@@ -88,7 +87,7 @@ class DeferredSignals:
             self._allowed = False
 
 
-# Those that come from outside; not SIGPROF, by which profilers take samples.
+# Signals sent from outside of the process. SIGPROF is not among them, since sampling profilers need it at once.
 _SIGNALS = tuple(
     getattr(signal, name)
     for name in (

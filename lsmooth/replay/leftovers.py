@@ -1,4 +1,4 @@
-"""What evaluating a loss again changes and nothing puts back: looked for once, at the first measured step."""
+"""Finds what evaluating a loss again changes and nothing puts back; used once, at the first measured step."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lsmooth.replay.contents import imprint
 from lsmooth.replay.objects import ObjectState
 from lsmooth.replay.reach import DEEP, reached
 
-# Of so many holders beyond the reach of replays, no more are looked at; of larger arrays, none.
+# At most this many holders beyond the reach of replays are looked at, and no larger arrays.
 _MOST = 20_000
 _MOST_BYTES = 1 << 24
-# So deep are iterators of iterators looked into.
+# Depth to which iterators of iterators are looked into.
 _NESTED = 3
-# So many things are named.
+# The warning names at most this many changed things.
 _NAMED = 3
 
 
 class Leftovers:
-    """What closures reach that replays do not put back, as it was at one moment.
+    """The state, at one moment, of what closures reach and replays do not put back.
 
-    That is what lies further away than `reached` looks, and what cannot be set to an earlier state: iterators, files,
-    large arrays and containers.
+    These are things further away than `reached` looks, and things that cannot be set to an earlier state: iterators,
+    files, large arrays and containers.
 
     Args:
         starts: The closures.
@@ -45,7 +45,7 @@ class Leftovers:
         self._ends = [(end, _state_of(end)) for end in far.ends]
 
     def changed(self) -> list[str]:
-        """Return names for what is no longer as it was, each once."""
+        """Return a description of each thing that has changed since, each description once."""
         found = [f"the contents of {_name(holder)}" for holder, state in self._holders if not state.holds()]
         found += ["a tensor that it reaches" for tensor, then in self._tensors if imprint(tensor) != then]
         found += [_name(end) for end, then in self._ends if _state_of(end) != then]
@@ -53,7 +53,7 @@ class Leftovers:
 
 
 def sentence(changed: Sequence[str]) -> str:
-    """Return what a user is told of what has changed."""
+    """Return the warning about things that have changed."""
     named = ", ".join(changed[:_NAMED]) + (", …" if len(changed) > _NAMED else "")
     return (
         f"Evaluating the loss again has changed {named}, which is not put back, so that training may no longer be what "
@@ -71,7 +71,7 @@ def _name(value: Any) -> str:
 
 
 def _state_of(value: Any, depth: int = _NESTED) -> Any:
-    """Return what tells whether a value was changed: a position, a length, a checksum."""
+    """Return something that differs once a value was changed: a position, a length, a checksum."""
     if isinstance(value, io.IOBase):
         try:
             return value.tell()
@@ -89,19 +89,19 @@ def _state_of(value: Any, depth: int = _NESTED) -> Any:
         return operator.length_hint(value, -1), repr(value), *_parts(value, depth)
     if isinstance(value, (dict, set, list)):
         return len(value), hash(tuple(map(id, value.values() if isinstance(value, dict) else value)))
-    # `__reduce__` makes ranges and tuples anew.
+    # `__reduce__` returns new ranges and tuples, whose identity says nothing.
     if isinstance(value, tuple):
         return tuple(_state_of(item, depth - 1) for item in value) if depth else len(value)
     return value if isinstance(value, (int, float, str, bytes, range)) else id(value)
 
 
 def _parts(iterator: Iterator[Any], depth: int) -> tuple[Any, ...]:
-    """Return the states of the iterators that an iterator goes through (those of zip, map, enumerate)."""
+    """Return the states of the iterators inside an iterator (zip, map, enumerate)."""
     if not depth:
         return ()
     try:
         with warnings.catch_warnings():
-            # Python takes this away from itertools in version 3.14.
+            # Python 3.14 removes this from itertools.
             warnings.simplefilter("ignore", DeprecationWarning)
             made_of: Any = iterator.__reduce__()
     except Exception:

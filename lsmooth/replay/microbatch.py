@@ -1,4 +1,4 @@
-"""One closure of a step, and how it is evaluated again as it was evaluated the first time."""
+"""One closure of a step, which can be evaluated again under the conditions of its first evaluation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lsmooth.parallel.shards import forget_gathered
 from lsmooth.replay.contexts import ContextState
 from lsmooth.replay.state import Surroundings
 
-# What a step's loss is evaluated by: it takes nothing, and returns the loss.
+# Takes nothing, and returns the loss of a step.
 Closure = Callable[[], Any]
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
-# How many evaluations are being made again at this moment. One number for the process: backward passes on a GPU call
-# hooks on threads of their own.
+# Number of replays that are running now. It is a variable of the process, not of the thread, since backward passes on a
+# GPU call hooks on other threads.
 _replays_in_process = 0
 
 
 def replaying() -> bool:
-    """Say whether a loss is being evaluated again by a recorder, rather than by the training loop.
+    """Say whether a recorder is evaluating a loss again, rather than the training loop for the first time.
 
-    For code inside of a loss that does more than compute it (count examples, log): leave that out while this is true.
+    Code inside a loss that does more than compute it (count examples, log) can leave that out while this is true.
     """
     return _replays_in_process > 0
 
@@ -46,16 +46,16 @@ def _replay() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """One closure, and all that is needed to evaluate it again as it was evaluated the first time.
+    """One closure, with all that is needed to evaluate it again under the conditions of its first evaluation.
 
     Attributes:
         closure: Returns the loss.
-        surroundings: What it found around it the first time.
-        scale: What the loss was multiplied by before backward, a scalar tensor; None without a scaler.
-        weight: What the loop itself made of the loss: its share in the step's, a scalar tensor; None for all of it.
-        seed: The gradient that arrived at the loss where the loop called backward; None where the recorder did.
-        backward_contexts: Contexts around that backward.
-        dtypes: The floating-point dtypes that its loss was computed in, see `dtypes_of`; empty until it has been.
+        surroundings: The state of generators, modules, objects and contexts at the first evaluation.
+        scale: The scaler's factor on the loss, a scalar tensor; None without a scaler.
+        weight: The loop's own factor on the loss, its share in the step's loss, a scalar tensor; None for 1.
+        seed: The gradient that arrived at the loss, if the loop called backward; None if the recorder did.
+        backward_contexts: Contexts around that backward pass.
+        dtypes: The floating-point dtypes that the loss was computed in, see `dtypes_of`; empty before an evaluation.
     """
 
     closure: Closure
@@ -67,7 +67,7 @@ class Microbatch:
     dtypes: set[torch.dtype] = field(default_factory=set, compare=False)
 
     def all_dtypes(self) -> frozenset[torch.dtype]:
-        """Return the floating-point dtypes that the loss is computed in, as far as they are seen."""
+        """Return the floating-point dtypes seen in the computation of the loss."""
         return self.surroundings.contexts.autocast.dtypes.union(self.dtypes)
 
     def without_autocast(self) -> Microbatch:
@@ -81,13 +81,13 @@ class Microbatch:
         )
 
     def evaluate(self, users: Context = contextlib.nullcontext) -> Tensor:
-        """Run forward and backward once more, gradients going to `.grad`; return the detached, unscaled loss.
+        """Run forward and backward again, with gradients going to `.grad`; return the detached, unscaled loss.
 
         Args:
-            users: Makes a context for the user's code alone: Ctrl-C strikes there, and nowhere else.
+            users: Makes a context around the user's code, the only place where Ctrl-C may strike.
 
         Raises:
-            InputChangedError: What the loss was computed from has changed since.
+            InputChangedError: An input of the loss has changed since the first evaluation.
         """
         self.surroundings.restore()
         return self.run(users)
@@ -108,10 +108,10 @@ class Microbatch:
         return self._weighted(loss)
 
     def evaluate_loss(self, users: Context = contextlib.nullcontext) -> Tensor:
-        """Run forward once more, without a graph; return the unscaled loss.
+        """Run forward again, without a graph; return the unscaled loss.
 
         Raises:
-            InputChangedError: What the loss was computed from has changed since.
+            InputChangedError: An input of the loss has changed since the first evaluation.
         """
         around = self.surroundings
         around.restore()
@@ -119,7 +119,7 @@ class Microbatch:
             with _replay(), around.context(), around.contexts.restored(), torch.no_grad(), users():
                 return self._weighted(scalar_of(around.contexts.call(self.closure)))
         finally:
-            # The next point moves the shards, which no backward pass gathers anew.
+            # Without a backward pass, FSDP keeps the gathered parameters, and would use them at the next point.
             forget_gathered(around.modules.models)
 
     def _weighted(self, loss: Tensor) -> Tensor:
@@ -127,25 +127,25 @@ class Microbatch:
 
 
 def loss_of(returned: Any) -> Tensor:
-    """Return the loss that a closure's return value carries: itself, or its first item, or its item "loss".
+    """Return the loss in a closure's return value: its item "loss", its first item, or the value itself.
 
     Raises:
-        RecorderError: There is no scalar tensor that a backward pass can start from.
+        RecorderError: The loss is no scalar tensor that a backward pass can start from.
     """
     loss = scalar_of(returned)
     if not loss.requires_grad:
         raise RecorderError(
-            "The closure given to recorder.backward returned a loss that no parameter has a gradient of; "
+            "The closure given to recorder.backward returned a loss that depends on no parameter; "
             "run the forward pass inside the closure, outside torch.no_grad(), and return the loss undetached."
         )
     return loss
 
 
 def scalar_of(returned: Any) -> Tensor:
-    """Return what `loss_of` does, whether or not a backward pass can start from it.
+    """Return the same as `loss_of`, also where no backward pass can start from it.
 
     Raises:
-        RecorderError: There is no scalar tensor.
+        RecorderError: The loss is no scalar tensor.
     """
     loss = returned
     if isinstance(returned, Mapping) and "loss" in returned:
@@ -166,7 +166,7 @@ def scalar_of(returned: Any) -> Tensor:
 
 
 def detached(returned: Any, copy: bool = False) -> Any:
-    """Return a closure's return value with every tensor in it detached from its graph; in its own memory, if asked."""
+    """Return a closure's return value with every tensor in it detached, and copied if `copy` is true."""
 
     def of(tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if copy else tensor.detach()
@@ -174,17 +174,17 @@ def detached(returned: Any, copy: bool = False) -> Any:
     try:
         return of(returned) if isinstance(returned, Tensor) else pytree.tree_map_only(Tensor, of, returned)
     except RecursionError:
-        # Nested deeper than Python calls itself: it stays as the closure has made it.
+        # Nested deeper than Python's recursion limit: the value is returned as it is.
         return returned
 
 
-# So many nodes of a graph are looked at. PyTorch frees those that Python has seen by recursion, one within the other:
-# a graph of some 20,000 in a row would be the end of the process.
+# At most this many nodes of a graph are visited. PyTorch frees visited nodes recursively, and a chain of some 20,000
+# nodes would overflow the stack of the process.
 _MOST_NODES = 4096
 
 
 def nodes_of(root: Tensor) -> dict[Any, None]:
-    """Return nodes of the graph that a tensor was computed by, the nearest ones first; of some thousands, no more."""
+    """Return the nodes of a tensor's graph, the nearest first, and at most `_MOST_NODES` of them."""
     found = {} if root.grad_fn is None else {root.grad_fn: None}
     waiting = deque(found)
     while waiting:
@@ -198,18 +198,18 @@ def nodes_of(root: Tensor) -> dict[Any, None]:
 
 
 def dtypes_of(root: Tensor) -> set[torch.dtype]:
-    """Return the floating-point dtypes of tensors that a tensor was computed from; see `nodes_of`.
+    """Return the floating-point dtypes of the tensors in a tensor's graph; see `nodes_of`.
 
-    What a compiled region computes in shows in what it returns alone.
+    Of a compiled region, only the dtypes of its outputs are seen.
     """
     outputs = (output for node in nodes_of(root) for output in getattr(node, "_input_metadata", ()))
     return {output.dtype for output in outputs if output.dtype.is_floating_point}
 
 
 def reachable_leaves(root: Tensor) -> list[Tensor]:
-    """Return leaf tensors that a backward pass from `root` accumulates gradients into, the nearest ones first.
+    """Return the leaf tensors that a backward pass from `root` accumulates gradients into, the nearest first.
 
-    Of a graph with thousands of nodes, those far from the root are left out.
+    In a graph of more than `_MOST_NODES` nodes, the leaves far from the root are left out.
     """
     if root.grad_fn is None:
         return [root] if root.requires_grad else []
@@ -218,5 +218,5 @@ def reachable_leaves(root: Tensor) -> list[Tensor]:
 
 
 def may_reach(root: Tensor, tensors: Collection[Tensor]) -> bool:
-    """Say whether a backward pass from `root` may accumulate into one of these; a large graph rules nothing out."""
+    """Say whether a backward pass from `root` may accumulate into one of `tensors`; True if the graph is too large."""
     return len(nodes_of(root)) == _MOST_NODES or any(leaf in tensors for leaf in reachable_leaves(root))

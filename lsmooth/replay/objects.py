@@ -1,4 +1,4 @@
-"""What objects hold: remembered before an evaluation, and put back: variables, attributes, items of containers."""
+"""Remembers what variables, attributes and containers hold before an evaluation, and puts it back."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lsmooth.replay.reach import ARRAYS, MANY, names_read, own_data, slots_of
 
 @dataclass(frozen=True)
 class ObjectState:
-    """What functions, objects and containers hold at one moment: references to the same things, and no copies.
+    """What functions, objects and containers hold at one moment: references, except for copies of small arrays.
 
     Attributes:
-        places: Where things are held, and the things: variables of functions, attributes, items.
+        places: Each place (variable, attribute, items of a container), and what it held.
     """
 
     places: tuple[tuple[Any, Any], ...]
@@ -31,15 +31,15 @@ class ObjectState:
         return cls(tuple((place, place.read()) for holder in holders for place in _places_in(holder)))
 
     def now(self) -> ObjectState:
-        """Return what is held in the same places now."""
+        """Return the present contents of the same places."""
         return ObjectState(tuple((place, place.read()) for place, _ in self.places))
 
     def holds(self) -> bool:
-        """Say whether the same things are held in the same places now, numbers and texts being compared by value."""
+        """Say whether the places hold the same objects now; numbers and strings are compared by value."""
         return all(_unchanged(place.read(), contents) for place, contents in self.places)
 
     def restore(self) -> None:
-        """Put the same things back; what is as it was is not written to."""
+        """Put the same objects back; unchanged places are not written to."""
         for place, contents in self.places:
             place.put(contents)
 
@@ -51,7 +51,7 @@ def joined(states: Iterable[ObjectState]) -> ObjectState:
 
 
 class _Place:
-    """Where things are held."""
+    """A place that holds objects, and can be read and restored."""
 
     def __init__(self, holder: Any) -> None:
         self.holder = holder
@@ -76,7 +76,7 @@ class _Mapping(_Place):
     def put(self, contents: dict[Any, Any]) -> None:
         holder = self.holder
         now = dict(holder)
-        # Subclasses may refuse to be changed by other ways than their own; an OrderedDict keeps books of its order.
+        # The methods of dict itself, since subclasses may refuse changes; an OrderedDict must keep track of its order.
         kind = OrderedDict if isinstance(holder, OrderedDict) else dict
         if len(now) == len(contents) and _identical(now, contents):
             for name, value in contents.items():
@@ -106,7 +106,7 @@ class _Sequence(_Place):
 
 
 class _Tail(_Place):
-    """How many items a long list has, and the last ones: a loss appends to such lists, if it changes them."""
+    """Length and last items of a long list; a loss that changes such a list usually appends to it."""
 
     def read(self) -> tuple[int, list[Any]]:
         return len(self.holder), self.holder[-MANY:]
@@ -156,7 +156,7 @@ class _Slots(_Place):
         for name, value in contents.items():
             if getattr(self.holder, name, _ABSENT) is value:
                 continue
-            # A frozen dataclass sets its own in this way.
+            # As a frozen dataclass sets its own attributes.
             if value is _ABSENT:
                 object.__delattr__(self.holder, name)
             else:
@@ -164,7 +164,7 @@ class _Slots(_Place):
 
 
 class _Cell(_Place):
-    """A variable that functions share."""
+    """A variable that a function shares with its enclosing function."""
 
     def read(self) -> Any:
         try:
@@ -182,7 +182,7 @@ class _Cell(_Place):
 
 
 class _Globals(_Place):
-    """The variables of a module that a function reads or sets."""
+    """The global variables that a function reads or sets."""
 
     def __init__(self, holder: dict[str, Any], names: frozenset[str]) -> None:
         super().__init__(holder)
@@ -206,7 +206,7 @@ class _Globals(_Place):
 
 
 class _Own(_Place):
-    """The numbers, texts and things that a class or a Python module of the user holds."""
+    """The data attributes of a class or Python module of the user."""
 
     def read(self) -> dict[str, Any]:
         return own_data(self.holder)
@@ -228,7 +228,7 @@ def _identical(some: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def _unchanged(now: Any, then: Any) -> bool:
-    """Say whether what is held now is what was held then."""
+    """Say whether a place's contents are the same as before."""
     if now is then:
         return True
     if type(now) is not type(then):

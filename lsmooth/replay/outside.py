@@ -1,4 +1,4 @@
-"""Variables of a closure whose graph was made before the closure was called, and cannot be made again."""
+"""Finds variables of a closure whose graph was made before the closure was called, and cannot be computed again."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from lsmooth.replay.microbatch import Closure, nodes_of
 
-# Containers with more items than this are not looked through.
+# Containers with more items than this are not searched.
 _FEW = 64
 
 
 def graphs_read(closure: Closure) -> list[tuple[str, Tensor]]:
-    """Return the tensors with a graph that a closure's variables hold before it is called, with the variables' names.
+    """Return names and tensors of the closure's variables that have a graph before the closure is called.
 
-    What the closure itself assigns to them (its output, for a log) comes later, and is made again.
+    Tensors that the closure itself assigns to its variables (its output, for a log) come later, and are no problem.
     """
     return [(name, tensor) for name, tensor in _tensors_read(closure) if tensor.grad_fn is not None]
 
 
 def made_outside(read: Sequence[tuple[str, Tensor]], loss: Tensor) -> str | None:
-    """Return the sentence about a variable of a closure that brings a graph of its own into the loss; None for none.
+    """Return the error about a variable whose earlier graph is part of the loss's graph; None for none.
 
     Args:
-        read: What `graphs_read` has found before the closure was called.
-        loss: What the closure has returned; its graph has not been freed.
+        read: Result of `graphs_read` before the closure was called.
+        loss: The loss that the closure has returned; its graph has not been freed.
     """
     if not read:
         return None
@@ -37,14 +37,14 @@ def made_outside(read: Sequence[tuple[str, Tensor]], loss: Tensor) -> str | None
         if tensor.grad_fn in inside:
             return (
                 f"The closure given to recorder.backward reads {name}, whose graph was made outside of it, so that "
-                "the loss cannot be evaluated again; call the model inside of the closure: "
+                "the loss cannot be evaluated again; call the model inside the closure: "
                 "recorder.backward(lambda: loss_fn(model(inputs), targets))."
             )
     return None
 
 
 def _tensors_read(closure: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that a closure's variables hold, directly or in small containers, with the variables' names."""
+    """Yield names and tensors of the closure's variables, which hold them directly or in small containers."""
     for name, value in _variables(closure):
         items: list[Any] = [value]
         if isinstance(value, (list, tuple, dict)) and len(value) <= _FEW:

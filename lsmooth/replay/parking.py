@@ -1,4 +1,4 @@
-"""Tensors that wait in the host's memory until they are needed on their device again."""
+"""Tensors that are parked in the host's memory until their device needs them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Elements that are brought to the device at a time: enough to keep it and the bus busy.
+# Number of elements that are copied to the device at a time, enough to keep the device and the bus busy.
 PIECE = 1 << 22
 
 
@@ -20,9 +20,9 @@ def parked_room(parameter: Tensor) -> Tensor:
 
 
 def brought(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor as it is on a device: itself where it lies there, else a copy that nothing waits for.
+    """Return a tensor on a device: itself if it is there, and else a copy that is not waited for.
 
-    A parked tensor may be read in no other way: what it holds may still be on its way to the host.
+    A parked tensor must not be read in another way, since its values may still be on their way to the host.
     """
     return tensor if tensor.device == device else tensor.to(device, non_blocking=True)
 
@@ -30,9 +30,9 @@ def brought(tensor: Tensor, device: torch.device) -> Tensor:
 def in_pieces(
     tensors: Sequence[Tensor], others: Sequence[Tensor], size: int = PIECE
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield views of tensors with the same parts of others, brought to the tensors' devices.
+    """Yield views of tensors with the same parts of others, which are brought to the tensors' devices.
 
-    Those that lie there come all at once; of each parked one, some rows at a time, about `size` elements.
+    Others that are there already come all at once; parked ones by rows, about `size` elements at a time.
     """
     at_hand = [(a, b) for a, b in zip(tensors, others, strict=True) if a.device == b.device]
     if at_hand:
@@ -40,7 +40,7 @@ def in_pieces(
     for a, b in zip(tensors, others, strict=True):
         if a.device == b.device:
             continue
-        # Along the first dimension, views are to be had whatever the strides are.
+        # Splitting along the first dimension gives views whatever the strides are.
         rows = max(1, size * len(a) // max(1, a.numel())) if a.dim() else 1
         for some, part in zip(*((a.split(rows), b.split(rows)) if a.dim() else ([a], [b])), strict=True):
             yield [some], [brought(part, some.device)]

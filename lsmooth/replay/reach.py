@@ -1,4 +1,4 @@
-"""What evaluating a closure can read and change: found by looking through its variables, and what they lead to."""
+"""Finds what a closure can read and change, by following its variables, their attributes, and so on."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Objects that random numbers are drawn from, besides those that torch, numpy and `random` keep for everyone.
+# Types of random number generators, besides the global ones of torch, NumPy and `random`.
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
-# How far from a closure things are looked for: from variable to attribute to attribute, a step each, and half a step
-# from a container, or a class, to what it holds.
+# Distances from a closure: a step from an object to its attribute, and half a step from a container or class to an
+# item. Things further away than `_REACH` are not looked for.
 _STEP, _HALF = 2, 1
 _REACH = 4 * _STEP
-# Generators are looked for in variables and their attributes: those of data loaders lie deeper, and are drawn from by
-# other threads at any time.
+# Generators are looked for less far, in variables and their attributes. Those of data loaders lie deeper, and other
+# threads draw from them at any time.
 _REACH_OF_GENERATORS = 2 * _STEP
 _CONTAINERS = (list, dict, set, deque)
-# How far the first measured step looks for what is changed and not put back.
+# The first measured step looks this far for things that are changed and not put back.
 DEEP = 3 * _REACH
-# Plain numbers in a row; with at most so many bytes, they are put back.
+# Types of arrays; arrays of at most this many bytes are put back.
 ARRAYS = (np.ndarray, bytearray, array.array)
 _SMALL_ARRAY = 1 << 16
 # Containers with more items than this hold data, not models.
 _FEW = 64
-# Of containers with more items than this, only the last so many of a list are put back.
+# Of longer containers, only lists are put back, and of these only the last `MANY` items.
 MANY = 4096
-# What makes loops run (other threads, files, optimizers, data loaders, recorders) is none of what a loss reads. A step
-# changes an optimizer, and other threads change the rest at any time.
+# Modules and classes of machinery that runs loops (threads, files, optimizers, data loaders, recorders) and that no
+# loss reads. It is not put back: a step changes an optimizer, and other threads change the rest at any time.
 _MACHINERY = sys.stdlib_module_names - {"argparse", "builtins", "collections", "types"} | {"lsmooth", "h5py"}
 _MACHINERY_INSIDE = (
     *("torch.optim", "torch.utils.data", "torch.utils.tensorboard", "torch.amp", "torch.cuda", "torch.distributed"),
     *("torch.nn.functional", "torch.nn.parallel", "torch._dynamo", "torch.jit", "torch.fx", "torch.multiprocessing"),
 )
 _MACHINES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.utils.data.DataLoader)
-# What is none of a user's class or module, by its name; the rest of what was installed is told by its place.
+# Top-level packages that are not the user's own; other installed packages are recognised by their path.
 _INSTALLED = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "lsmooth", "h5py"}
 _NO_DATA = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property)
-# Attributes that every module has; of these, only hooks are looked at.
+# Attributes that every `nn.Module` has; of these, only hooks are followed.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -59,12 +59,12 @@ class Reached:
     """What closures and their arguments can reach.
 
     Attributes:
-        models: Modules, but for those that others register.
+        models: Modules, without those registered in other reached modules.
         generators: Random number generators.
-        tensors: Tensors that these models do not register.
-        holders: Objects that hold others, and may come to hold different ones: functions, containers, modules, classes
-            of the user's own, and whatever else has attributes.
-        ends: Large arrays and containers, files, iterators: what may change, and is not put back.
+        tensors: Tensors that are not registered in these models.
+        holders: Objects whose references to others may be changed: functions, containers, modules, the user's own
+            classes, and other objects with attributes.
+        ends: Things that may change but are not put back: large arrays and containers, files, iterators.
     """
 
     models: list[nn.Module] = field(default_factory=list)
@@ -77,19 +77,24 @@ class Reached:
 def reached(*starts: Any, reach: int = _REACH) -> Reached:
     """Return what closures and their arguments can reach.
 
-    It is looked for in the variables that functions read, in the objects that methods belong to, in arguments that are
-    bound already, in attributes of objects, in hooks, and in small containers: a closure that computes one network's
-    loss by way of another (a generator's, by the discriminator) changes the buffers of both. Modules that a model
-    registers are part of it.
+    Followed are the variables that functions read, the objects of bound methods, the arguments of partial functions,
+    attributes of objects, hooks, and items of small containers. So both networks are found where a closure computes the
+    loss of one by way of another (a generator's loss by the discriminator), and changes the buffers of both. Modules
+    that a model registers are part of the model.
+
+    Args:
+        *starts: The closures and arguments.
+        reach: Things further away than this distance are left out.
     """
     found = Reached()
     seen: set[int] = set()
-    # Nearest first: a thing is taken at its shortest distance. What lies behind machinery is only looked through.
+    # Nearest first, so that each object is visited at its shortest distance. The last entry says whether the object may
+    # be put back: things behind machinery are followed, to find models, but not put back themselves.
     waiting = deque((start, 0, True) for start in starts)
     while waiting:
         value, distance, holds = waiting.popleft()
         kind = type(value)
-        # A proxy passes for what it stands for, and may outlive that.
+        # A weak proxy pretends to be its referent, which may be gone.
         if id(value) in seen or kind in _LEADS_NOWHERE or kind in weakref.ProxyTypes:
             continue
         seen.add(id(value))
@@ -138,11 +143,11 @@ _LEADS_NOWHERE = frozenset((int, float, complex, bool, str, bytes, type(None), t
 
 
 def _held_by(module: nn.Module) -> Iterator[tuple[Any, int]]:
-    """Yield what a module holds besides parameters, buffers and registered modules, with distances."""
+    """Yield what a module holds besides parameters, buffers and registered modules, each with its distance."""
     for name, item in vars(module).items():
         if type(item) in _LEADS_NOWHERE or (name in _OF_EVERY_MODULE and not (name.endswith("hooks") and item)):
             continue
-        # Models that are kept from being registered lie in lists and the like.
+        # Models that are deliberately not registered lie in lists and the like.
         near = isinstance(item, (*_GENERATORS, *_CONTAINERS, nn.Module, Tensor, tuple))
         yield item, _STEP if near else 2 * _STEP
     for parameter in module._parameters.values():
@@ -153,17 +158,17 @@ def _held_by(module: nn.Module) -> Iterator[tuple[Any, int]]:
 
 
 def _may_change(value: Any) -> bool:
-    """Say whether a value holds others that an evaluation, or the loop before it is repeated, may put others for."""
+    """Say whether a value has attributes, which an evaluation or the loop may set to other objects."""
     return hasattr(value, "__dict__") or bool(slots_of(value))
 
 
 def own_data(value: type | types.ModuleType) -> dict[str, Any]:
-    """Return what a class or a module of the user holds besides functions, classes, modules and descriptors."""
+    """Return the data attributes of a class or module: no functions, classes, modules or descriptors."""
     return {name: item for name, item in vars(value).items() if not (name[:2] == "__" or isinstance(item, _NO_DATA))}
 
 
 def _is_own(value: type | types.ModuleType) -> bool:
-    """Say whether a class or a module is the user's, and not one that was installed."""
+    """Say whether a class or module is the user's own, and not installed."""
     name = _home_of(value)
     if not name or name.partition(".")[0] in _INSTALLED:
         return False
@@ -172,7 +177,7 @@ def _is_own(value: type | types.ModuleType) -> bool:
 
 
 def _is_machinery(value: type | types.FunctionType) -> bool:
-    """Say whether a class or a function makes loops run, and is not read by a loss."""
+    """Say whether a class or function is machinery that runs loops, which no loss reads."""
     if isinstance(value, type) and issubclass(value, _MACHINES):
         return True
     name = _home_of(value)
@@ -180,7 +185,7 @@ def _is_machinery(value: type | types.FunctionType) -> bool:
 
 
 def _home_of(value: type | types.FunctionType | types.ModuleType) -> str:
-    """Return the dotted name of a module, or of the module that a class or a function is from; "" for none."""
+    """Return the dotted name of a module, or of the module that defines a class or function; "" for none."""
     name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     return name if isinstance(name, str) else ""
 
@@ -201,7 +206,7 @@ def _bytes_of(value: Any) -> int:
 
 
 def names_read(code: types.CodeType) -> set[str]:
-    """Return the names that code looks up, those of functions and comprehensions within it included."""
+    """Return the global names and attributes that code looks up, including functions and comprehensions inside."""
     names: set[str] = set()
     waiting = [code]
     while waiting:
@@ -212,7 +217,7 @@ def names_read(code: types.CodeType) -> set[str]:
 
 
 def _within(value: Any) -> list[Any]:
-    """Return what can be reached from a value in one step."""
+    """Return the objects that a value refers to directly."""
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if is_bound(cell)]
         names = [value.__globals__[name] for name in names_read(value.__code__) if name in value.__globals__]
@@ -232,7 +237,7 @@ def _within(value: Any) -> list[Any]:
 
 
 def is_bound(cell: types.CellType) -> bool:
-    """Say whether a variable that a function shares has a value."""
+    """Say whether the variable in a closure's cell has a value."""
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:

@@ -1,9 +1,9 @@
-"""What a loop makes of a model's output before its criterion reads it, done again with another output.
+"""Repeats the operations between a model's output and its criterion's input, with another output.
 
-A loss that is computed in two calls, of a model and of a criterion, can only be evaluated again where all of its graph
-can: the criterion's inputs are traced back, through autograd's graph, to outputs of calls that a recorder knows how to
-make again. The operations on the way are few and simple (views, a choice of entries, a softmax); those of `_REDONE` are
-done again, and any other is named to the user.
+A loss that is computed in two calls, of a model and of a criterion, can be evaluated again only if all of its graph
+can. The criterion's inputs are traced back through autograd's graph to the outputs of calls that a recorder can make
+again. The operations in between are usually few and simple (views, a choice of entries, a softmax). Those in `_REDONE`
+are repeated; any other is an error that names the operation.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# How far into nested containers tensors are looked for. An object's attributes count as three containers.
+# Depth to which nested containers are searched for tensors. An object's attributes count as three levels.
 _DEPTH = 8
 _DEPTH_OF_OBJECT = 3
-# Arguments of operations with at most so many entries are copied.
+# Tensor arguments of operations with at most this many elements are copied.
 _SMALL = 1 << 16
-# So many operations may lie in a row between an output and an input: each is done again by a call within a call.
+# At most this many operations in a row are repeated, since `make` recurses once for each.
 _MOST_IN_A_ROW = 100
-# autograd keeps negative positions as unsigned numbers of 64 bits.
+# autograd keeps negative dimensions and indices as unsigned 64-bit integers.
 _WRAPS = 1 << 64
 
 
 class CannotBeRedone(Exception):
-    """A tensor's graph comes from where nothing is known of; the argument names the operation that made it."""
+    """A tensor's graph contains an operation that cannot be repeated; the argument names the operation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class Output:
     """A tensor that a call has returned.
 
     Attributes:
-        call: The call, whatever it is that stands for it.
-        position: Which of the tensors in what it returned, in the order of `tensors_in`.
+        call: Any object that stands for the call.
+        position: Index of the tensor among the returned ones, in the order of `tensors_in`.
     """
 
     call: Any
@@ -47,11 +47,11 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Redone:
-    """A tensor that an operation makes of others.
+    """A tensor that an operation computes from others.
 
     Attributes:
-        operation: Makes it.
-        inputs: What it is made of: tensors that stay the same objects, and what has to be made anew.
+        operation: Computes the tensor from its inputs.
+        inputs: The inputs: tensors that stay the same, and recipes of tensors that are computed again.
     """
 
     operation: Callable[..., Tensor]
@@ -62,14 +62,14 @@ Recipe = Output | Redone | Tensor
 
 
 def made_of(tensor: Tensor, source: Callable[[Any, int], Output | None]) -> Recipe:
-    """Return how to make a tensor again.
+    """Return the recipe by which a tensor can be computed again.
 
     Args:
-        tensor: Has a graph, which no backward pass has freed.
-        source: Returns whose output it is that a node of the graph, and its position there, belongs to; None for none.
+        tensor: A tensor with a graph that no backward pass has freed.
+        source: Returns the call's output that belongs to a node of the graph and an output number; None for none.
 
     Raises:
-        CannotBeRedone: An operation on the way to an output is none of those that are done again, or one too many.
+        CannotBeRedone: An operation between the tensor and an output is not in `_REDONE`, or there are too many.
     """
     known: dict[tuple[Any, int], Recipe] = {}
 
@@ -97,7 +97,7 @@ def made_of(tensor: Tensor, source: Callable[[Any, int], Output | None]) -> Reci
 
 
 def _constants(node: Any, inputs: Sequence[Recipe | None]) -> dict[int, Tensor]:
-    """Return the inputs of an operation that have no gradient, which autograd keeps where the backward reads them."""
+    """Return the inputs without a gradient, by position; autograd saves them where the backward pass needs them."""
     missing = [i for i, value in enumerate(inputs) if value is None]
     if not missing:
         return {}
@@ -107,18 +107,18 @@ def _constants(node: Any, inputs: Sequence[Recipe | None]) -> dict[int, Tensor]:
     if any(value is None for value in kept):
         raise CannotBeRedone(node.name())
     dtype = node._input_metadata[0].dtype
-    # A number is kept as a scalar of its own dtype, and would decide over that of another scalar.
+    # autograd saves a Python number as a scalar tensor, whose own dtype could change that of the result.
     constants = [c.to(dtype) if c.dim() == 0 and c.is_floating_point() else c for c in map(_kept, kept)]
     return dict(zip(missing, constants, strict=True))
 
 
 def make(recipe: Recipe, returned: Callable[[Any], Sequence[Tensor]], made: dict[Recipe, Tensor]) -> Tensor:
-    """Make a tensor again.
+    """Compute a tensor again.
 
     Args:
-        recipe: How.
-        returned: The tensors that a call has returned this time.
-        made: What has been made already, which is added to.
+        recipe: The tensor's recipe.
+        returned: Returns the tensors that a call has returned this time.
+        made: Tensors that have been computed already, by recipe; new ones are added.
     """
     if isinstance(recipe, Tensor):
         return recipe
@@ -130,7 +130,7 @@ def make(recipe: Recipe, returned: Callable[[Any], Sequence[Tensor]], made: dict
 
 
 def calls_of(recipe: Recipe) -> list[Any]:
-    """Return the calls whose outputs a tensor is made of, each once."""
+    """Return the calls whose outputs a recipe uses, each once."""
     if isinstance(recipe, Output):
         return [recipe.call]
     if isinstance(recipe, Tensor):
@@ -151,13 +151,13 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def rebuilt(value: Any, kind: type, replace: Callable[[Any], Any], depth: int = _DEPTH) -> Any:
-    """Return a value in which everything of a kind is replaced; what holds none of it stays the same object.
+    """Return a value with all instances of a type replaced; parts without such an instance stay the same objects.
 
     Args:
-        value: Looked through with its containers, and, less far, with the attributes of its objects.
-        kind: What is replaced.
-        replace: Returns what stands for it.
-        depth: How many containers deep to look.
+        value: The value; its containers and, less deeply, the attributes of its objects are searched.
+        kind: The type whose instances are replaced.
+        replace: Returns the replacement of an instance.
+        depth: Number of nested containers to search.
     """
     if isinstance(value, kind):
         return replace(value)
@@ -192,12 +192,12 @@ def rebuilt(value: Any, kind: type, replace: Callable[[Any], Any], depth: int = 
 
 
 def _signed(value: Any) -> Any:
-    """Return positions as they were given: negative ones are kept as unsigned numbers."""
+    """Return a saved dimension or index as it was given, also a negative one."""
     return value - _WRAPS if isinstance(value, int) and value >= _WRAPS // 2 else value
 
 
 def _kept(value: Any) -> Any:
-    """Return an argument as it was given; a small tensor is copied, in case the loop overwrites it."""
+    """Return a saved argument as it was given; a small tensor is copied, in case the loop overwrites it."""
     if isinstance(value, (tuple, list)):
         return tuple(_kept(item) for item in value)
     if isinstance(value, Tensor):
@@ -221,7 +221,7 @@ def _converted(node: Any, position: int) -> Callable[..., Tensor]:
 
 
 def _with(operation: Callable[..., Tensor], *names: str) -> Callable[[Any, int], Callable[..., Tensor]]:
-    """Return what makes an operation whose further arguments are those of these names."""
+    """Return a maker of an operation on one tensor, whose further arguments autograd has saved by these names."""
 
     def maker(node: Any, position: int) -> Callable[..., Tensor]:
         arguments = [_kept(getattr(node, f"_saved_{name}")) for name in names]
@@ -231,7 +231,7 @@ def _with(operation: Callable[..., Tensor], *names: str) -> Callable[[Any, int],
 
 
 def _of_all(operation: Callable[..., Tensor]) -> Callable[[Any, int], Callable[..., Tensor]]:
-    """Return what makes an operation of several tensors along one dimension."""
+    """Return a maker of an operation on several tensors along one dimension."""
 
     def maker(node: Any, position: int) -> Callable[..., Tensor]:
         dim = _signed(node._saved_dim)
@@ -254,7 +254,7 @@ def _plain(operation: Callable[..., Tensor]) -> Callable[[Any, int], Callable[..
 
 
 def _normalized(operation: Callable[..., Tensor]) -> Callable[[Any, int], Callable[..., Tensor]]:
-    """Return what makes a softmax, which may convert its input on the way."""
+    """Return a maker of a softmax, which may also convert its input to another dtype."""
 
     def maker(node: Any, position: int) -> Callable[..., Tensor]:
         dim, dtype = _signed(node._saved_dim), node._input_metadata[position].dtype
@@ -264,7 +264,7 @@ def _normalized(operation: Callable[..., Tensor]) -> Callable[[Any, int], Callab
 
 
 def _one_of(operation: Callable[..., Sequence[Tensor]], *names: str) -> Callable[[Any, int], Callable[..., Tensor]]:
-    """Return what makes an operation that returns several tensors, of which this is one."""
+    """Return a maker of an operation that returns several tensors, of which one is taken."""
 
     def maker(node: Any, position: int) -> Callable[..., Tensor]:
         arguments = [_signed(getattr(node, f"_saved_{name}")) for name in names]
@@ -281,6 +281,7 @@ def _indexed(value: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     return value[tuple(slice(None) if index is None else index for index in indices)]
 
 
+# By the name of a node: from the node and an output number, makes the operation to repeat.
 _REDONE: dict[str, Callable[[Any, int], Callable[..., Tensor]]] = {
     **dict.fromkeys(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0"), _shaped),
     **dict.fromkeys((f"SqueezeBackward{i}" for i in range(4)), _shaped),

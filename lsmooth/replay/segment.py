@@ -1,4 +1,4 @@
-"""The line from x_t to x_{t+1}: remember its ends, move along it, and put the parameters back bit for bit."""
+"""The segment from x_t to x_{t+1}: copies its ends, moves parameters along it, and puts them back bit for bit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lsmooth.replay.parking import in_pieces, parked_room
 class Segment:
     """The segment between the parameters before and after an optimizer step.
 
-    `begin()` copies x_t before the step, `end()` x_{t+1} after it, into memory that is kept from one step to the next:
-    two copies of the parameters, which themselves are the point that moves.
+    `begin()` copies x_t before the step, and `end()` copies x_{t+1} after it. The memory, two copies of the parameters,
+    is kept from one step to the next. The parameters themselves are the moving point.
 
     Args:
-        parameters: What the step may change, as the model has it; of DTensors, this process's shards are moved.
-        offload: Have both copies wait in the host's memory, unless the parameters are few or lie there themselves.
+        parameters: The model's parameters that the step may change; of DTensors, this process's shards are moved.
+        offload: Whether both copies are kept in the host's memory, except for small models and parameters on the CPU.
 
     Attributes:
-        parameters: The tensors that are moved: those that the parameters stand on, without their graphs.
-        start: x_t; where it is parked, `lsmooth.replay.parking.brought` alone may read it.
+        parameters: The tensors that are moved: the parameters' local parts, detached.
+        start: x_t, in the order of `parameters`; if offloaded, only `lsmooth.replay.parking.brought` may read it.
         stop: x_{t+1}, likewise.
     """
 
@@ -36,12 +36,12 @@ class Segment:
         room = parked_room if self._parked else _room
         self.start = [room(parameter) for parameter in self.parameters]
         self.stop = [room(parameter) for parameter in self.parameters]
-        # Where the host's memory is pinned, copies wait for nothing.
+        # Copies to and from pinned memory need not be waited for.
         self._at_once = all(parameter.device.type in ("cpu", "cuda") for parameter in self.parameters)
         self._at_stop = True
 
     def fits(self, parameters: Sequence[Tensor]) -> bool:
-        """Say whether these tensors, too, can be moved with the memory that there is."""
+        """Say whether the memory at hand fits these parameters."""
         return len(parameters) == len(self.start) and all(
             copy.shape == p.shape
             and copy.stride() == p.stride()
@@ -52,7 +52,7 @@ class Segment:
 
     @torch.no_grad()
     def begin(self, parameters: Sequence[Tensor]) -> None:
-        """Copy x_t, the step being about to be taken."""
+        """Copy x_t, just before the step."""
         self._owners = list(parameters)
         self.parameters = _memory_of(self._owners)
         self._at_stop = True
@@ -61,27 +61,27 @@ class Segment:
 
     @torch.no_grad()
     def end(self) -> None:
-        """Copy x_{t+1}, now that the step has been taken."""
-        # A step may give its parameters other memory (`p.data = …`) in place of writing to what they have.
+        """Copy x_{t+1}, just after the step."""
+        # A step may give its parameters new memory (`p.data = …`).
         self.parameters = _memory_of(self._owners)
         if self.parameters:
             self._copy(self.stop, self.parameters)
 
     def parameters_to_overwrite(self) -> list[Tensor]:
-        """Return the parameters, at x_{t+1}: live weights, which may be overwritten, and must be moved afterwards."""
+        """Return the live parameters, set to x_{t+1}, as memory that may be overwritten until the next move."""
         self.put_back()
         self._at_stop = False
         return self.parameters
 
     def values_at_start(self) -> Sequence[Tensor]:
-        """Return x_t on the parameters' devices: where it is parked, the parameters, which are moved there."""
+        """Return x_t on the parameters' devices; if offloaded, move the parameters to x_t and return these."""
         if not self._parked:
             return self.start
         self.move_to(0.0)
         return self.parameters
 
     def values_at_stop(self) -> Sequence[Tensor]:
-        """Return x_{t+1} on the parameters' devices: where it is parked, the parameters, which are put back there."""
+        """Return x_{t+1} on the parameters' devices; if offloaded, put the parameters back and return these."""
         if not self._parked:
             return self.stop
         self.put_back()
@@ -89,7 +89,7 @@ class Segment:
 
     @torch.no_grad()
     def move_to(self, gamma: float) -> None:
-        """Set the parameters to x_t + gamma (x_{t+1} - x_t); exactly to the ends at gamma = 0 and 1."""
+        """Set the parameters to x_t + gamma (x_{t+1} - x_t); bit for bit to the ends at gamma = 0 and 1."""
         self._at_stop = False
         if gamma == 0.0:
             self._copy(self.parameters, self.start)
@@ -97,7 +97,7 @@ class Segment:
             self._copy(self.parameters, self.stop)
             self._at_stop = True
         elif not any(parameter.is_cpu for parameter in self.parameters):
-            # Two passes through memory in place of one, but a few kernels in place of one a tensor.
+            # On a GPU, a few kernels for all tensors cost less than one kernel a tensor, in spite of a second pass.
             self._copy(self.parameters, self.start)
             for some, ends in in_pieces(self.parameters, self.stop):
                 torch._foreach_lerp_(some, ends, gamma)
@@ -107,7 +107,7 @@ class Segment:
 
     @torch.no_grad()
     def move_part(self, places: Sequence[int]) -> None:
-        """Set the parameters at some places to x_{t+1}, and all others to x_t."""
+        """Set the parameters at `places` to x_{t+1}, and all others to x_t."""
         self._at_stop = False
         chosen = set(places)
         ends = [(self.stop if place in chosen else self.start)[place] for place in range(len(self.parameters))]

@@ -1,4 +1,4 @@
-"""What an evaluation reads besides parameters, from random state to contexts: captured, and put back."""
+"""Captures and restores what an evaluation reads besides parameters: random state, modules, objects, contexts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from lsmooth.replay.reach import Generator, reached
 class RandomState:
     """The state of every random number generator that a closure may draw from.
 
-    PyTorch's on the CPU and on each device in use, numpy's global one, that of `random`, and given ones.
+    These are PyTorch's generators on the CPU and on each device in use, NumPy's global one, that of `random`, and the
+    generators that are given.
     """
 
     cpu: Tensor
@@ -34,7 +35,7 @@ class RandomState:
 
     @classmethod
     def capture(cls, *generators: Generator) -> RandomState:
-        """Return the present state, that of `generators` included."""
+        """Return the present state, including that of `generators`."""
         devices: list[tuple[str, int, Tensor]] = []
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             devices += [("cuda", i, torch.cuda.get_rng_state(i)) for i in range(torch.cuda.device_count())]
@@ -45,7 +46,7 @@ class RandomState:
 
     @classmethod
     def seeded(cls, seed: int, *generators: Generator) -> RandomState:
-        """Return the state after torch, numpy and `random` are seeded with `seed`, leaving all as they are."""
+        """Return the state that seeding torch, NumPy and `random` with `seed` makes, without changing any generator."""
         now = cls.capture()
         try:
             torch.manual_seed(seed)
@@ -56,7 +57,7 @@ class RandomState:
             now.restore()
 
     def others_hold(self) -> bool:
-        """Say whether the given generators, which have no seed of ours, are in this state."""
+        """Say whether the given generators, which `seeded` does not seed, are still in this state."""
         return all(_same_state(_state_of(generator), state) for generator, state in self.others)
 
     def restore(self) -> None:
@@ -82,7 +83,7 @@ def _state_of(generator: Generator) -> Any:
 def _same_state(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return torch.equal(one, other)
-    # Numbers and arrays in dicts and tuples.
+    # States are dicts and tuples of numbers and arrays, which `==` does not compare.
     return pickle.dumps(one) == pickle.dumps(other)
 
 
@@ -95,13 +96,21 @@ def _set_state(generator: Generator, state: Any) -> None:
         generator.set_state(state)
 
 
-# What a buffer contained, with the buffer and its version counter then.
+# A buffer, a copy of its contents (None where dropped), and its version counter when it was captured.
 BufferContent = tuple[Tensor, Tensor | None, int]
 
 
 @dataclass(frozen=True)
 class ModuleState:
-    """Buffers, training flags and frozen parameters of models: what an evaluation reads besides parameter values."""
+    """Buffers, training flags and `requires_grad` flags of models.
+
+    Attributes:
+        models: The models.
+        buffers: The dict of buffers of each module.
+        contents: Contents of the buffers.
+        training: The training flag of each module.
+        requires_grad: The `requires_grad` flag of each parameter.
+    """
 
     models: tuple[nn.Module, ...]
     buffers: tuple[tuple[nn.Module, dict[str, Tensor | None]], ...]
@@ -116,7 +125,7 @@ class ModuleState:
         buffers = tuple((module, dict(module._buffers)) for module in modules)
         held = dict.fromkeys(buffer for _, named in buffers for buffer in named.values() if buffer is not None)
         contents = tuple(
-            # Inference tensors cannot change, and keep no count of their versions.
+            # Inference tensors cannot change, and have no version counter.
             (buffer, buffer.detach().clone(), buffer._version)
             for buffer in held
             if not buffer.is_inference()
@@ -127,7 +136,7 @@ class ModuleState:
         return cls(models, buffers, contents, training, requires_grad)
 
     def without_unchanged(self) -> ModuleState:
-        """Return the same state without the copies of large buffers that nothing has written to since."""
+        """Return the same state without copies of large buffers that nothing has written to since."""
         kept = tuple(
             (buffer, None, version)
             if copy is not None
@@ -140,7 +149,7 @@ class ModuleState:
         return replace(self, contents=kept)
 
     def holds(self) -> bool:
-        """Say whether buffers and flags are what they were; off the CPU, as far as version counters tell."""
+        """Say whether buffers and flags are unchanged; off the CPU, buffers are judged by version counters alone."""
         return (
             all(
                 module._buffers.keys() == named.keys()
@@ -157,7 +166,7 @@ class ModuleState:
         )
 
     def restore(self) -> None:
-        """Put the buffers (the same tensors, with the same contents) and the flags back."""
+        """Restore the buffers (the same tensors with the same contents) and the flags."""
         for module, named in self.buffers:
             now = module._buffers
             if len(now) != len(named) or any(now.get(name, module) is not buffer for name, buffer in named.items()):
@@ -176,17 +185,17 @@ class ModuleState:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """All that a closure finds when it is called, and that has to be there when it is called again.
+    """The state in which a closure was called, and in which it must be called again.
 
     Attributes:
         random: Random state before the forward pass.
-        modules: Buffers and training flags before it.
-        contexts: Contexts around it.
-        objects: What objects and containers that it can reach held before it.
-        tensors: What tensors that it can reach contained before it.
-        leaves: Tensors that it can reach, and that gradients may be accumulated into, those of `modules` aside.
-        context: Makes a context for forward and backward: whether ranks average their gradients.
-        starts: The closures and arguments from which all of that was found.
+        modules: Buffers and flags of reachable models before it.
+        contexts: Contexts in force around it.
+        objects: What reachable objects and containers held before it.
+        tensors: Contents of reachable tensors before it.
+        leaves: Reachable tensors, besides those of `modules`, that gradients may be accumulated into.
+        context: Makes a context for forward and backward, which decides whether ranks average their gradients.
+        starts: The closures and arguments from which all of this was reached.
     """
 
     random: RandomState
@@ -206,13 +215,13 @@ class Surroundings:
         context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         seed: int | None = None,
     ) -> Surroundings:
-        """Return what is there now for closures and arguments, whatever models and generators they can reach.
+        """Return the present state of everything that closures and arguments reach.
 
         Args:
             *starts: The closures and arguments.
-            device_type: The kind of device that the loss is computed on.
+            device_type: Type of the device that the loss is computed on, such as "cuda".
             context: Makes a context for forward and backward.
-            seed: Puts random state after seeding in place of the present one.
+            seed: Seeds the random state, in place of the present one; None for the present one.
         """
         found = reached(*starts)
         return cls(
@@ -227,11 +236,11 @@ class Surroundings:
         )
 
     def without_unchanged(self) -> Surroundings:
-        """Return the same, the forward pass being over, without copies of large tensors that it has not written to."""
+        """Return the same, after the forward pass, without copies of large tensors that it has not written to."""
         return replace(self, modules=self.modules.without_unchanged(), tensors=self.tensors.after_forward())
 
     def holds(self) -> bool:
-        """Say whether an evaluation that begins now finds what is here, parameters and torch's seeds aside."""
+        """Say whether an evaluation now would find this state, apart from parameters and seeded generators."""
         return (
             self.random.others_hold()
             and self.modules.holds()
@@ -241,10 +250,10 @@ class Surroundings:
         )
 
     def restore(self) -> None:
-        """Put everything but contexts back to where the first evaluation found it.
+        """Restore everything but contexts.
 
         Raises:
-            InputChangedError: The contents of an input are gone.
+            InputChangedError: An input was overwritten, and there is no copy of it.
         """
         self.random.restore()
         self.objects.restore()
@@ -254,7 +263,7 @@ class Surroundings:
 
 @contextlib.contextmanager
 def put_back(states: Sequence[Surroundings]) -> Iterator[list[nn.Module]]:
-    """Run a block in which losses are evaluated in any of these surroundings; put all that they hold back at the end.
+    """Run a block that evaluates losses in any of these surroundings; then put the present state back.
 
     Yields:
         The models whose state is put back.
