@@ -1,1 +1,1 @@
-"""Many processes, one function: what changes under DistributedDataParallel and `fully_shard`."""
+"""Training with several processes: DistributedDataParallel and `fully_shard`."""

@@ -1,10 +1,10 @@
-"""Many processes, one function: what a recorder does under DistributedDataParallel and fully_shard (FSDP2).
+"""A recorder among several processes, under DistributedDataParallel or fully_shard (FSDP2).
 
-Each rank evaluates its own batch; gradients are averaged over ranks by the model's wrapper, so that the function
-measured is the mean of the ranks' losses. Under DistributedDataParallel every rank then holds the whole gradient, and
-only losses need to be averaged. Under `fully_shard` each rank holds a shard of every tensor, and norms are joined
-through their squares. Either way it takes one all-reduce a measured step (a second one for largest entries, where
-"linf" is measured on shards), and rank 0 writes.
+Each rank evaluates its own batch, and the model's wrapper averages gradients over ranks. The function measured is
+therefore the mean of the ranks' losses. Under DistributedDataParallel every rank then holds the whole gradient, and
+only losses must be averaged. Under `fully_shard` each rank holds a shard of every tensor, and norms are joined through
+their squares. Both take one all-reduce a measured step, and a second one for largest entries if "linf" is measured on
+shards. Rank 0 writes the trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lsmooth.parallel.shards import is_sharded
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module that a compiled or data-parallel wrapper is around."""
+    """Return the module inside of torch.compile's and DistributedDataParallel's wrappers."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -40,7 +40,7 @@ class Ranks:
     """The processes that train together, seen from one of them.
 
     Args:
-        model: The model as the training loop calls it, wrapped or not.
+        model: The model as the training loop calls it, possibly wrapped.
         names: Names of the measured parameters.
         parameters: The measured parameters.
 
@@ -48,8 +48,8 @@ class Ranks:
         InvalidArgumentError: The model is parallel in a way that cannot be measured.
 
     Attributes:
-        rank: This process's rank, 0 where it is alone.
-        size: How many there are.
+        rank: Rank of this process; 0 for a single process.
+        size: Number of processes.
         sharded: Whether the ranks hold shards of the parameters.
     """
 
@@ -78,15 +78,19 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
-        """Whether there is nobody to talk to."""
+        """Whether there is only one process."""
         return self.size == 1
 
     def agree(self, open_file: Callable[[], Any], **facts: Any) -> Any:
-        """Open the trace on rank 0; return what `open_file` returned there, None elsewhere, or raise on every rank.
+        """Open the trace on rank 0; return the result of `open_file` there and None elsewhere, or raise on every rank.
+
+        Args:
+            open_file: Opens the trace; called on rank 0.
+            facts: Settings that must be equal on all ranks.
 
         Raises:
             InvalidArgumentError: The ranks' `facts` differ.
-            Exception: The error that rank 0 had, commonly a TraceError.
+            Exception: The error of rank 0, usually a TraceError.
         """
         if self.alone:
             return open_file()
@@ -104,7 +108,7 @@ class Ranks:
             try:
                 opened = open_file()
             except Exception as error:
-                # The others wait to hear of it.
+                # The other ranks wait for the outcome.
                 outcome = [error]  # type: ignore[list-item]
         torch.distributed.broadcast_object_list(outcome, src=0)
         if outcome[0] is not None:
@@ -122,15 +126,15 @@ class Ranks:
     def prepare(
         self, places: Mapping[str, slice], joins: Mapping[str, Join | Sequence[Join]], device: torch.device
     ) -> None:
-        """Work out, once, how rows are joined.
+        """Compute, once, how rows are joined.
 
         Args:
-            places: Where each quantity stands in a row.
-            joins: How its parts make the whole; of one that has a join for each tensor, these over and over.
-            device: Where rows are.
+            places: Slice of a row that holds each quantity.
+            joins: How each quantity is joined; a sequence has one join for each tensor, and is repeated.
+            device: Device of rows.
 
         Raises:
-            InvalidArgumentError: A quantity cannot be told from its values on shards.
+            InvalidArgumentError: A quantity is not determined by its values on shards.
         """
         if self.alone:
             return
@@ -167,7 +171,7 @@ class Ranks:
             self._maxima = torch.tensor(maxima, device=device)
 
     def join(self, row: Tensor) -> Tensor:
-        """Return the row of the whole, given each rank's, (width,): one all-reduce, and one more for maxima."""
+        """Join the ranks' rows, (width,), in place, and return the row; one all-reduce, and a second one for maxima."""
         if self.alone:
             return row
         assert self._indices is not None
@@ -184,11 +188,11 @@ class Ranks:
         return row
 
     def agreed(self, values: Tensor, joins: Sequence[Join]) -> list[float]:
-        """Return some numbers of the whole on the host, the same on every rank: one all-reduce, which is waited for.
+        """Join numbers over ranks, and return them on the host, the same on every rank; waits for one all-reduce.
 
         Args:
-            values: This rank's, (n,).
-            joins: How each makes the whole: SUM of shards, MEAN for all else.
+            values: This rank's numbers, (n,).
+            joins: How each is joined: SUM over shards, or MEAN.
         """
         if self.alone:
             return values.tolist()
@@ -197,19 +201,19 @@ class Ranks:
         return [value / share for value, share in zip(values.tolist(), shares, strict=True)]
 
     def plain_gradients(self) -> bool:
-        """Say whether `.grad` is autograd's alone, so that it may be taken away during backward, and read later.
+        """Say whether nothing but autograd uses `.grad`: then it may be taken away during backward, and read later.
 
-        The wrappers average gradients on their own schedule: only at the end of backward is `.grad` what it says, and
-        the next backward may write to the same memory.
+        Wrappers average gradients on their own schedule. There, `.grad` is complete only at the end of backward, and
+        the next backward pass may write to the same memory.
         """
         return self.alone and not self.sharded and self._ddp is None
 
     def shares_gradient_memory(self) -> bool:
-        """Say whether the next backward pass writes into the memory that `.grad` of the last one lies in."""
+        """Say whether the next backward pass writes into the memory of the last one's `.grad`."""
         return self._ddp is not None and self._ddp.gradient_as_bucket_view
 
     def context(self) -> Callable[[], AbstractContextManager[None]]:
-        """Return a factory of contexts in which a loss is evaluated as it would be now: synchronised, or not."""
+        """Return a maker of contexts in which backward averages gradients over ranks if it does so now."""
         if self._ddp is None:
             return contextlib.nullcontext
         return functools.partial(_synchronised, self._ddp, bool(self._ddp.require_backward_grad_sync))
@@ -226,7 +230,7 @@ def _ddp_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
 
 @contextlib.contextmanager
 def _synchronised(ddp: nn.parallel.DistributedDataParallel, flag: bool) -> Iterator[None]:
-    """Run a block in which backward passes average gradients over ranks, or, as in `no_sync`, do not."""
+    """Run a block in which backward passes average gradients over ranks if `flag`, and else not, as in `no_sync`."""
     before = ddp.require_backward_grad_sync
     ddp.require_backward_grad_sync = flag
     try:
@@ -236,20 +240,20 @@ def _synchronised(ddp: nn.parallel.DistributedDataParallel, flag: bool) -> Itera
 
 
 class SilentWriter:
-    """Stands where the writer stands on rank 0, on the ranks that do not write.
+    """Takes the writer's place on ranks other than 0, and does nothing.
 
     Args:
-        failure: Why nothing is written on rank 0 either, None where it is.
+        failure: Why rank 0 does not write either; None if it does.
     """
 
     def __init__(self, failure: str | None) -> None:
         self.failure = failure
 
     def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
-        """Do nothing with a block."""
+        """Ignore a block."""
 
     def problems(self) -> list[str]:
-        """Return none: nothing goes wrong here."""
+        """Return an empty list."""
         return []
 
     def wait(self) -> None:

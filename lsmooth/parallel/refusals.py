@@ -1,4 +1,4 @@
-"""Parallel training that is not measured: each refusal is a sentence that says what to use instead."""
+"""Refuses kinds of parallel training that are not measured; each error says what to use instead."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lsmooth.parallel.shards import is_sharded, local, local_ranges
 
 
 def refuse_unknown(model: nn.Module) -> None:
-    """Refuse wrappers that own gradients or parameters.
+    """Refuse a model with a wrapper that owns gradients or parameters.
 
     Raises:
-        InvalidArgumentError: The model has one.
+        InvalidArgumentError: The model has such a wrapper.
     """
     for module in model.modules():
         if isinstance(module, nn.DataParallel):
@@ -35,30 +35,30 @@ def refuse_unknown(model: nn.Module) -> None:
 
 
 def check_ddp(ddp: nn.parallel.DistributedDataParallel, size: int) -> None:
-    """Refuse a DistributedDataParallel that averages otherwise than over all of `size` ranks.
+    """Check that DistributedDataParallel takes a plain average over all of `size` ranks.
 
     Raises:
-        InvalidArgumentError: It does.
+        InvalidArgumentError: It does not.
     """
     if torch.distributed.get_world_size(ddp.process_group) != size:
         raise InvalidArgumentError(
-            "DistributedDataParallel averages over some of the ranks only; a recorder measures one run over all of "
-            "them: use the default process group."
+            "DistributedDataParallel averages over some of the ranks only, and a recorder measures one run over all "
+            "ranks; use the default process group."
         )
     for hook, state in getattr(ddp, "_comm_hooks", []):
         if not getattr(hook, "__module__", "").endswith("ddp_comm_hooks.default_hooks"):
             raise InvalidArgumentError(
                 f"DistributedDataParallel has the communication hook {getattr(hook, '__name__', hook)}, whose "
-                f"state ({type(state).__name__}) measuring would change; take it off, or use one of torch's "
+                f"state ({type(state).__name__}) measuring would change; remove it, or use one of torch's "
                 "default_hooks."
             )
 
 
 def check_shards(model: nn.Module, names: Sequence[str], parameters: Sequence[Tensor], size: int) -> int:
-    """Return how many of `size` ranks hold a copy of each shard.
+    """Return the number of ranks, of `size`, that hold a copy of each shard.
 
     Raises:
-        InvalidArgumentError: Parameters are sharded otherwise than `fully_shard` does it over all ranks.
+        InvalidArgumentError: Parameters are not sharded as `fully_shard` does over all ranks.
     """
     import torch.distributed.fsdp
 
@@ -78,19 +78,20 @@ def check_shards(model: nn.Module, names: Sequence[str], parameters: Sequence[Te
                 "ranks; call fully_shard on the whole model too."
             )
         mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-        # What fully_shard makes: shards, or copies of shards. Under tensor parallelism a layout does not say
-        # whether the ranks' gradients are to be joined.
+        # The layouts that fully_shard makes. The layout of tensor parallelism does not say whether the gradients of
+        # the ranks must be joined.
         if not fully or [type(item) for item in placements] not in ([Shard], [Replicate, Shard]):
             raise InvalidArgumentError(
-                f"{name} is laid out as {placements}, which fully_shard alone does not do; tensor parallelism is "
-                "not measured."
+                f"{name} has the layout {placements}, which fully_shard alone does not make; tensor parallelism is not "
+                "measured, use fully_shard without it."
             )
         if mesh.size() != size:
             raise InvalidArgumentError(
-                f"{name} is sharded over {mesh.size()} of {size} ranks; a recorder measures one model over all of them."
+                f"{name} is sharded over {mesh.size()} of {size} ranks; a recorder measures one model over all ranks; "
+                "shard it over all of them."
             )
         if tuple(length for _, length in local_ranges(parameter)) != tuple(local(parameter).shape):
-            raise InvalidArgumentError(f"{name} is sharded unevenly in a way that a recorder does not follow.")
+            raise InvalidArgumentError(f"{name} is sharded unevenly, as fully_shard never does it; use fully_shard.")
         copies.add(
             math.prod(mesh.size(dim) for dim, placement in enumerate(placements) if isinstance(placement, Replicate))
         )

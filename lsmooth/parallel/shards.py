@@ -1,4 +1,4 @@
-"""What a process holds of sharded tensors (`fully_shard`, FSDP2)."""
+"""The part of sharded tensors (`fully_shard`, FSDP2) that a process holds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# Where torch keeps DTensor: the second, before PyTorch 2.5.
+# Modules of torch that define DTensor; the second one before PyTorch 2.5.
 _DTENSOR_HOMES = ("torch.distributed.tensor", "torch.distributed._tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds: its shard of a DTensor, any other tensor as it is."""
+    """Return the part of a tensor that this process holds: its shard of a DTensor, or a plain tensor itself."""
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Say whether a tensor is a DTensor."""
-    # Where the module was never imported there is none, and importing it takes its time.
+    # Without an imported module there are no DTensors, and importing it would take time.
     for home in _DTENSOR_HOMES:
         kind = getattr(sys.modules.get(home), "DTensor", None)
         if kind is not None:
@@ -30,7 +30,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def forget_gathered(models: Iterable[nn.Module]) -> None:
-    """Free the whole tensors that `fully_shard` gathered for a forward pass: the next one gathers them anew."""
+    """Free the full parameters that `fully_shard` gathered for a forward pass; the next pass gathers them again."""
     for model in models:
         for module in model.modules():
             reshard = getattr(module, "reshard", None)
@@ -46,7 +46,7 @@ def held(parameter: Tensor, indices: NDArray[np.int64]) -> tuple[NDArray[np.int6
         indices: Positions in the flattened whole tensor, (k,).
 
     Returns:
-        Those of 0 … k-1 whose element is here, and their positions in the flattened local tensor.
+        Which of 0 … k-1 have their element here, and the positions of these in the flattened local tensor.
     """
     if not is_sharded(parameter):
         return np.arange(len(indices)), indices
@@ -63,11 +63,11 @@ def held(parameter: Tensor, indices: NDArray[np.int64]) -> tuple[NDArray[np.int6
 
 
 def local_ranges(parameter: Any) -> list[tuple[int, int]]:
-    """Return start and length, along each dimension, of the part of a sharded tensor that this rank holds."""
+    """Return start and length along each dimension of this rank's part of a sharded tensor."""
     ranges = [(0, int(length)) for length in parameter.shape]
     for dim, placement in enumerate(parameter.placements):
         if placement.is_shard():
-            # Shards are cut as torch.chunk cuts: of equal length but the last ones, which may be short or empty.
+            # As by torch.chunk: shards have equal lengths, except the last ones, which may be short or empty.
             start, length = ranges[placement.dim]
             piece = -(-length // parameter.device_mesh.size(dim))
             begin = min(parameter.device_mesh.get_local_rank(dim) * piece, length)

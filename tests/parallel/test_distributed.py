@@ -216,7 +216,7 @@ def test_what_cannot_be_measured_is_refused_on_every_rank(folder):
         "spectral": "spectral/grad_norm cannot be joined from the shards of fully_shard; leave it out",
         "hooked": "communication hook powerSGD_hook",
         "partly": "inner.0.weight is not sharded while other parameters are",
-        "tensor-parallel": "inner.0.weight is laid out as (Shard(dim=0),), which fully_shard alone does not do",
+        "tensor-parallel": "inner.0.weight has the layout (Shard(dim=0),), which fully_shard alone does not make",
         "pipeline": "neither wrapped in DistributedDataParallel nor sharded",
         "other-parameters": "their parameters differ",
         "uneven": "weight is sharded unevenly",
@@ -231,9 +231,9 @@ def test_what_cannot_be_measured_is_refused_on_every_rank(folder):
 @needs_sharding
 def test_meshes_that_cannot_be_measured_are_refused_on_every_rank(folder):
     sentences = {
-        "column": "Shard(dim=0)), which fully_shard alone does not do; tensor parallelism is not measured.",
-        "row": "0.weight is laid out as (Shard(dim=0), Shard(dim=1)), which fully_shard alone does not do",
-        "submesh": "inner.0.weight is sharded over 2 of 4 ranks; a recorder measures one model over all of them.",
+        "column": "Shard(dim=0)), which fully_shard alone does not make; tensor parallelism is not measured",
+        "row": "0.weight has the layout (Shard(dim=0), Shard(dim=1)), which fully_shard alone does not make",
+        "submesh": "inner.0.weight is sharded over 2 of 4 ranks; a recorder measures one model over all ranks",
         "two-meshes": "Some parameters are replicated on more ranks than others",
         "subgroup": "DistributedDataParallel averages over some of the ranks only",
     }
