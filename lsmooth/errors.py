@@ -1,4 +1,4 @@
-"""What lsmooth raises when it is asked for something that it cannot do: one sentence, with the mend in it."""
+"""The errors and warnings of lsmooth; each message is one sentence that says how to mend it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class LsmoothError(Exception):
-    """Base of all errors that lsmooth raises on purpose; `str(error)` is one sentence for the user."""
+    """Base of all errors that lsmooth raises deliberately; `str(error)` is one sentence for the user."""
 
 
 class InvalidArgumentError(LsmoothError, ValueError):
@@ -18,11 +18,11 @@ class TraceError(LsmoothError):
 
 
 class TraceWarning(UserWarning):
-    """A trace cannot be written where it was asked for, or not any more, or lacks steps; training goes on."""
+    """A trace cannot be written (any more), or lacks steps; training goes on."""
 
 
 class OptimizerError(LsmoothError, RuntimeError):
-    """An optimizer meets parameters or gradients that it cannot step."""
+    """An optimizer cannot step a parameter or a gradient."""
 
 
 class RecorderError(LsmoothError):
@@ -30,7 +30,7 @@ class RecorderError(LsmoothError):
 
 
 class InputChangedError(RecorderError):
-    """What a loss was computed from has changed since, so that it cannot be evaluated again as it was."""
+    """An input of a loss has changed since, so that the loss cannot be evaluated again."""
 
 
 class DataError(LsmoothError):
@@ -38,17 +38,17 @@ class DataError(LsmoothError):
 
 
 def compiler_failure(error: Exception) -> str | None:
-    """Return why torch.compile found no way to compile something; None for any other error."""
+    """Return the reason if an error comes from torch.compile failing to compile something; None for other errors."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
-    # The first line says which backend, the second what it had to say, if it is not how to see its internals.
+    # The first line names the backend, and the second the reason; hints about TORCH_ variables are left out.
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Set TORCH")]
     return " ".join(lines[:2]) or type(error).__name__
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentError:
-    """Return the error for a `name` that is not among the `known` ones, with the closest of them as suggestions."""
-    # Imported here, for those who mistype: the module takes its time.
+    """Return the error for a `name` that is not among the `known` ones; it suggests the closest known names."""
+    # Imported here, since importing takes time and only mistyped names need it.
     import difflib
 
     known = sorted(known)

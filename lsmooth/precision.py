@@ -1,4 +1,4 @@
-"""How precisely a device can compute, and how large its rounding errors in a gradient can be."""
+"""The precision in which a device computes, and bounds of rounding errors in gradients."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 import torch
 
-# Upper bounds of a gradient's rounding error, as shares of its norm: 16 machine epsilons of a precision that products
-# are also summed up in, 2 of one whose products are summed up in float32. Of twelve runs, the largest were a fifth.
+# Upper bounds of a gradient's rounding error, as shares of its norm: 16 machine epsilons if products are summed in the
+# same precision, and 2 if they are summed in float32. The largest errors in twelve runs were a fifth of the bounds.
 _LARGEST_ERRORS = {
     torch.float64: 2.0**-48,
     torch.float32: 2.0**-19,
     torch.float16: 2.0**-9,
     torch.bfloat16: 2.0**-6,
 }
-# float32's matrix products in TensorFloat-32, which has float16's mantissa, or in bfloat16.
+# Precision of float32 matrix products by torch's setting: TensorFloat-32 has the mantissa of float16.
 _MATRIX_PRODUCTS = {"highest": torch.float32, "high": torch.float16, "medium": torch.bfloat16}
 
 
@@ -24,11 +24,11 @@ def accumulation_dtype(device: torch.device) -> torch.dtype:
 
 
 def largest_error(dtypes: Iterable[torch.dtype], device: torch.device) -> float:
-    """Return how large the rounding error of a gradient can be, as a share of its norm.
+    """Return an upper bound of a gradient's rounding error, as a share of its norm.
 
     Args:
-        dtypes: What it was computed in.
-        device: Where: GPUs may form products of float32 matrices in a shorter format.
+        dtypes: Dtypes that the gradient was computed in; float32 is assumed if none is known.
+        device: Its device: a GPU may multiply float32 matrices in a shorter format.
     """
     found = [dtype for dtype in dtypes if dtype in _LARGEST_ERRORS] or [torch.float32]
     if torch.float32 in found:

@@ -1,1 +1,1 @@
-"""A gradient becomes numbers: the measured quantities, and the rows that hold them."""
+"""Turns gradients into numbers: the measured quantities, and the rows that hold them."""

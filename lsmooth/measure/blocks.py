@@ -1,4 +1,4 @@
-"""Where the curvature along a step sits: each block of layers moved by itself."""
+"""The curvature of each block of layers, which is moved along the step alone."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class BlockCurvature(Quantity):
-    """⟨Delta_S, d_S⟩ and ‖Delta_S‖2 of each block S of tensors that moves alone.
+    """⟨Delta_S, d_S⟩ and ‖Delta_S‖2 of each block S of tensors, moved alone.
 
-    With d_S the block's own part of the step, Delta_S = grad_S f(x_t + d_S) - grad_S f(x_t), so that on a quadratic
-    ⟨Delta_S, d_S⟩ = ⟨d_S, H_SS d_S⟩. The rest of ⟨grad_S f(x_{t+1}) - grad_S f(x_t), d_S⟩ is what other blocks' steps
-    add. It takes one evaluation more a block.
+    With d_S the block's part of the step, Delta_S = grad_S f(x_t + d_S) - grad_S f(x_t). On a quadratic,
+    ⟨Delta_S, d_S⟩ = ⟨d_S, H_SS d_S⟩. The rest of ⟨grad_S f(x_{t+1}) - grad_S f(x_t), d_S⟩ is due to the steps of other
+    blocks. Each block takes one more evaluation.
 
     Args:
         blocks: Positions of the parameters of each block.
-        asks_for: Says at which steps blocks are moved.
+        asks_for: Says whether blocks are moved at a step.
         two_norms: Takes 2-norms.
     """
 

@@ -1,4 +1,4 @@
-"""Which single coordinates of the parameters are followed through a run."""
+"""Chooses the coordinates that are followed through a run, and reads them out of tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lsmooth.replay.arrivals import taken_whole
 
-# On a GPU, tensors up to this many elements are read end to end: copying them costs less than a kernel for each. So are
-# all tensors of a model that is small in all.
+# On a GPU, tensors up to this many elements are first copied end to end, which costs less than a kernel for each
+# tensor. So are all tensors of a small model.
 _SMALL = 1 << 13
-# Sets of tensors for which it is remembered how to read them.
+# Most sets of tensors whose plan is remembered.
 _MOST_PLANS = 1 << 10
 
 
@@ -26,8 +26,8 @@ class FollowedCoordinates:
 
     Attributes:
         names: Label of each of the c coordinates, such as `encoder.weight[3, 17]`.
-        owners: Position of the parameter tensor that each belongs to, int64 (c,), ascending.
-        indices: Position in the flattened tensor, int64 (c,).
+        owners: Position of the parameter tensor of each coordinate, int64 (c,), ascending.
+        indices: Index of each coordinate in the flattened tensor, int64 (c,).
     """
 
     names: tuple[str, ...]
@@ -43,8 +43,14 @@ def choose_coordinates(
 ) -> FollowedCoordinates:
     """Choose `count` coordinates of each parameter tensor (all of a smaller one), uniformly and without repetition.
 
-    The choice depends on `seed`, on the tensor's place among the parameters and on its size, and on nothing else; no
-    global random state is touched.
+    The choice depends only on `seed`, on the tensor's position among the parameters and on its size. No global random
+    state is used.
+
+    Args:
+        names: Names of the parameter tensors.
+        shapes: Their shapes.
+        count: Number of coordinates to choose in each tensor.
+        seed: Seed of the choice.
     """
     labels: list[str] = []
     owners: list[int] = []
@@ -63,15 +69,15 @@ def choose_coordinates(
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to read the followed coordinates of some tensors that lie on one device.
+    """How to read the followed coordinates of some tensors on one device.
 
     Attributes:
-        together: Places, in the list of tensors, of those that are read end to end.
-        slots: Where each of these is copied to, in its shape.
-        flat: All slots, end to end.
-        joint: Indices in it, if there are any.
-        alone: Places of the others, with the indices in each.
-        places: Where the values go, in this order.
+        together: Places, in the list of tensors, of tensors that are copied end to end before they are read.
+        slots: Memory that each of these is copied to, in its shape.
+        flat: All slots as one flat tensor.
+        joint: Indices of the coordinates in `flat`; None without tensors in `together`.
+        alone: Places of the other tensors, each with the indices of its coordinates.
+        places: Places in the result of the values of `together` and then of `alone`.
     """
 
     together: tuple[int, ...]
@@ -82,7 +88,7 @@ class _Plan:
     places: slice | Tensor
 
     def values(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the followed coordinates."""
+        """Return the values of the followed coordinates, in the order of `places`."""
         found = [torch.take(tensors[place], indices) for place, indices in self.alone]
         if self.joint is not None:
             torch._foreach_copy_(self.slots, [tensors[place] for place in self.together])
@@ -94,10 +100,11 @@ class CoordinateReader:
     """Reads the followed coordinates out of tensors that arrive one after another, without waiting for the device.
 
     Args:
-        coordinates: Which coordinates are followed.
-        tensors: The parameter tensors, for their sizes and devices.
-        device: Where the values are wanted.
-        held: Given a tensor and positions in it, says which of these are in this process, and where (`Ranks.held`).
+        coordinates: The followed coordinates.
+        tensors: The parameter tensors, which give sizes and devices.
+        device: Device on which the values are wanted.
+        held: Given a tensor and indices in it, says which of these are in this process, and where
+            (`lsmooth.parallel.shards.held`).
     """
 
     def __init__(
@@ -107,8 +114,8 @@ class CoordinateReader:
         device: torch.device,
         held: Callable[[Tensor, NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]],
     ) -> None:
-        # By position of a tensor that has any: where in it they are, and where they go. On their devices from the
-        # start, since bringing something there waits for it.
+        # By position of each tensor with followed coordinates: their indices in it, and their places in the result.
+        # They are moved to their devices here, once, since that waits for the device.
         self._indices: dict[int, Tensor] = {}
         self._places: dict[int, Tensor] = {}
         self._numbers: dict[int, NDArray[np.int64]] = {}
@@ -121,9 +128,9 @@ class CoordinateReader:
                 self._numbers[position] = mine[here]
         sizes = {t.device: sum(o.numel() * o.element_size() for o in tensors if o.device == t.device) for t in tensors}
         self._small = {d: math.inf if taken_whole(size, d) else _SMALL for d, size in sizes.items()}
-        # By device and dtype, memory that tensors are copied to; all plans share it.
+        # Memory that tensors are copied to, by device and dtype, shared by all plans.
         self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        # By the positions that arrived together before, which are the same from step to step.
+        # Plans by the positions that arrive together, which are the same from step to step.
         self._plans: dict[tuple[int, ...], list[_Plan]] = {}
 
     @torch.no_grad()
@@ -143,7 +150,7 @@ class CoordinateReader:
                 into.index_copy_(0, plan.places, values.to(into.device, into.dtype, non_blocking=True))
 
     def _planned(self, positions: Sequence[int], tensors: Sequence[Tensor]) -> list[_Plan]:
-        """Return how to read tensors that arrive together, by device."""
+        """Return the plans to read tensors that arrive together, one for each device."""
         plans = []
         followed = [place for place, position in enumerate(positions) if position in self._indices]
         for device in dict.fromkeys(tensors[place].device for place in followed):
@@ -170,7 +177,7 @@ class CoordinateReader:
         return plans
 
     def _slots(self, tensors: Sequence[Tensor], device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """Return where tensors are copied to end to end, each in its shape and all of it."""
+        """Return memory to copy tensors to end to end: a view for each in its shape, and all as one flat tensor."""
         sizes = [tensor.numel() for tensor in tensors]
         key = device, tensors[0].dtype if tensors else torch.float32
         if key not in self._memory or len(self._memory[key]) < sum(sizes):

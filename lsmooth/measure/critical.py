@@ -1,4 +1,4 @@
-"""The critical learning rate of a step: how much longer it may be before the loss is above its start."""
+"""The critical learning rate of a step: how long the step may be before the loss is above f(x_t)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lsmooth.replay.evaluation import Replay
 if TYPE_CHECKING:
     from lsmooth.loop.step import Step
 
-# The search ends where the loss has not risen so far out, or where so many forward passes have been made.
+# The search ends at this gamma if the loss has not risen until then, and after this many forward passes.
 LARGEST_GAMMA = 1024.0
 MOST_PASSES = 40
 # The first rise is enclosed between two positions that differ by at most this share.
 TOLERANCE = 0.01
 
-# Takes numbers, and how the ranks' make the whole; returns the whole's on the host, the same on every rank.
+# Takes this rank's numbers and how ranks join each; returns the joined numbers on the host, the same on every rank.
 Agreed = Callable[[Tensor, Sequence[Join]], list[float]]
 
 
@@ -48,23 +48,22 @@ def critical_gamma(
     known: Sequence[tuple[float, float]] = (),
     eps: float = 0.0,
 ) -> float:
-    """Return the first gamma at which f(x_t + gamma d) is above f(x_t), as far as positions that are tried can tell.
+    """Return the first gamma at which f(x_t + gamma d) is above f(x_t), among the positions that are tried.
 
-    Known positions come first, then gamma is doubled until the loss is above its start by more than rounding. The rise
-    is then enclosed to 1 % by trying positions close on both sides of the zero of the chord
-    (f(x_t + gamma d) - f(x_t)) / gamma, taken as a line, and by bisection where that line misleads. On a quadratic the
-    chord is a line, and the answer 2 ⟨g, d⟩ / -⟨d, H d⟩ is right but for rounding.
+    Known positions are tried first. Then gamma is doubled until the loss is above f(x_t) by more than rounding. The
+    rise is then enclosed to 1 %. The chord (f(x_t + gamma d) - f(x_t)) / gamma is taken as a line in gamma, and
+    positions close to both sides of its zero are tried; bisection takes over where that line misleads. On a quadratic
+    the chord is a line, and the answer 2 ⟨g, d⟩ / -⟨d, H d⟩ is exact up to rounding.
 
     Args:
-        loss_at: Returns f(x_t + gamma d), one forward pass.
+        loss_at: Returns f(x_t + gamma d); one forward pass.
         start: f(x_t).
         slope: ⟨g, d⟩.
-        known: Positions in (0, 1], and the losses there.
+        known: Positions in (0, 1], each with the loss there.
         eps: Relative rounding error of a loss.
 
-    Returns:
-        0 where ⟨g, d⟩ >= 0, so that the loss rises at once; infinity where it is not above its start up to gamma =
-        1024; NaN where loss or slope at x_t are not finite.
+    Returns: The first gamma. It is 0 if ⟨g, d⟩ >= 0, so that the loss rises at once; infinity if the loss is not above
+    f(x_t) up to gamma = 1024; NaN if loss or slope at x_t are not finite.
 
     Source: Kalra and Barkeshli 2023 (doubling, then bisection).
     """
@@ -84,9 +83,9 @@ class _Search:
     """Looks for the first rise of a loss along a step.
 
     Args:
-        loss_at: Returns f(x_t + gamma d), one forward pass.
+        loss_at: Returns f(x_t + gamma d); one forward pass.
         start: f(x_t).
-        resolution: What rounding may make of a loss.
+        resolution: Rounding error of a loss.
     """
 
     def __init__(self, loss_at: Callable[[float], float], start: float, resolution: float) -> None:
@@ -100,7 +99,7 @@ class _Search:
         return _Tried(gamma, (loss - self._start) / gamma)
 
     def bracket(self, low: _Tried, known: Sequence[_Tried]) -> tuple[_Tried, _Tried | None]:
-        """Return the last position before the first rise and the first one after it; None where there is none."""
+        """Return the last position before the first rise and the first after it; the second is None without a rise."""
         for point in known:
             if self._above(point):
                 return low, point
@@ -113,14 +112,14 @@ class _Search:
         return low, None
 
     def narrowed(self, low: _Tried, high: _Tried) -> tuple[_Tried, _Tried]:
-        """Return positions on both sides of the rise that differ by the tolerance at most."""
+        """Return positions on both sides of the rise that differ by at most the tolerance."""
         newest, misled = [low, high], 0
         while high.gamma - low.gamma > TOLERANCE * high.gamma and self._passes < MOST_PASSES:
             width, guess = high.gamma - low.gamma, _crossing(newest[0], newest[1])
             if not low.gamma < guess < high.gamma:
                 guess = _crossing(low, high)
             tries = [guess * (1 - TOLERANCE / 3), guess * (1 + TOLERANCE / 3)]
-            # Two lines in a row that do not halve what encloses the rise give way to a bisection.
+            # After two lines in a row that did not halve the enclosing interval, bisect once.
             if misled == 2:
                 tries, misled = [(low.gamma + high.gamma) / 2], 0
             for gamma in tries:
@@ -136,12 +135,12 @@ class _Search:
         return self.tried(gamma, self._loss_at(gamma))
 
     def _above(self, point: _Tried) -> bool:
-        # True for NaN, too.
+        # True for NaN too.
         return not point.chord * point.gamma <= self._resolution
 
 
 def _crossing(one: _Tried, other: _Tried) -> float:
-    """Return where the line through two chords is 0; the middle of their positions where it does not rise."""
+    """Return the zero of the line through two chords; the middle of their positions if the line does not rise."""
     rise, apart = other.chord - one.chord, other.gamma - one.gamma
     if not (math.isfinite(rise) and rise * apart > 0):
         return (one.gamma + other.gamma) / 2
@@ -149,16 +148,16 @@ def _crossing(one: _Tried, other: _Tried) -> float:
 
 
 class CriticalRate(Quantity):
-    """The first gamma, also beyond 1, at which the step's loss is above its start; lr times it is the critical lr.
+    """The first gamma, possibly beyond 1, at which the step's loss is above f(x_t); lr times it is the critical lr.
 
-    The search decides on the host where it looks next, and so waits for the device: once at the end of the measured
-    points, and once a forward pass.
+    The search decides on the host which position it tries next, and so waits for the device: once after the measured
+    points, and once for each forward pass.
 
     Args:
         agreed: Joins numbers over the ranks and brings them to the host.
-        alone: Whether an error may be kept from other ranks.
+        alone: Whether there is one process, so that no other rank waits for this one after an error.
         eps: Relative rounding error of a loss.
-        tell: Hears of a loss that cannot be evaluated without its gradient.
+        tell: Called with a sentence and the error if a loss cannot be evaluated without its gradient.
     """
 
     def __init__(self, agreed: Agreed, alone: bool, eps: float, tell: Callable[[str, Exception], None]) -> None:
@@ -191,7 +190,7 @@ class CriticalRate(Quantity):
             positions = [gamma for gamma, _ in known]
             found = critical_gamma(loss_at, start, slope, list(zip(positions, along, strict=True)), self._eps)
         except Exception as error:
-            # The other ranks wait for this one's losses.
+            # Other ranks would wait for this one's losses.
             if not self._alone:
                 raise
             self._tell(f"The critical learning rate of step {step.number} is left out", error)

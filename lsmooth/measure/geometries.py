@@ -1,4 +1,4 @@
-"""Which norms a recorder takes of displacements, and which of gradients."""
+"""The norms that a recorder takes of displacements and of gradients."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lsmooth.trace.layout import Geometry
 
 @dataclass(frozen=True)
 class NormsInUse:
-    """What takes the norms of a measured step; two that take the same norms are one.
+    """The `TensorNorms` of a measured step; attributes that take the same norms are the same object.
 
-    They are used one after another: whoever adds to one takes the result before anybody else adds.
+    Since objects may be shared, a quantity that adds tensors must take the result before another quantity adds.
 
     Attributes:
         two: Takes 2-norms.
-        displacements: Takes the norms of the geometries that displacements are measured in.
-        gradients: Takes their duals.
+        displacements: Takes the norms of displacements in each geometry.
+        gradients: Takes the dual norms.
     """
 
     two: TensorNorms
@@ -32,7 +32,13 @@ class NormsInUse:
     def of(
         cls, parameters: Sequence[Tensor], geometries: Sequence[Geometry], layers: Sequence[Geometry] = ()
     ) -> NormsInUse:
-        """Return what takes the norms of some parameters' gradients and displacements; `layers` are their own ones."""
+        """Return the norms of some parameters' gradients and displacements.
+
+        Args:
+            parameters: The measured parameters.
+            geometries: The geometries to measure in.
+            layers: The geometry of each parameter's own norm; empty if none is measured.
+        """
         sizes = [local(p).numel() for p in parameters]
         some: tuple[tuple[tuple[Kind, ...], tuple[Kind, ...]], ...] = (
             (("l2",), ()),

@@ -1,4 +1,4 @@
-"""Filled rows leave the device in blocks: for the writer's thread, which decodes them, and for listeners."""
+"""Hands filled rows on in blocks: to the writer's thread, which decodes them, and to listeners."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from lsmooth.measure.densities import DensityCounter
 from lsmooth.measure.row import Row, RowLayout
 from lsmooth.trace.layout import Status
 
-# A block is handed over when it is full, or when this many seconds have passed since the last one was.
+# A block is handed over when it has this many rows, or this many seconds after the block before.
 BLOCK_ROWS = 64
 BLOCK_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class GroupMeasurement:
-    """A well measured step as a group of parameter tensors has it; see `Measurement`.
+    """Numbers of a well measured step for one group of parameter tensors; see `Measurement`.
 
     Attributes:
-        smoothness: max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2, of the group's parts; NaN where it did not move.
-        grad_norm: ‖grad f(x_t)‖2.
-        edge_ratio: ⟨Delta(1), d⟩ / -⟨g, d⟩; None without the endpoint.
+        smoothness: max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2 over the group; NaN if the group did not move.
+        grad_norm: ‖grad f(x_t)‖2 over the group.
+        edge_ratio: ⟨Delta(1), d⟩ / -⟨g, d⟩ over the group; None without the endpoint.
     """
 
     smoothness: float
@@ -42,17 +42,17 @@ class GroupMeasurement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The last well measured step that has reached the host, for progress lines.
+    """Numbers of a well measured step that have reached the host, for progress lines and logs.
 
     Attributes:
         step: Optimizer step index.
         loss: f(x_t).
         grad_norm: ‖grad f(x_t)‖2 over all parameters.
         smoothness: The global estimate, max over gamma of ‖Delta(gamma)‖2 / ‖gamma d‖2.
-        lr: The learning rate, the largest of several groups'.
-        critical_lr: lr times the first gamma at which the loss is above its start; None where it is not measured.
+        lr: The learning rate; the largest one of several parameter groups.
+        critical_lr: lr times the first gamma at which the loss is above f(x_t); None if not measured.
         edge_ratio: ⟨Delta(1), d⟩ / -⟨g, d⟩ over all parameters; None without the endpoint.
-        groups: The same of groups of parameters, where a log asks for them.
+        groups: Numbers of groups of parameters by name; empty unless a log asks for them.
     """
 
     step: int
@@ -66,22 +66,22 @@ class Measurement:
 
 
 class Listener(Protocol):
-    """Hears of each well measured step: `put` on the writer's thread, `send` on the training thread."""
+    """Receives each well measured step: `put` is called on the writer's thread, `send` on the training thread."""
 
     def put(self, measurement: Measurement) -> None:
-        """Take in a step."""
+        """Take a step."""
 
     def send(self) -> None:
-        """Pass on what has come in."""
+        """Pass on the steps taken so far."""
 
 
 class Writer(Protocol):
-    """Takes blocks of rows on a thread of its own; see `BackgroundWriter`."""
+    """Writes blocks of rows on a thread of its own; see `BackgroundWriter`."""
 
     failure: str | None
 
     def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
-        """Take a block in."""
+        """Take a block."""
 
     def problems(self) -> list[str]:
         """Return what went wrong since the last call."""
@@ -98,12 +98,16 @@ class Handover:
     """Collects rows on the device and passes them on in blocks, without making the training thread wait.
 
     Args:
-        layout: What a row is made of.
-        device: Where rows are filled.
-        writer: Who writes them, on its thread.
-        densities: Counts of all coordinates, which go to the writer with each block.
-        listener: Who is to hear of each well measured step.
-        groups: Positions of the parameters of each group that the listener hears of.
+        layout: The layout of rows.
+        device: Device of rows.
+        writer: Writes rows on a thread of its own.
+        densities: Counts of all coordinates, which go to the writer with each block; None if they are not counted.
+        listener: Receives each well measured step; None for nobody.
+        groups: Positions of the parameters in each group of parameters that the listener receives.
+
+    Attributes:
+        layout: As above.
+        latest: The last well measured step that has reached the host; None before the first.
     """
 
     def __init__(
@@ -123,18 +127,18 @@ class Handover:
         self._writer = writer
         self._block: _Block | None = None
         self._last = time.monotonic()
-        # What the writer's thread has found out, for the training thread to ask for.
+        # Findings of the writer's thread, which the training thread asks for.
         self._warnings: SimpleQueue[str] = SimpleQueue()
         self._edited = threading.Event()
         self._differs = threading.Event()
         self.latest: Measurement | None = None
 
     def new_row(self, flags: int = 0) -> Row:
-        """Return an empty row to be filled, on the device."""
+        """Return an empty row on the device."""
         return Row(self.layout, self._device, flags)
 
     def add(self, row: Row, step: int, seconds: float) -> None:
-        """Take in a filled and judged row; hand the block over when it is full or old."""
+        """Add a complete row; hand the block over when it is full or old."""
         if self._block is None:
             self._block = _Block()
         block = self._block
@@ -147,17 +151,17 @@ class Handover:
             self.flush_if_old()
 
     def flush_if_old(self) -> None:
-        """Hand over what has waited for longer than `BLOCK_SECONDS`, and pass on what has come back."""
+        """Hand over a block that has waited for longer than `BLOCK_SECONDS`; pass scalars and warnings on."""
         if self._listener is not None:
             self._listener.send()
         if self._block is not None and time.monotonic() - self._last > BLOCK_SECONDS:
             self.flush()
         elif self._writer.failure is not None:
-            # No block may come any more, with which to tell.
+            # After a failure there may be no further block whose handover would pass the warning on.
             self.tell()
 
     def flush(self) -> None:
-        """Hand over what there is, and tell the user what the writer had to say."""
+        """Hand over the present block, and pass scalars and warnings on."""
         block, self._block = self._block, None
         self._last = time.monotonic()
         if block is not None:
@@ -178,7 +182,7 @@ class Handover:
         self.tell()
 
     def tell(self) -> None:
-        """Pass on, from the training thread, what the writer's found: scalars, and what went wrong."""
+        """Pass scalars and warnings of the writer's thread on, from the training thread."""
         if self._listener is not None:
             self._listener.send()
         for problem in self._writer.problems():
@@ -187,11 +191,11 @@ class Handover:
             warnings.warn(self._warnings.get(), stacklevel=2)
 
     def found_edited_gradient(self) -> bool:
-        """Say whether the rows that have reached the host show a gradient that was changed unseen, in any step."""
+        """Say whether any row that has reached the host shows a gradient edited past its version counter."""
         return self._edited.is_set()
 
     def found_difference(self) -> bool:
-        """Say whether a second evaluation at x_t was found to differ from the first, in any step."""
+        """Say whether at any step a second evaluation at x_t differed from the first."""
         return self._differs.is_set()
 
     # --- on the writer's thread ---
@@ -241,13 +245,13 @@ class Handover:
                     f"At step {rows['step'][i]} the gradient at x_t, evaluated a second time, differed by {error:.2g} "
                     f"in norm, while along the step it changed by {change:.2g}: the closure does not compute the same "
                     "function twice (it draws a new batch, keeps a state, uses kernels that are not deterministic, or "
-                    "the loop adds terms to it outside of what is watched); such steps are flagged as not repeated, "
+                    "the loop adds terms to the loss that are not watched); such steps are flagged as not repeated, "
                     "and each measured step is checked from now on."
                 )
 
 
 def _of_group(row: Mapping[str, NDArray[Any]], gammas: NDArray[Any], where: Sequence[int] | slice) -> GroupMeasurement:
-    """Return what a row says of the parameters at some positions."""
+    """Return the numbers of a row for the parameters at some positions."""
     moved = np.linalg.norm(row["step_norm"][where])
     changes = np.linalg.norm(row["grad_diff"][:, where], axis=-1)
     edge = None
@@ -259,7 +263,7 @@ def _of_group(row: Mapping[str, NDArray[Any]], gammas: NDArray[Any], where: Sequ
 
 
 def _fetch(rows: Tensor, dtype: torch.dtype) -> Callable[[], NDArray[Any]]:
-    """Start copying rows to the host, and return a callable that waits for them, to be called on another thread."""
+    """Start copying rows to the host; return a function for another thread, which waits for them."""
     if rows.device.type != "cuda":
         return lambda: rows.to("cpu", dtype).numpy()
     host = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)

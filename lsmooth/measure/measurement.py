@@ -1,4 +1,4 @@
-"""Measure one step: evaluate its gradient along its segment, and let every quantity see it."""
+"""Measures one step: evaluates its gradient along its segment, and shows it to every quantity."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from lsmooth.measure.probes import Probes
     from lsmooth.replay.evaluation import Replay
 
-# x_t, where a second evaluation shows whether the closure computes the same function twice.
+# x_t, where a second evaluation shows whether the closure computes the same function again.
 CHECK = Point(0.0)
 
 
 def points_of(gammas: Sequence[float], endpoint: bool) -> list[Point]:
-    """Return the points of a segment in the order of their evaluation; one at gamma = 1 serves as the endpoint, too."""
+    """Return the points of a segment in the order of evaluation; a point at gamma = 1 also serves as the endpoint."""
     points = [Point(gamma, i, endpoint and gamma == 1.0) for i, gamma in enumerate(gammas)]
     if endpoint and not any(point.endpoint for point in points):
         points.append(Point(1.0, None, True))
@@ -44,9 +44,17 @@ def measure(
 ) -> None:
     """Fill the row of a step that has been taken; afterwards everything but the row is what it was.
 
-    At each point the step's loss is evaluated again, and each quantity sees the gradients as they arrive. A gradient
-    that training has changed since it was borrowed is first evaluated again at x_t; and so are, without `autocast`, the
-    loss and the gradient of every step. Probes that are `keeping` evaluate x_{t+1} themselves, for the next step.
+    At each point the step's loss is evaluated again, and each quantity sees the gradients as they arrive. A borrowed
+    gradient that training has changed is first evaluated again at x_t.
+
+    Args:
+        step: The step.
+        evaluation: Evaluates its loss.
+        quantities: The quantities to measure.
+        points: The points of the segment.
+        row: Filled in.
+        keeping: Probes that evaluate x_{t+1} themselves and keep the result for the next step; None for none.
+        autocast: False evaluates losses without autocast, also loss and gradient at x_t.
     """
     try:
         step.segment.end()
@@ -58,7 +66,7 @@ def measure(
             for quantity in quantities:
                 quantity.at_start(step, row)
             for point in points:
-                # A gradient that was evaluated at x_t again has nothing to be checked against.
+                # The changed gradient is gone, so that there is nothing to compare a second evaluation with.
                 if changed and point == CHECK:
                     continue
                 delivery = Delivery(step, row, partial(_show_arrived, quantities, point, step))
@@ -81,9 +89,9 @@ def measure(
 
 
 def _begun_again(step: Step, replay: Replay, row: Row, *, keeps_loss: bool) -> Step:
-    """Evaluate the gradient at x_t again, put it in the place of the step's own, and return the step.
+    """Evaluate the gradient at x_t again, set it as the step's gradient, and return the step.
 
-    The loss is that of training where it is kept, and is evaluated again with the gradient otherwise.
+    The loss is evaluated again too, unless `keeps_loss` keeps that of training.
     """
     row.evaluated = True
     loss, gradients = replay.loss_and_gradients_at_start()

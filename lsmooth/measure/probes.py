@@ -1,4 +1,4 @@
-"""Fixed probe batches in place of the step's own: their mean gradient at x_t, and how far they scatter about it."""
+"""Probe batches in place of the step's own: their mean gradient at x_t, and its standard deviation."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbedStart:
-    """What the probes give at x_t.
+    """Losses and gradients of the probes at x_t.
 
     Attributes:
-        microbatches: The probes, to be evaluated again.
-        losses: Their losses, scalars.
-        gradient: Their mean gradient, by position of the parameter; None where none arrived.
-        noise: Standard deviation of their gradients, by kind of norm, (p,) each; None of a single one.
-        arrivals: How often their backward passes accumulated into each parameter.
-        stale: Whether parameters have changed since all of that was evaluated, a scalar that is not 0 then; None where
-            they cannot have.
+        microbatches: The probes, in a form that can be evaluated again.
+        losses: Losses of the probes, scalars.
+        gradient: Mean gradient of the probes by position of the parameter; None where none arrived.
+        noise: Standard deviation of the probes' gradients by kind of norm, (p,) each; None for a single probe.
+        arrivals: Number of times that backward passes accumulated a gradient into each parameter.
+        stale: Number of parameters that have changed since the evaluation, a scalar; None where none can have.
     """
 
     microbatches: tuple[Microbatch, ...]
@@ -49,13 +48,13 @@ class ProbedStart:
 
 @dataclass
 class _Kept:
-    """What the probes gave at x_{t+1}, which is the next step's x_t.
+    """Losses and gradients of the probes at x_{t+1}, which is the next step's x_t.
 
     Attributes:
-        start: What they gave.
+        start: Losses and gradients.
         segment: Holds x_{t+1} until the next step has been taken.
-        parameters: All parameters that the probes can reach, with their imprints when x_{t+1} was put back; None
-            before that.
+        parameters: All parameters that the probes reach, with their imprints when x_{t+1} was put back; None before
+            that.
     """
 
     start: ProbedStart
@@ -64,16 +63,16 @@ class _Kept:
 
 
 class Probes:
-    """Closures that each return a loss on a fixed batch, whose mean is an estimate of the full loss.
+    """Closures that each return a loss on a fixed batch; the mean loss is an estimate of the full loss.
 
     Args:
         closures: The probes.
-        seed: For their randomness, the same at every step.
+        seed: Seed of the probes' randomness, the same at every step.
         parameters: The measured parameters.
         norms: Takes norms of gradients.
-        evaluation: Puts everything back.
-        starts: What else is looked through for models and generators: the model.
-        autocast: Whether autocast contexts are in force as they are found.
+        evaluation: Evaluates losses, and puts everything back.
+        starts: Further objects to search for models and generators: the model.
+        autocast: True keeps the autocast contexts in force at the step; False evaluates without autocast.
     """
 
     def __init__(
@@ -96,17 +95,17 @@ class Probes:
         self._autocast = autocast
 
     def at_start(self) -> ProbedStart:
-        """Evaluate the probes at x_t: their mean gradient and, of several, its standard deviation, norm-wise.
+        """Evaluate the probes at x_t: losses, mean gradient and, for several probes, the standard deviation.
 
-        With g_i the n probes' gradients and m_i the mean of the first i, the variance is
+        With g_i the gradients of the n probes and m_i the mean of the first i, the variance is
 
             1 / (n - 1) sum_{i>1} (i - 1) / i ‖g_i - m_{i-1}‖²,
 
-        one gradient being held at a time. In the 2-norm that is 1 / (n - 1) sum_i ‖g_i - m_n‖² (Welford 1962). In
-        others its mean is E ‖g_1 - E g_1‖² where the noise is Gaussian: sqrt((i - 1) / i) (g_i - m_{i-1}) is then
-        distributed as g_1 - E g_1.
+        for which one gradient at a time is held besides the sum. In the 2-norm this equals
+        1 / (n - 1) sum_i ‖g_i - m_n‖² (Welford 1962). In another norm its expectation is E ‖g_1 - E g_1‖² if the noise
+        is Gaussian, since sqrt((i - 1) / i) (g_i - m_{i-1}) is then distributed as g_1 - E g_1.
 
-        What `at_end` has kept of the step before is taken in place of that, where nothing has changed since.
+        The result that `at_end` kept at the step before is returned instead, if nothing has changed since.
         """
         kept, self._kept = self._kept, None
         if kept is not None and self._still_holds(kept):
@@ -119,11 +118,11 @@ class Probes:
             return self._evaluated(microbatches, interrupts)
 
     def at_end(self, step: Step, replay: Replay, consume: Consumer) -> Tensor:
-        """Evaluate the probes at x_{t+1} as `at_start` does, and keep what they give for the step that comes next.
+        """Evaluate the probes at x_{t+1} as `at_start` does, and keep the result for the next step.
 
         Args:
             step: The step that has been taken.
-            replay: Moves along it.
+            replay: Moves parameters along the step.
             consume: Takes copies of the mean gradient.
 
         Returns:
@@ -143,12 +142,12 @@ class Probes:
         return joined(start.losses, len(start.losses))
 
     def settle(self) -> None:
-        """Take note that parameters are at x_{t+1} again, and all else is as training has it."""
+        """Note that parameters are at x_{t+1} again, and that everything else is as training left it."""
         if self._kept is not None:
             self._kept.parameters = [(p, imprint(p)) for p in self._reached(self._kept)]
 
     def forget(self) -> None:
-        """Give back the memory of what is kept."""
+        """Drop the kept result, and release its memory."""
         self._kept = None
 
     def _reached(self, kept: _Kept) -> list[Tensor]:
@@ -156,20 +155,20 @@ class Probes:
         return list(dict.fromkeys([*self._parameters, *(p for model in models for p in model.parameters())]))
 
     def _still_holds(self, kept: _Kept) -> bool:
-        """Say whether the probes would give the same now, as far as that can be seen without waiting."""
+        """Say whether the kept result is still valid, as far as can be seen without waiting for the device."""
         if kept.parameters is None:
             return False
         reached = self._reached(kept)
         return (
             len(reached) == len(kept.parameters)
             and all(p is q and imprint(p) == then for p, (q, then) in zip(reached, kept.parameters, strict=True))
-            # Writes through `.data` go past version counters.
+            # Finds writes through `.data`, which go past version counters.
             and not any(map(differs, kept.segment.parameters, kept.segment.stop))
             and kept.start.microbatches[0].surroundings.holds()
         )
 
     def _evaluated(self, microbatches: Sequence[Microbatch], interrupts: DeferredSignals) -> ProbedStart:
-        """Evaluate the probes where the parameters are."""
+        """Evaluate the probes at the present parameters."""
         count = len(microbatches)
         total: list[Tensor | None] = [None] * len(self._parameters)
         arrivals: dict[Tensor, int] = {}
@@ -189,7 +188,7 @@ class Probes:
 
     def _surroundings(self) -> Surroundings:
         device_type = self._parameters[0].device.type
-        # A loop may take its step under `no_grad`.
+        # The loop may take its step under `no_grad`.
         with torch.enable_grad():
             return Surroundings.capture(*self._closures, *self._starts, device_type=device_type, seed=self._seed)
 
@@ -202,7 +201,10 @@ class Probes:
         arrivals: dict[Tensor, int],
         interrupts: DeferredSignals,
     ) -> Tensor:
-        """Add a probe's gradient to the sum of those `seen`, and its distance from their mean to the norms."""
+        """Evaluate a probe and return its loss.
+
+        Its gradient is added to the sum of the `seen` earlier ones, and its distance from their mean to the norms.
+        """
         with counted_arrivals(self._parameters) as counts:
             loss = self._evaluation.on_row_device(microbatch.evaluate(interrupts.allowed))
             for position, parameter in enumerate(self._parameters):
@@ -221,7 +223,7 @@ class Probes:
         return loss
 
     def _spread(self, total: Sequence[Tensor | None], seen: int) -> dict[Kind, Tensor]:
-        """Return sqrt(i / (i + 1)) ‖g_{i+1} - m_i‖ of each tensor by kind, i probes having been `seen` before."""
+        """Return sqrt(i / (i + 1)) ‖g_{i+1} - m_i‖ of each tensor by kind of norm, for i = `seen`."""
         for position in self._norms.missing():
             gradient = total[position]
             if gradient is not None:
@@ -231,7 +233,7 @@ class Probes:
 
 
 def _changed_on_device(segment: Segment) -> Tensor | None:
-    """Say whether parameters differ from x_{t+1}, a scalar on their device, where that cannot be seen at once."""
+    """Return the number of parameters that differ from x_{t+1}, a scalar; None on the CPU, where `differs` tells."""
     if not segment.parameters or segment.parameters[0].device.type == "cpu":
         return None
     pairs = [pair for parts in in_pieces(segment.parameters, segment.stop) for pair in zip(*parts, strict=True)]

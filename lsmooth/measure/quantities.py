@@ -1,8 +1,9 @@
 """The measured quantities: one small class each, which turns a step's gradients into numbers of its row.
 
-Throughout, d = x_{t+1} - x_t, g = grad f(x_t), and Delta(gamma) = grad f(x_t + gamma d) - g. A quantity sees the step
-before anything is evaluated (`at_start`), gradients as a backward pass delivers them (`arrived`), each point when all
-of them are there (`at_point`), the loss when all points are done (`further`), and the step's judgement (`at_end`).
+Throughout, d = x_{t+1} - x_t, g = grad f(x_t), and Delta(gamma) = grad f(x_t + gamma d) - g. The methods of a quantity
+are called in this order: `at_start`, before anything is evaluated; at each point `arrived`, as the backward pass
+delivers gradients, `absent` for gradients that did not arrive, and `at_point`; after all points `at_last`; `further`,
+which may evaluate the loss again; and `at_end`, with the status of the step.
 To measure something new, write a class here, add it to `quantities_of`, and its `Field` to `lsmooth.trace.layout`.
 """
 
@@ -37,9 +38,9 @@ class Point:
     """A point of the segment at which the gradient is evaluated.
 
     Attributes:
-        gamma: Its position: 0 at x_t, 1 at x_{t+1}.
-        index: Its place along the dimension `gamma` of the trace; None for one that is not of it.
-        endpoint: Whether it stands for x_{t+1}.
+        gamma: Position of the point: 0 at x_t, 1 at x_{t+1}.
+        index: Index along the dimension `gamma` of the trace; None for a point that the trace does not keep there.
+        endpoint: Whether the point is kept as x_{t+1}.
     """
 
     gamma: float
@@ -48,40 +49,40 @@ class Point:
 
     @property
     def is_check(self) -> bool:
-        """Whether it is x_t, where a second evaluation is compared with training's own."""
+        """Whether the point is x_t, where a second evaluation is compared with training's own gradient."""
         return self.gamma == 0.0
 
 
 class Quantity:
-    """Something that is measured; does nothing by itself."""
+    """Base of measured quantities; every method does nothing by default."""
 
     def at_start(self, step: Step, row: Row) -> None:
-        """Take in the step, its gradient g and its ends; afterwards the parameters may be anywhere."""
+        """Take the step, its gradient g and its ends; afterwards the parameters may be anywhere on the segment."""
 
     def arrived(self, point: Point, positions: Sequence[int], gradients: Sequence[Tensor], step: Step) -> None:
-        """Take in gradients of some parameters at a point; only the last quantity may overwrite them."""
+        """Take gradients of some parameters at a point; only the last quantity may overwrite them."""
 
     def absent(self, point: Point, position: int, first: Tensor) -> None:
-        """Take in that a parameter's gradient, `first` at x_t, did not arrive at a point, and counts as 0 there."""
+        """Note that a parameter's gradient, `first` at x_t, did not arrive at a point, and counts as 0 there."""
 
     def at_point(self, point: Point, loss: Tensor, row: Row, step: Step) -> None:
-        """Fill in what is known at a point, all of whose gradients have arrived, and whose loss is given."""
+        """Fill in what is known at a point once its loss is known and all gradients have arrived."""
 
     def at_last(self, row: Row, step: Step) -> None:
-        """Fill in what is known when the last point has been seen."""
+        """Fill in what is known after the last point."""
 
     def further(self, replay: Replay, row: Row, step: Step) -> None:
-        """Evaluate the loss at positions of its own, after all points."""
+        """Evaluate the loss at further positions of the quantity's own, after all points."""
 
     def at_end(self, well: Tensor, step: Step) -> None:
-        """Hear whether the step was measured `well`, a scalar on the device."""
+        """Learn whether the step was measured `well`, a bool scalar on the device."""
 
     def clear(self) -> None:
         """Forget the step in progress, which ended in an exception."""
 
 
 class Losses(Quantity):
-    """f(x_t), f(x_t + gamma d) and f(x_{t+1}), the learning rates that led there, and how gradients are rounded."""
+    """f(x_t), f(x_t + gamma d) and f(x_{t+1}), the learning rates, and a bound of the gradient's rounding."""
 
     def __init__(self) -> None:
         self._along: list[Tensor] = []
@@ -122,10 +123,10 @@ class GradientNoise(Quantity):
 
 
 class StepNorms(Quantity):
-    """‖d‖ of each tensor in the norm of each geometry, and ⟨g, d⟩, of each and in all.
+    """‖d‖ of each tensor in the norm of each geometry, and ⟨g, d⟩ of each tensor and in all.
 
     Args:
-        geometries: Which norms.
+        geometries: The geometries to measure in.
         norms: Takes norms of displacements.
     """
 
@@ -150,14 +151,14 @@ class StepNorms(Quantity):
 
 
 class WeightNorms(Quantity):
-    """‖x_t‖2 of each tensor, and by how much rounding may put points off the segment.
+    """‖x_t‖2 of each tensor, and a bound of the distance of rounded points from the segment.
 
-    Let u be half the machine epsilon of a tensor's dtype and m its smallest normal number. A point is computed as
-    x_t + gamma d, or x_{t+1} - (1 - gamma) d beyond the middle, in float32 or wider, and rounded to the dtype: each
-    coordinate is then off by at most u (|x_j + gamma d_j| + m), m for numbers that are not normal, and by u |d_j| and
-    u |gamma d_j| from the difference and the product where these are computed in the same dtype. In the 2-norm, over n
-    coordinates, that is at most u (‖x_t‖ + sqrt(n) m) and a small multiple of u ‖d‖: with u below 0.004 for every
-    dtype, only the first can come near 1 % of ‖gamma d‖.
+    Let u be half the machine epsilon of a tensor's dtype and m its smallest normal number. A point is computed as x_t +
+    gamma d, or as x_{t+1} - (1 - gamma) d beyond the middle, in float32 or wider, and is rounded to the dtype. Each
+    coordinate is then off by at most u (|x_j + gamma d_j| + m), where m covers subnormal numbers. If difference and
+    product are computed in the same dtype, they add at most u |d_j| and u |gamma d_j|. In the 2-norm over n
+    coordinates, this is at most u (‖x_t‖ + sqrt(n) m) plus a small multiple of u ‖d‖. As u is below 0.004 for every
+    dtype, only the first term can come near 1 % of ‖gamma d‖.
 
     Args:
         parameters: The measured parameters.
@@ -195,7 +196,7 @@ class Coordinates(Quantity):
 
     def __init__(self, reader: CoordinateReader) -> None:
         self._reader = reader
-        # Where the points of the dimension `gamma` go, and the endpoint.
+        # Parts of the row that the points of the dimension `gamma` are written to, and the endpoint.
         self._along: Sequence[Tensor] = ()
         self._next: Tensor | None = None
 
@@ -238,7 +239,7 @@ class Coordinates(Quantity):
 
 
 class Densities(Quantity):
-    """All coordinates, counted by gradient and by local Lipschitz constant; see `DensityCounter`."""
+    """Counts of all coordinates by gradient and local Lipschitz constant; see `DensityCounter`."""
 
     def __init__(self, counter: DensityCounter) -> None:
         self._counter = counter
@@ -266,11 +267,11 @@ class Densities(Quantity):
 class GradientChanges(Quantity):
     """‖g‖ and ‖Delta(gamma)‖ of each tensor in the dual norm of each geometry, and ⟨Delta(gamma), d⟩ of each.
 
-    The last quantity, for it overwrites. At gamma = 0, where training's own gradient is evaluated a second time,
-    ‖Delta(0)‖2 over all tensors is the error of a replay.
+    This must be the last quantity, since it overwrites gradients. At gamma = 0, where training's own gradient is
+    evaluated a second time, ‖Delta(0)‖2 over all tensors is the error of a replay.
 
     Args:
-        geometries: Which norms.
+        geometries: The geometries to measure in.
         norms: Takes norms of gradients.
         two_norms: Takes 2-norms.
     """
@@ -279,9 +280,9 @@ class GradientChanges(Quantity):
         self._geometries = geometries
         self._norms = norms
         self._two_norms = two_norms
-        # By position of what moves: d, or x_t and x_{t+1}.
+        # By position of each active parameter: d, or x_t and x_{t+1}.
         self._steps: dict[int, Along] = {}
-        # What was found at each point of the dimension `gamma`, and at the endpoint, gradients still scaled.
+        # Parts of norms and products at each point of the dimension `gamma`, and at the endpoint; still scaled.
         self._along: list[dict[str, Tensor]] = []
         self._next: dict[str, Tensor] | None = None
 
@@ -320,7 +321,7 @@ class GradientChanges(Quantity):
             self._next = parts
 
     def at_last(self, row: Row, step: Step) -> None:
-        # All points at once, which on a GPU takes the time of one.
+        # All points in one operation, since on a GPU each launch costs the same.
         zeros = torch.zeros_like(row["weight_norm"])
         named = {name: [p.get(name, zeros) for p in self._along] for p in self._along for name in p}
         self._fill(row, step, {name: torch.stack(values) for name, values in named.items()}, "")
@@ -355,14 +356,14 @@ def quantities_of(
     norms: NormsInUse,
     densities: DensityCounter | None,
 ) -> list[Quantity]:
-    """Return what is measured at each step, in the order in which the quantities see it.
+    """Return the quantities that are measured at each step, in the order in which they are called.
 
     Args:
         parameters: The measured parameters.
         geometries: The geometries to measure in.
         followed: The followed coordinates.
-        norms: What takes norms.
-        densities: Counts all coordinates; None where they are not counted.
+        norms: Takes norms.
+        densities: Counts all coordinates; None if they are not counted.
     """
     device = parameters[0].device
     found: list[Quantity] = [

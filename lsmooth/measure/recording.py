@@ -1,4 +1,4 @@
-"""The trace of a run as a recorder sees it: opened on rank 0, written on a thread, continued from a checkpoint."""
+"""The trace of a run: opened on rank 0, written on a thread, and continued from a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 class Recording:
-    """Where the rows of a run go.
+    """Takes the rows of a run, and writes its trace on rank 0.
 
     Args:
-        path: Where the trace goes.
-        header: What stands in it before the first step.
+        path: File that the trace is written to.
+        header: The header of the trace.
         mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of this run.
         ranks: The processes that train together.
         parameters: The measured parameters.
-        facts: What must be the same on all ranks, beside what the header says.
-        listener: Who is to hear of each well measured step.
-        groups: Positions of the parameters of each group that the listener hears of.
+        facts: Settings that must be equal on all ranks, besides those in the header.
+        listener: Receives each well measured step; None for nobody.
+        groups: Positions of the parameters in each group of parameters that the listener receives.
 
     Raises:
-        TraceError: There is no folder for `path`, or what is there is not to be replaced, or not to be continued.
+        TraceError: The folder of `path` is missing, or the file there may not be replaced or cannot be continued.
 
     Attributes:
-        handover: Takes filled rows.
-        densities: The counts of all coordinates, None without.
-        next_step: Optimizer step that comes next.
+        handover: Takes complete rows.
+        densities: The counts of all coordinates; None if they are not counted.
+        next_step: Index of the next optimizer step.
     """
 
     def __init__(
@@ -78,27 +78,27 @@ class Recording:
             self.densities.load(self.densities.packed(self._file.density))
         self.handover = Handover(layout, device, self._writer, self.densities, listener, groups)
         self.handover.tell()
-        # `time` goes on where a continued trace left off.
+        # In a continued trace, `time` continues from its last value.
         self._started = time.monotonic() - (self._file.seconds if self._file is not None else 0.0)
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken so far, the gaps before it was resumed left out."""
+        """Seconds that the run has taken so far, without the gaps before it was resumed."""
         return time.monotonic() - self._started
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is recorded, or nothing any more, in one sentence; None while all is well."""
+        """Why nothing is recorded (any more), in one sentence; None while all is well."""
         return self._writer.failure
 
     @property
     def in_vain(self) -> bool:
-        """Whether nothing of a measurement would be kept."""
-        # All ranks measure the same steps, and what fails during the run, rank 0 alone hears of.
+        """Whether measuring is pointless, since nothing would be kept."""
+        # All ranks must measure the same steps, and only rank 0 learns of a failure during the run.
         return self._refused or (self._ranks.alone and self._writer.failure is not None)
 
     def add_skipped(self, skipped: SkippedStep) -> None:
-        """Add a row for a measured step whose optimizer step did not come."""
+        """Add a row for a due step that was skipped."""
         row = self.handover.new_row(skipped.flags)
         row["loss"].copy_(skipped.loss)
         row.put_lr(skipped.lr)
@@ -107,20 +107,20 @@ class Recording:
         self.handover.add(row, skipped.number, self.seconds)
 
     def flush(self) -> None:
-        """Write all that was measured so far to the file, and wait for it."""
+        """Write all measured steps to the file, and wait for it."""
         self.handover.flush()
         self._writer.wait()
         self.handover.tell()
 
     def close(self, next_step: int, *, wait: bool = True) -> None:
-        """Finish the trace; without `wait`, soon after."""
+        """Finish the trace; without `wait`, the writer's thread does so soon after."""
         self.handover.flush()
         self._writer.close(next_step, wait=wait)
         self.handover.tell()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue the trace; see `Recorder.state_dict`."""
-        # A checkpoint newer than the file would leave a gap after a kill.
+        # If the process were killed, a checkpoint newer than the file would leave a gap in the trace.
         self.flush()
         state: dict[str, Any] = {"rows": self._file.rows if self._file is not None else 0, "seconds": self.seconds}
         if self.densities is not None:
@@ -128,10 +128,10 @@ class Recording:
         return state
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, and drop what the trace holds from there on.
+        """Continue from a checkpoint, and drop the trace's rows from its step on; see `Recorder.load_state_dict`.
 
         Raises:
-            TraceError: The trace is not the checkpoint's, or has been written to already.
+            TraceError: The trace is not that of the checkpoint, or has been written to already.
         """
         rows = state.get("rows")
         if self._file is not None:
@@ -140,13 +140,13 @@ class Recording:
             if self.densities is not None and self._file.next_step is not None:
                 dropped = self._file.rows < before
                 self._restore_densities(self._file, self.densities, state.get("densities"), dropped)
-        # A checkpoint that does not know the time goes on from the last row that is kept.
+        # A checkpoint without the time continues from the time of the last kept row.
         seconds = state.get("seconds", self._file.seconds if self._file is not None else 0.0)
         self._started = time.monotonic() - float(seconds)
 
     @staticmethod
     def _restore_densities(file: TraceWriter, densities: DensityCounter, counts: Tensor | None, dropped: bool) -> None:
-        """Put the counts back to what they were at a checkpoint: steps that are dropped cannot be taken out of them."""
+        """Restore the counts of a checkpoint; without them they begin anew, as dropped steps cannot be subtracted."""
         if counts is None and not dropped:
             return
         if counts is None and file.rows:

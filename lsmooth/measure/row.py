@@ -1,4 +1,4 @@
-"""One measured step as a flat row of numbers on the device: its layout, how it is filled, and its judgement."""
+"""One measured step as a flat row of numbers on the device: its layout, its contents, and its status."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from lsmooth.trace.layout import NOISE_SHARE, Field, Status
 
 # Above this share of the shortest ‖gamma d‖, rounding of the interpolated points spoils the estimate.
 RESOLUTION_SHARE = 0.01
-# What evaluating the gradient at x_t twice may differ by, as shares of its change along the step and of itself.
+# Two evaluations of the gradient at x_t may differ by these shares: of its change along the step, and of itself.
 REPLAY_SHARE_OF_CHANGE = 0.1
 REPLAY_SHARE_OF_GRADIENT = 0.01
 
 
 class RowLayout:
-    """Where each quantity of a measured step stands in one flat row of numbers.
+    """The place of each quantity of a measured step in a flat row of numbers.
 
     Args:
         fields: The datasets of the trace.
-        sizes: Length of every dimension but `step`.
+        sizes: Length of every dimension except `step`.
         gammas: Interpolation points.
-        real: What the trace keeps norms in, "float32" or "float64".
+        real: Dtype in which the trace keeps norms, "float32" or "float64".
 
     Attributes:
         gammas: Interpolation points, (g,).
-        largest: The largest number that a trace can hold; what is larger becomes infinite in the file.
-        shapes: By quantity, its shape.
-        places: By quantity, its place in the row.
-        joins: By quantity, how the ranks' values make the whole.
-        width: How many numbers a row has.
-        measured: How many numbers, the first ones, are finite in a step that is measured well.
-        optional: Where numbers stand that some of these steps lack.
+        largest: The largest number that the trace can hold; larger ones become infinite in the file.
+        shapes: Shape of each quantity.
+        places: Slice of the row that holds each quantity.
+        joins: How the ranks' values of each quantity are joined.
+        width: Number of values in a row.
+        measured: The first `measured` values must be finite in a well measured step.
+        optional: Slice of the values that may be NaN in a well measured step.
     """
 
-    # Quantities that only the judgement of a row needs: the rounding error of an interpolated point; the norm of
-    # gradients that were there before the first backward; whether the step's own was changed unseen before it was
-    # measured; what a replay at x_t differs by (0 where none was made).
+    # Quantities that only the status needs, and the trace does not keep: the rounding error of interpolated points; the
+    # norm of gradients that were there before the first backward; whether the step's gradient was edited past its
+    # version counter; and by how much a second evaluation at x_t differs (0 where none was made).
     EXTRA: Mapping[str, Join] = {
         "rounding": Join.NORM,
         "foreign_grad": Join.SUM,
@@ -66,7 +66,7 @@ class RowLayout:
         self.measured = sum(counts[: sum(item.finite for item in own)])
         self.optional = slice(self.measured, sum(counts))
         self.shapes |= dict.fromkeys(self.EXTRA, ())
-        # Learning rates may be tensors on the device; they travel with the rest.
+        # Learning rates may be tensors on the device, and leave it with the row.
         self.shapes |= {"lr": (sizes["group"],), "status": ()}
         self.joins: dict[str, Join] = {item.name: item.join for item in fields} | dict(self.EXTRA)
         self.places: dict[str, slice] = {}
@@ -77,12 +77,12 @@ class RowLayout:
         self.width = end
 
     def view(self, row: Tensor, name: str) -> Tensor:
-        """Return the part of a row, or of rows, that holds a quantity, in its shape."""
+        """Return the part of a row (or of rows, along leading dimensions) that holds a quantity, in its shape."""
         part = row[..., self.places[name]]
         return part.view((*row.shape[:-1], *self.shapes[name]))
 
     def positions(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gammas, (g,), and the matrix of `lsmooth.estimators.rounding_lines`, where a tensor is."""
+        """Return gammas, (g,), and the matrix of `lsmooth.estimators.rounding_lines`, on the device of `like`."""
         key = like.device, like.dtype
         if key not in self._on:
             self._on[key] = torch.from_numpy(self.gammas).to(*key), torch.from_numpy(self._lines).to(*key)
@@ -94,17 +94,17 @@ class RowLayout:
 
 
 class Row:
-    """The numbers of one step, to be filled in.
+    """The numbers of one step, which quantities fill in.
 
     Args:
-        layout: Where each quantity stands.
-        device: Where the numbers are.
-        flags: What is known against the step from the start, bits of `Status`.
+        layout: The place of each quantity.
+        device: Device of the numbers.
+        flags: Bits of `Status` that are known beforehand.
 
     Attributes:
-        numbers: All of them, (width,), float64 where the device has it.
-        flags: What is known against the step so far; quantities may add to it.
-        evaluated: Whether the step's loss was evaluated again, at one point at least.
+        numbers: All values, (width,), float64 if the device has it.
+        flags: Bits of `Status` known so far; quantities may add some.
+        evaluated: Whether the step's loss was evaluated again at one point or more.
     """
 
     def __init__(self, layout: RowLayout, device: torch.device, flags: int = 0) -> None:
@@ -118,7 +118,7 @@ class Row:
         return self._layout.has(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the part that holds a quantity, in its shape: writing to it fills the row."""
+        """Return a view of the values of a quantity, in its shape; writing to it fills the row."""
         return self._layout.view(self.numbers, name)
 
     def put_lr(self, rates: Sequence[float | Tensor]) -> None:
@@ -131,7 +131,7 @@ class Row:
                 place[i].fill_(lr)
 
     def fail(self, loss: Tensor, rates: Sequence[float | Tensor]) -> None:
-        """Fill the row of a step whose measurement ended in an error: all but its loss and learning rates is NaN."""
+        """Fill the row of a step whose measurement failed: only loss and learning rates are not NaN."""
         self.numbers.fill_(torch.nan)
         for name in self._layout.EXTRA:
             self[name].zero_()
@@ -141,21 +141,21 @@ class Row:
         self.judge()
 
     def judge(self) -> Tensor:
-        """Fill in the status of an otherwise filled row, on the device; return whether it is MEASURED, a scalar."""
+        """Fill in the status of an otherwise complete row, on the device; return whether it is MEASURED, a scalar."""
         step_norm = self["step_norm"]
         still = (step_norm == 0).all()
-        # `rounding` bounds the distance of the parameters from x_t + gamma d, see `StepNorms`, but for a part in
-        # proportion to ‖gamma d‖, which is far below the limit. The shortest stretch suffers most.
+        # `rounding` bounds the distance of the parameters from x_t + gamma d (see `WeightNorms`), apart from a part in
+        # proportion to ‖gamma d‖ that is far below the limit. The shortest ‖gamma d‖ suffers most.
         shortest = torch.linalg.vector_norm(step_norm) * float(self._layout.gammas.min())
         coarse = ~still & (self["rounding"] > RESOLUTION_SHARE * shortest)
         most = min(self._layout.largest, torch.finfo(self.numbers.dtype).max)
-        # False for NaN, too.
+        # False for NaN too.
         finite = (self.numbers[: self._layout.measured].abs() <= most).all()
         status = self.flags | still * int(Status.NO_DISPLACEMENT) | coarse * int(Status.BELOW_RESOLUTION)
         status = status | ~finite * int(Status.NON_FINITE)
         other = (self["foreign_grad"] != 0) | (self["edited_grad"] != 0)
         status = status | other * int(Status.OTHER_GRADIENT)
-        # A fault of the closure inflates the change along the step, too: so that is not all it is compared with.
+        # A closure that does not repeat inflates the change along the step too. So the error is also compared with ‖g‖.
         error, change = self["replay_error"], torch.linalg.vector_norm(self["grad_diff"][0])
         grad = torch.linalg.vector_norm(self["grad_norm"])
         noisy = self._note_noise(grad)
@@ -167,9 +167,9 @@ class Row:
         return well
 
     def _note_noise(self, grad: Tensor) -> Tensor:
-        """Fill in the rounding of Delta over all tensors, and say whether it spoils the estimate.
+        """Fill in the rounding noise of Delta over all tensors, and say whether it spoils the estimate, a scalar.
 
-        It is `lsmooth.estimators.rounding_noise`, for one step.
+        The noise is that of `lsmooth.estimators.rounding_noise`, for one step.
 
         Args:
             grad: ‖g‖, a scalar.
@@ -183,5 +183,5 @@ class Row:
         noise = scale * torch.maximum(found[:2].amin(), scatter).sqrt_()
         noise = torch.minimum(noise, self["rounding_bound"] * grad)
         self["grad_diff_noise"].copy_(noise)
-        # False for NaN, too.
+        # False for NaN too.
         return noise > NOISE_SHARE * changes.take(best)

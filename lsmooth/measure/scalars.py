@@ -1,4 +1,4 @@
-"""Send what is measured to where a run is watched: TensorBoard, Weights & Biases, MLflow, a function of one's own."""
+"""Sends scalars of measured steps to a log: TensorBoard, Weights & Biases, MLflow, or a function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lsmooth.trace.grouping import By, group_parameters
 if TYPE_CHECKING:
     from lsmooth.measure.handover import GroupMeasurement, Measurement
 
-# What is sent of a step: each is a name, and how the value is read from a `Measurement`; None for none.
+# The scalars of a step: a name, and a function that reads the value from a `Measurement`; None is not sent.
 OF_STEP: Mapping[str, Callable[[Measurement], float | None]] = {
     "lsmooth/smoothness": lambda step: step.smoothness,
     "lsmooth/grad_norm": lambda step: step.grad_norm,
@@ -22,7 +22,7 @@ OF_STEP: Mapping[str, Callable[[Measurement], float | None]] = {
     "lsmooth/critical_lr": lambda step: step.critical_lr,
     "lsmooth/edge_ratio": lambda step: step.edge_ratio,
 }
-# What is sent of each group of parameters. TensorBoard makes a folder of all that stands before the first slash.
+# The scalars of each group of parameters. TensorBoard makes a folder of the part before the first slash.
 OF_GROUP: Mapping[str, Callable[[GroupMeasurement], float | None]] = {
     "lsmooth_smoothness/{}": lambda group: group.smoothness,
     "lsmooth_grad_norm/{}": lambda group: group.grad_norm,
@@ -31,7 +31,7 @@ OF_GROUP: Mapping[str, Callable[[GroupMeasurement], float | None]] = {
 
 
 def scalars_of(measurement: Measurement) -> Iterator[tuple[str, float]]:
-    """Yield names and values of a step; one that is not finite is no point of a curve."""
+    """Yield names and values of the scalars of a step, without values that are not finite."""
     for name, read in OF_STEP.items():
         yield from _finite(name, read(measurement))
     for group, found in measurement.groups.items():
@@ -45,7 +45,12 @@ def _finite(name: str, value: float | None) -> Iterator[tuple[str, float]]:
 
 
 def logged_groups(names: Sequence[str], log: Any, by: By | None) -> dict[str, list[int]]:
-    """Return the positions of the parameters of each group that a log hears of; none where `by` is None.
+    """Return the positions of the parameters in each group of parameters that is logged; empty if `by` is None.
+
+    Args:
+        names: Names of the measured parameters.
+        log: The log; None for none.
+        by: The grouping, as for `Trace.smoothness`.
 
     Raises:
         InvalidArgumentError: There is no log, or no parameter falls into any group.
@@ -53,21 +58,21 @@ def logged_groups(names: Sequence[str], log: Any, by: By | None) -> dict[str, li
     if by is None:
         return {}
     if log is None:
-        raise InvalidArgumentError(f"log_by={by!r} says what log= is sent; give a log, or leave log_by out.")
+        raise InvalidArgumentError(f"log_by={by!r} has no log= to send to; give a log, or leave log_by out.")
     return group_parameters(names, by)
 
 
 class Scalars:
-    """Passes scalars of each well measured step on: those of `OF_STEP`, and of each group those of `OF_GROUP`.
+    """Sends the scalars `OF_STEP` of each well measured step to a log, and `OF_GROUP` of each group of parameters.
 
-    Gradient descent on a quadratic cannot be stable where its smoothness is above 2 / lr (the largest learning rate
-    counts, where parameter groups have several). A smoothness below proves nothing: it is a lower bound of the largest
-    curvature. Measurements come in from the thread that writes the trace, in blocks, and
-    are passed on by the training thread: whoever takes them need not expect another thread.
+    Gradient descent on a quadratic cannot be stable where the smoothness is above 2 / lr (with the largest learning
+    rate of several parameter groups). A smoothness below that proves nothing, since it is a lower bound of the largest
+    curvature. Measurements arrive in blocks on the writer's thread, and are sent on the training thread, so that a log
+    need not be thread-safe.
 
     Args:
-        log: Anything with `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a callable that
-            takes the same.
+        log: An object with `add_scalar(name, value, step)`, such as TensorBoard's `SummaryWriter`, or a function with
+            these arguments.
 
     Raises:
         InvalidArgumentError: `log` is neither.
@@ -77,18 +82,18 @@ class Scalars:
         add_scalar = getattr(log, "add_scalar", None)
         if not callable(add_scalar) and not callable(log):
             raise InvalidArgumentError(
-                f"log={log!r} has no add_scalar(name, value, step), and cannot be called with these itself; give a "
+                f"log={log!r} has no add_scalar(name, value, step) and is not callable; give a "
                 "SummaryWriter, or a function of name, value and step."
             )
         self._send: Callable[[str, float, int], Any] | None = add_scalar if callable(add_scalar) else log
         self._waiting: deque[Measurement] = deque()
 
     def put(self, measurement: Measurement) -> None:
-        """Take in a step; called on any thread."""
+        """Take a step; may be called on any thread."""
         self._waiting.append(measurement)
 
     def send(self) -> None:
-        """Pass on what has come in. A log that fails is warned about and left alone: training goes on."""
+        """Send the steps taken so far. If the log raises, warn and send nothing more."""
         while self._waiting and self._send is not None:
             measurement = self._waiting.popleft()
             try:
@@ -98,6 +103,6 @@ class Scalars:
                 self._send = None
                 warnings.warn(
                     f"The log given to the recorder failed ({type(error).__name__}: {error}); nothing more is sent to "
-                    "it, training and the trace go on.",
+                    "it, and training and the trace go on.",
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""Singular values of a gradient's or a displacement's matrix."""
+"""Singular values of the matrix of a gradient or displacement."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from torch import Tensor
 def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, piece: int) -> Tensor:
     """Return the singular values of the matrix (tensor - minus).flatten(1), ascending, NaN where it is not finite.
 
-    They are the square roots of the eigenvalues of A A^T, summed up in float64 from pieces of the longer side: several
-    times faster than a singular value decomposition in float32. A singular value s is off by at most about
-    1e-8 max(s) (its square by machine precision times the largest), which leaves the nuclear norm of a matrix with a
-    shorter side of m right to m times that.
+    They are the square roots of the eigenvalues of A A^T, which is summed in float64 over pieces of the longer side.
+    That is several times faster than a singular value decomposition in float32. The error of a singular value is at
+    most about 1e-8 times the largest one, and that of the nuclear norm of a matrix with m rows or columns m times that.
 
     Args:
-        tensor: At least two dimensions.
-        minus: What to subtract; None for nothing.
-        dtype: What to compute in.
-        piece: How many elements of the difference to hold at a time.
+        tensor: A tensor of at least two dimensions.
+        minus: Tensor to subtract; None for nothing.
+        dtype: Dtype to compute in.
+        piece: Number of elements of the difference to hold at a time.
     """
     matrix = tensor.flatten(1)
     other = None if minus is None else minus.flatten(1)
@@ -28,7 +27,7 @@ def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, pi
     width = max(1, piece // max(1, short))
     scale = None
     if tensor.dtype == torch.float64:
-        # Only float64's squares leave float64's range.
+        # Only the squares of float64 numbers can leave the range of float64.
         whole = matrix if other is None else matrix - other
         scale = divisor(torch.linalg.vector_norm(whole, float("inf")))
     gram = torch.zeros(short, short, dtype=dtype, device=tensor.device)
@@ -48,5 +47,5 @@ def singular_values(tensor: Tensor, minus: Tensor | None, dtype: torch.dtype, pi
 
 
 def divisor(scale: Tensor) -> Tensor:
-    """Return `scale` where it can be divided by, 1 elsewhere."""
+    """Return `scale` where it is positive and finite, and 1 elsewhere."""
     return torch.where((scale > 0) & torch.isfinite(scale), scale, torch.ones_like(scale))

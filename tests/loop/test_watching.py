@@ -224,7 +224,7 @@ def test_a_term_that_the_watched_function_does_not_compute_is_warned_about(tmp_p
         optimizer.zero_grad()
         (compute(model, x, y) + sum(p.square().sum() for p in model.parameters())).backward()
         optimizer.step()
-    with pytest.warns(UserWarning, match="adds terms to it outside of what is watched"):
+    with pytest.warns(UserWarning, match="adds terms to the loss that are not watched"):
         recorder.close()
 
 
