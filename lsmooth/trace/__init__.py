@@ -1,1 +1,1 @@
-"""The trace: an HDF5 file that holds everything measured in one run."""
+"""The trace: one HDF5 file that holds everything measured in a run."""

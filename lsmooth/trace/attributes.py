@@ -1,7 +1,7 @@
-"""Attributes of a trace file: texts of fixed length, which lie under a checksum with the object that they describe.
+"""Attributes of a trace file, which are strings of fixed length or numbers.
 
-HDF5 keeps texts of variable length in a heap without a checksum, and loops for ever on some damaged heaps. Traces have
-no such texts, and in other files they are not read.
+HDF5 keeps strings of fixed length under the checksum of their object. It keeps strings of variable length in a heap
+without a checksum, and loops forever on some damaged heaps. Traces have no such strings, and none are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def put_text(item: h5py.HLObject, name: str, text: str) -> None:
-    """Give a file, group or dataset an attribute."""
+    """Set a text attribute of a file, group or dataset."""
     raw = text.encode("utf-8")
     item.attrs.create(name, np.array(raw, dtype=h5py.string_dtype("utf-8", max(1, len(raw)))))
 
@@ -25,10 +25,10 @@ def get_attribute(item: h5py.HLObject, name: str) -> Any:
     """Return an attribute as text, a number or an array.
 
     Raises:
-        KeyError: There is none of this name.
-        ValueError: It is of a kind that traces do not have.
+        KeyError: There is no attribute of this name.
+        ValueError: The attribute is of a kind that traces do not have.
     """
-    # By h5py's lower level: `item.attrs` would open the attribute again and again.
+    # h5py's low-level interface opens the attribute once; `item.attrs` would open it several times.
     raw_name = name.encode("utf-8", "surrogateescape")
     if not h5py.h5a.exists(item.id, raw_name):
         raise KeyError(f"it has no attribute {name}")
@@ -57,13 +57,13 @@ def read_metadata(file: h5py.File) -> dict[str, Any]:
     """Return the root attributes of a trace, with the JSON in them decoded and without control characters.
 
     Raises:
-        ValueError: One of them is not of a kind that traces have.
+        ValueError: An attribute is of a kind that traces do not have.
     """
     found: dict[str, Any] = {}
     for name, value in get_attributes(file).items():
         if not isinstance(value, (str, int, float)):
             raise ValueError(f"the attribute {printable(name)} is neither a text nor a number")
-        # A user's own texts may have several lines.
+        # The user's own texts may have several lines.
         lines = "\n\t" if name == "user_metadata" else ""
         found[printable(name)] = _all_printable(_from_json(value), lines)
     groups = found.get("optimizer_groups", [])
@@ -79,13 +79,11 @@ def read_metadata(file: h5py.File) -> dict[str, Any]:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Return a text with control characters, and those that turn the direction of writing, as their escapes.
-
-    A terminal would obey them.
+    """Return a text with control characters and bidirectional controls replaced by escapes, as terminals obey them.
 
     Args:
         text: The text.
-        kept: Control characters that stay as they are.
+        kept: Control characters that are not replaced.
     """
     if text.isprintable():
         return text
@@ -96,11 +94,11 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def _is_control(char: str) -> bool:
-    # Categories: control characters, surrogates, separators of lines and paragraphs.
+    # Categories of control characters, surrogates, and separators of lines and paragraphs.
     return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _TURNING
 
 
-# Overrides, embeddings and isolates.
+# Bidirectional overrides, embeddings and isolates.
 _TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
@@ -115,7 +113,7 @@ def _all_printable(value: Any, kept: str) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    """Return what a text holds if it is a JSON object or list, and anything else as it is."""
+    """Return the decoded value of a text that is a JSON object or list, and any other value unchanged."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(value)

@@ -1,4 +1,4 @@
-"""A trace's writer on a thread of its own, so that a slow disk never holds up a training step."""
+"""Runs a trace's writer on its own thread, so that a slow disk never delays a training step."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 from lsmooth.trace import disk
 from lsmooth.trace.writer import TraceWriter
 
-# Bytes that may wait in memory for a disk that takes nothing.
+# Most bytes that wait in memory for a stalled disk.
 QUEUE_BYTES = 1 << 28
 
 
 class BackgroundWriter:
-    """Runs a `TraceWriter` on a thread of its own.
+    """Runs a `TraceWriter` on its own thread.
 
-    A block that cannot be written (disk full, folder gone) ends the recording, not the training; a writer that the
-    system refused from the start does not begin it. Blocks that a stalled disk does not take wait in memory, up to
-    `QUEUE_BYTES`; further ones are dropped until the disk takes some again. `problems` then says what happened, once.
+    If a block cannot be written (disk full, folder gone), the recording ends, but not the training. If the system
+    refused the writer from the start, nothing is recorded. Blocks for a stalled disk wait in memory, up to
+    `QUEUE_BYTES`; further blocks are dropped until the disk takes some again. `problems` reports each of these once.
 
     Args:
-        writer: Whom the blocks are for.
+        writer: Writes the blocks.
 
     Attributes:
-        failure: Why nothing more is written, None while blocks are written.
-        closing: Whether it has been told to close the file.
+        failure: Why nothing more is written, in one sentence; None while blocks are written.
+        closing: Whether `close` has been called.
     """
 
     def __init__(self, writer: TraceWriter) -> None:
@@ -37,7 +37,7 @@ class BackgroundWriter:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._problems: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting = 0
-        # A recorder may be collected as garbage, and closed, wherever Python runs.
+        # Reentrant, since garbage collection may close a recorder at any point of the code.
         self._waiting_lock = threading.RLock()
         self._dropped: list[int] = []
         self._next_step: int | None = None
@@ -55,12 +55,12 @@ class BackgroundWriter:
         return os.path.realpath(self._writer.path)
 
     def put(self, block: Any, size: int = 0, steps: Sequence[int] = ()) -> None:
-        """Hand over a block, or drop it where too much waits already.
+        """Queue a block, or drop it if too many bytes are waiting.
 
         Args:
-            block: A callable that returns the arguments for `TraceWriter.append`, called on the thread.
-            size: Bytes that it keeps in memory until then.
-            steps: Optimizer steps in it.
+            block: A function that returns the arguments of `TraceWriter.append`; it is called on the writer's thread.
+            size: Bytes that the block keeps in memory until then.
+            steps: Indices of the optimizer steps in the block.
         """
         if self.failure is not None:
             return
@@ -80,19 +80,19 @@ class BackgroundWriter:
         self._queue.put((block, size))
 
     def problems(self) -> list[str]:
-        """Return the sentences about what went wrong, each once; none while all is well."""
+        """Return the problems since the last call, one sentence each; empty while all is well."""
         return [self._problems.get() for _ in range(self._problems.qsize())]
 
     def wait(self) -> None:
-        """Return when all that was handed over is in the file."""
+        """Return when all queued blocks are in the file."""
         done = threading.Event()
         self._queue.put((done, 0))
-        # In a forked process there is no such thread.
+        # A forked process does not have the thread.
         while self._thread.is_alive() and not done.wait(1.0):
             pass
 
     def close(self, next_step: int | None = None, *, wait: bool = True) -> None:
-        """Write what is left and close the file; see `TraceWriter.close`. Without `wait`, soon after."""
+        """Write the queued blocks and close the file; see `TraceWriter.close`. Without `wait`, return at once."""
         self._next_step = next_step
         self.closing = True
         self._queue.put((None, 0))
@@ -130,7 +130,7 @@ class BackgroundWriter:
                 if block is None:
                     return
             finally:
-                # No block is kept alive while the next is waited for.
+                # Otherwise this block would be kept alive while the next one is waited for.
                 block = None
                 with self._waiting_lock:
                     self._waiting -= size
@@ -149,7 +149,7 @@ _AT_WORK: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
 
 
 def wait_for_closed_writers(path: str) -> None:
-    """Return when writers of this process that were told to close the file at a path, and not waited for, have."""
+    """Wait for the closing writers of this process at a path."""
     place = os.path.realpath(path)
     for writer in list(_AT_WORK):
         if writer.place == place and writer.closing:
@@ -158,9 +158,10 @@ def wait_for_closed_writers(path: str) -> None:
 
 @atexit.register
 def _wait_for_all_closed_writers() -> None:
-    """Return when writers that were told to close have: Python ends threads wherever they are, with h5py's lock held.
+    """Wait for all closing writers at exit.
 
-    The process would then wait for that lock without end.
+    Otherwise Python would end their threads anywhere, possibly while they hold h5py's lock, and the process would wait
+    for that lock forever.
     """
     for writer in list(_AT_WORK):
         if writer.closing:

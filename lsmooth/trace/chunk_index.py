@@ -1,8 +1,8 @@
-"""How many chunks the index of a dataset claims to know, without asking HDF5 to walk through it.
+"""Reads the number of chunks that the index of a dataset claims, without HDF5.
 
-HDF5 walks an extensible array from its first entry to the last one that its header claims, be there as many as atoms:
-a file of a few bytes more would keep a reader busy for years. So the header's claim is read here, as the HDF5 file
-format specification (version 3.0, sections IV.A.1.b, IV.A.2.i and VII.C) lays it out, before HDF5 is asked.
+HDF5 visits every entry of an extensible array up to the last one that its header claims. A small damaged file can claim
+so many that a reader would be busy for years. So the claim is read here first, by the HDF5 file format specification
+(version 3.0, sections IV.A.1.b, IV.A.2.i and VII.C).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _UNDEFINED = (1 << 64) - 1
 # A dataset's header has a handful of blocks.
 _MOST_BLOCKS = 64
 _MOST_BYTES = 1 << 20
-# In the header of an extensible array: where the highest index that was ever set stands, and how long it is.
+# In the header of an extensible array: the offset of the highest index that was ever set, and the header's length.
 _HIGHEST_AT, _HEADER_SIZE = 44, 72
 
 
 def claimed_chunks(descriptor: int, address: int) -> int:
-    """Return the highest number of chunks that a dataset's index claims to know.
+    """Return the number of chunks that a dataset's index claims.
 
     Args:
         descriptor: The file, open for reading.
-        address: Where the dataset's object header is.
+        address: Address of the dataset's object header.
 
     Raises:
-        ValueError: Its index is not an extensible array, as that of every dataset along `step`.
+        ValueError: The index is no extensible array, as every dataset along `step` has.
     """
     for kind, body in _messages(descriptor, address):
         if kind == _LAYOUT:
@@ -44,7 +44,7 @@ def claimed_chunks(descriptor: int, address: int) -> int:
 
 
 def _array_address(body: bytes) -> int:
-    """Return the address of the extensible array that a layout message of version 4 names."""
+    """Return the address of the extensible array in a layout message of version 4 or 5."""
     if len(body) < 5 or body[0] not in (4, 5) or body[1] != _CHUNKED:
         raise ValueError("its layout is not that of a trace")
     kind_at = 5 + body[3] * body[4]
@@ -75,7 +75,7 @@ def _messages(descriptor: int, address: int) -> Iterator[tuple[int, bytes]]:
             body = block[place + head : place + head + length]
             place += head + length
             if kind == _CONTINUATION and length == 16:
-                # The block's signature stands before its messages, its checksum behind them.
+                # A block has a signature before its messages and a checksum behind them.
                 blocks.append((_number(body[:8]) + 4, max(0, _number(body[8:]) - 8)))
             else:
                 yield kind, body

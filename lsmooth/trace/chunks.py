@@ -1,8 +1,8 @@
-"""Which rows a file really holds: HDF5 makes up zeros for chunks that its index does not lead to.
+"""Finds chunks that a file lacks, for which HDF5 would return zeros.
 
-A file lacks chunks that it counts when some of its parts are older than others: after a loss of power, or in a copy
-that took the parts of a growing file in another order than from first to last. A chunk never moves and never changes
-once it is written, so that an index either leads to the chunk of that place, or to nothing.
+A file lacks chunks that it counts if some of its parts are older than others: after a loss of power, or in a copy of a
+growing file that was not read from first to last byte. A written chunk never moves or changes, so that an index entry
+either leads to the right chunk, or to none.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import h5py
 
 
 def check_chunks(datasets: Mapping[str, h5py.Dataset], names: Iterable[str], rows: int, *, closed: bool) -> None:
-    """Refuse datasets along `step` that do not hold all of their first rows.
+    """Check that datasets along `step` hold all of their first rows.
 
     Args:
-        datasets: Datasets by name, such as those of an open trace.
-        names: Which of them.
-        rows: How many rows each must hold.
-        closed: Whether the run has closed the file, with that many rows.
+        datasets: Datasets by name.
+        names: Names of the datasets to check.
+        rows: Number of rows that each must hold.
+        closed: Whether the run has closed the file with that number of rows.
 
     Raises:
-        ValueError: One of them lacks a chunk.
+        ValueError: A dataset lacks a chunk.
     """
     for name in names:
         dataset = datasets[name]
         lengths = (rows, *dataset.shape[1:])
         wanted = math.prod(-(-length // chunk) for length, chunk in zip(lengths, dataset.chunks, strict=True))
-        # In a closed file there are no chunks beyond its rows, so that their number tells all.
+        # A closed file has no chunks beyond its rows, so that counting all of them suffices.
         held = dataset.id.get_num_chunks() if closed else _chunks_within(dataset, rows)
         if held < wanted:
             raise ValueError(f"{name} lacks rows that it counts, as after a loss of power, or in a copy made meanwhile")
 
 
 def _chunks_within(dataset: h5py.Dataset, rows: int) -> int:
-    """Return how many chunks hold some of a dataset's first rows."""
+    """Return the number of chunks that hold any of a dataset's first rows."""
     found = 0
 
     def look(chunk: Any) -> None:

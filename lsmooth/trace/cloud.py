@@ -1,4 +1,4 @@
-"""A cloud of points: local Lipschitz constants against gradient norms, ready to be fitted and drawn."""
+"""A cloud of points, local Lipschitz constants against gradient norms, to be fitted and drawn."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lsmooth.trace.layout import NOISE_SHARE, Status
 
 @dataclass(frozen=True)
 class Cloud:
-    """Local Lipschitz constants of the gradient and the gradient norms they are held against.
+    """Local Lipschitz constants of the gradient, and the gradient norms that they are compared with.
 
     Attributes:
         by: How parameters were grouped: "global", "module", "parameter", "coordinate", or "mapping" or "regex".
         groups: Names of the m groups, in the network's order.
         steps: Optimizer step index of each of the n measured steps, int64 (n,).
-        smoothness: Local Lipschitz constant of each step and group, float64 (n, m); NaN where there is none (a
-            group that did not move at that step).
+        smoothness: Local Lipschitz constant of each step and group, float64 (n, m); NaN for a group that did not move
+            at that step.
         grad_norm: Gradient norm of each step and group, float64 (n, m); for coordinates, the smaller of the two
             ends' absolute values (the paper, Section 5.2).
         status: Bit flags of each step (`lsmooth.trace.layout.Status`), uint16 (n,).
         loss: f(x_t) of each step, float64 (n,).
         lr: Learning rate of the first parameter group at each step, float64 (n,).
         norm: The geometry: displacements in this norm, gradients and their changes in its dual.
-        noise_share: Rounding in the change of gradient that is the estimate, as a share of it in the 2-norm, float64
-            (n, m), NaN where not known; for coordinates that of their tensors; None where nothing is known.
+        noise_share: 2-norm of the rounding in the change of gradient, as a share of that change, float64 (n, m); NaN
+            where unknown. Coordinates have the share of their tensor. None if the trace does not tell.
     """
 
     by: str
@@ -44,23 +44,23 @@ class Cloud:
 
     @property
     def measured_well(self) -> NDArray[np.bool_]:
-        """Which steps were measured without reservation, bool (n,)."""
+        """Whether each step was measured well, bool (n,)."""
         return self.status == Status.MEASURED
 
     @property
     def noisy(self) -> NDArray[np.bool_]:
-        """Which estimates rounding has spoiled, bool (n, m): more than 30 % of the change of gradient."""
-        # False for NaN, too.
+        """Whether rounding spoils each estimate, being more than 30 % of the change of gradient, bool (n, m)."""
+        # False for NaN too.
         return np.zeros(self.smoothness.shape, bool) if self.noise_share is None else self.noise_share > NOISE_SHARE
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Which points enter fits, bool (n, m): measured well, finite, and above the noise."""
+        """Whether each point enters fits: measured well, finite and not noisy, bool (n, m)."""
         finite = np.isfinite(self.smoothness) & np.isfinite(self.grad_norm)
         return self.measured_well[:, None] & finite & ~self.noisy
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the points as a long DataFrame: step, group, and the columns of the same names as what is here."""
+        """Return the points as a long DataFrame: step, group, and columns named after the attributes."""
         n, m = self.smoothness.shape
         shares = np.full((n, m), np.nan) if self.noise_share is None else self.noise_share
         codes = np.tile(np.arange(m), n)

@@ -1,4 +1,4 @@
-"""Clouds of points from a trace's datasets: local Lipschitz constants and gradient norms, by group and coordinate."""
+"""Computes clouds from a trace's datasets: local Lipschitz constants and gradient norms, by group or coordinate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Shares = NDArray[np.float64] | None
 
 
 def cloud(trace: TraceFile, by: By, *, displacement: Displacement, endpoint: bool, norm: str) -> Cloud:
-    """Return the points of a trace; `Trace.cloud` defines them, and says what is raised."""
+    """Return the cloud of a trace; see `Trace.cloud`."""
     if displacement not in ("layer", "global"):
         raise InvalidArgumentError(f"displacement={displacement!r} is neither 'layer' nor 'global'.")
     check_norm(trace, norm)
@@ -58,7 +58,7 @@ def cloud(trace: TraceFile, by: By, *, displacement: Displacement, endpoint: boo
 
 
 def check_norm(trace: TraceFile, norm: str) -> None:
-    """Refuse a geometry that a trace was not recorded with.
+    """Check that a trace was recorded with a geometry.
 
     Raises:
         InvalidArgumentError: There is no such geometry.
@@ -89,7 +89,7 @@ def _norm_estimates(trace: TraceFile, by: By, displacement: Displacement, norm: 
     geometry = GEOMETRIES[norm]
     primal, dual = geometry.displacement_join, geometry.gradient_join
     some, positions = columns_of(groups)
-    # Where the change of gradient is read in the 2-norm, its rounding is found on the way.
+    # In the 2-norm, the rounding is computed from the same data on the way.
     shares = np.full_like(smoothness, np.nan) if norm == "l2" and tells_rounding(trace) else None
     for rows in trace.runs_of_rows(len(trace.gammas) * (some.stop - some.start)):
         grad_norm[rows] = joined_norms(trace.read(geometry.dataset("grad_norm"), rows, some), positions, dual)
@@ -113,8 +113,8 @@ def _coordinate_estimates(trace: TraceFile, endpoint: bool) -> _Estimates:
     smoothness = np.full((len(trace), width), np.nan)
     smaller = np.full((len(trace), width), np.nan)
     name, gammas = ("coordinate/grad_next", np.ones(1)) if endpoint else ("coordinate/grad_along", trace.gammas)
-    # A thirty-second of what fits in memory fits in the processor's cache. Process time with it, over that without
-    # (4,000 steps, medians of 6): 0.50 for 600 coordinates, 0.85 for 200, reading included.
+    # Blocks of a thirty-second of the usual size fit in the processor's cache. Process time with them over that without
+    # (4,000 steps, medians of 6, including reading): 0.50 for 600 coordinates, 0.85 for 200.
     for rows in trace.runs_of_rows(32 * len(gammas) * width):
         along = trace.read(name, rows)
         smoothness[rows], smaller[rows] = coordinate_lipschitz(

@@ -1,4 +1,4 @@
-"""A run that goes on in an earlier run's trace: is it the same run, and which rows does the new file begin with."""
+"""Continues an earlier trace: checks that it is of the same run, and finds the rows that the new file begins with."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Kept:
     """What a continued trace keeps of the earlier one.
 
     Attributes:
-        rows: Number of its first rows.
-        seconds: `time` of the last of them, 0 where there is none.
-        next_step: Optimizer step that the run goes on with.
-        density: What was counted of all coordinates, None where nothing was.
+        rows: Number of rows.
+        seconds: `time` of the last row; 0 without rows.
+        next_step: Optimizer step with which the run goes on.
+        density: Counts of all coordinates; None if they are not counted.
     """
 
     rows: int
@@ -41,12 +41,12 @@ class Kept:
 
 
 def kept_of_same_run(place: Path, path: Path, header: Header) -> Kept:
-    """Return what there is to keep of the trace at a path.
+    """Return what a continued run keeps of the trace at a path.
 
     Args:
         place: The path, with links resolved.
         path: The path as the user gave it, for errors.
-        header: What the run that goes on would write.
+        header: The header of the run that goes on.
 
     Raises:
         TraceError: The trace is damaged, or belongs to another model, other points or another set of datasets.
@@ -67,16 +67,16 @@ def kept_of_same_run(place: Path, path: Path, header: Header) -> Kept:
 
 
 def rows_before(place: Path, path: Path, step: int, rows: int | None) -> tuple[int, float]:
-    """Return how many rows of a trace come before an optimizer step, and `time` of the last of them.
+    """Return the number of rows of a trace before an optimizer step, and `time` of the last of them.
 
     Args:
         place: The path, with links resolved.
         path: The path as the user gave it, for errors.
         step: The optimizer step.
-        rows: How many rows there should be, where that is known.
+        rows: The expected number of rows; None if unknown.
 
     Raises:
-        TraceError: The trace does not hold that many.
+        TraceError: The trace does not hold that many rows.
     """
     with TraceFile(place) as old:
         kept = int(np.searchsorted(old.steps, step))
@@ -90,14 +90,14 @@ def rows_before(place: Path, path: Path, step: int, rows: int | None) -> tuple[i
 
 
 def first_rows(old: TraceFile, header: Header, count: int) -> Iterator[Rows]:
-    """Cut the first rows of a trace into blocks, each with all fields that the new file has.
+    """Yield the first rows of a trace in blocks, with all fields of the new file.
 
-    Fields that came with a later format than the old trace's are NaN in them.
+    Fields that the old trace's format did not have yet are NaN.
 
     Args:
         old: The trace.
-        header: What the new file says.
-        count: How many rows.
+        header: The header of the new file.
+        count: Number of rows.
     """
     fields, sizes = header.fields(), header.sizes()
     at_once = max(1, _COPY_BYTES // max(1, header.record().itemsize) // CHUNK_STEPS) * CHUNK_STEPS
@@ -116,7 +116,7 @@ def _unknown(item: Field, shape: tuple[int, ...], real: str) -> NDArray[Any]:
 
 
 def _differences(old: TraceFile, header: Header) -> list[str]:
-    """Return in what a trace differs from the one that a run would write; nothing for the same run's."""
+    """Return the differences between a trace and the one that a run would write; empty for the same run."""
     found: list[str] = []
     if old.parameters != list(header.parameters):
         found.append(_first_difference("parameter tensors", old.parameters, list(header.parameters)))
@@ -128,7 +128,7 @@ def _differences(old: TraceFile, header: Header) -> list[str]:
         )
     if old.gammas.tolist() != list(header.gammas):
         found.append(f"its gammas are {_numbers(old.gammas)}, this run's are {_numbers(header.gammas)}")
-    # What the old trace's format did not have yet is no difference.
+    # Fields that the old trace's format did not have yet are no difference.
     ours = [item.name for item in header.fields() if item.belongs_to(old.format_version) or old.has(item.name)]
     theirs = [item.name for item in layout.FIELDS if old.has(item.name)]
     if ours != theirs:
@@ -139,7 +139,7 @@ def _differences(old: TraceFile, header: Header) -> list[str]:
         found.append("its layers have other norms")
     if old.has("blocks/change") and old.metadata.get("blocks") != header.attributes.get("blocks"):
         found.append("its blocks of layers are others")
-    # Traces that do not say were evaluated as training was.
+    # Older traces without this attribute were evaluated with autocast as in training.
     if old.metadata.get("autocast", 1) != header.attributes.get("autocast", 1):
         found.append("only one of the two is evaluated without autocast")
     if old.has_densities != header.densities:

@@ -1,4 +1,4 @@
-"""A new trace file: laid out beside its path, locked, and complete from the moment it has its name."""
+"""Creates a trace file: laid out under a temporary name, locked, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_LEFT_OPEN = 64
 
 
 def already_exists(path: Path) -> TraceError:
-    """Return the error for a path where a new trace may not be put."""
+    """Return the error for a path where a file exists."""
     return TraceError(
         f"{path} exists already; choose another name, or mode='w' to replace it, or mode='a' to continue it."
     )
@@ -39,18 +39,18 @@ def already_exists(path: Path) -> TraceError:
 def create(
     place: Path, path: Path, header: Header, *, replace: bool, fill: Callable[[GrowingFile], None] | None = None
 ) -> GrowingFile:
-    """Write a new file beside a path, lock it, fill it, and give it the name.
+    """Write a new file beside a path, lock it, fill it, and rename it to the path.
 
     Args:
         place: The path, with links resolved.
         path: The path as the user gave it, for errors.
-        header: What the file says before its first row.
-        replace: Whether there is a file at the path, which this process has locked.
-        fill: Puts the first rows into the file before it has its name.
+        header: The header of the trace.
+        replace: Whether a file at the path, which this process has locked, is to be replaced.
+        fill: Writes the first rows into the file before it is renamed; None for no rows.
 
     Raises:
-        TraceError: Another file has taken the name meanwhile, and `replace` is false.
-        OSError: The disk is full, or nothing may be written there.
+        TraceError: A file has appeared at the path meanwhile, and `replace` is false.
+        OSError: The disk is full, or writing there is not permitted.
     """
     lock: int | None = None
     temporaries: list[Path] = []
@@ -91,42 +91,43 @@ def create(
 
 
 def _new_file(place: Path, header: Header, temporaries: list[Path]) -> h5py.File:
-    """Create a file beside a path; its name is the last one that is added to `temporaries`."""
+    """Create a file beside a path, and add its name to `temporaries`, in which the last name is that of the file."""
     while True:
-        # A name may be as long as the file system permits, so that only its beginning fits into a longer one.
+        # Only the beginning of the name, since a longer name might exceed the limit of the file system.
         handle, name = tempfile.mkstemp(prefix=f".{place.name[:32]}.", dir=place.parent)
         temporaries.append(Path(name))
         try:
-            # Is there room? A file that HDF5 could not finish would crash it.
+            # HDF5 would crash if the disk were full before the file is complete.
             disk.reserve(handle, _first_bytes(header))
         finally:
             os.close(handle)
         os.chmod(name, 0o666 & ~disk.umask())
         try:
-            # Structures of HDF5 1.10, which SWMR came with: those of 2.0 cannot be read by HDF5 1.x, which h5dump,
-            # netCDF and MATLAB have. No cache of chunks: each is written once, whole, and datasets stay open as
-            # long as the run lasts.
+            # Structures of HDF5 1.10, the first version with SWMR: HDF5 1.x, which h5dump, netCDF and MATLAB use,
+            # cannot read those of 2.0. No cache of chunks, since each chunk is written once, whole, and datasets stay
+            # open as long as the run lasts.
             return open_hdf5(name, "w", libver=("v110", "v110"), track_order=True, rdcc_nbytes=0)
         except OSError as error:
-            # The system gives the number of a deleted file to the next one, and HDF5, which tells files apart by
-            # it, still counts as open what it could not write to. While this file stays, the next has another one.
+            # HDF5 tells files apart by inode number, and still counts a file as open that it could not write to. The
+            # system may give the inode number of a deleted file to a new one. While this file exists, the next
+            # temporary file has another number.
             if "already open" not in str(error) or len(temporaries) > _MOST_LEFT_OPEN:
                 raise
 
 
 def _first_bytes(header: Header) -> int:
-    """Return about how many bytes a trace takes before its first step."""
+    """Return the approximate size in bytes of a trace before its first step."""
     names = (*header.parameters, *header.coordinate_names)
     counts = density_bytes(len(header.parameters)) if header.densities else 0
     return CHUNK_STEPS * header.record().itemsize + counts + 64 * len(names) + sum(map(len, names)) + disk.INDEX_BYTES
 
 
 def lay_out(file: h5py.File, header: Header) -> None:
-    """Write all of a trace but its rows into an empty file.
+    """Write everything but rows into an empty file.
 
     Args:
-        file: The file.
-        header: What the trace says.
+        file: The empty file.
+        header: The header of the trace.
     """
     put_text(file, "format", FORMAT)
     put_text(file, "format_version", header.format_version)
@@ -147,7 +148,7 @@ def lay_out(file: h5py.File, header: Header) -> None:
 
 
 def _create_scales(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
-    """Create the dimension scales but `step`, and the tables along them; return the scales by name."""
+    """Create all dimension scales except `step`, and the tables along them; return the scales by name."""
     gammas = np.asarray(header.gammas, np.float64)
     scales = {
         "gamma": _scale(file, "gamma", gammas, "position between x_t (0) and x_{t+1} (1)"),
@@ -168,7 +169,7 @@ def _create_scales(file: h5py.File, header: Header) -> dict[str, h5py.Dataset]:
 
 
 def _create_fields(file: h5py.File, header: Header, scales: dict[str, h5py.Dataset]) -> None:
-    """Create the datasets along `step`, without rows."""
+    """Create the datasets along `step`, with no rows."""
     sizes = header.sizes()
     created: dict[str, h5py.Dataset] = {}
     for item in sorted(header.fields(), key=lambda item: item.name != "step"):

@@ -1,4 +1,4 @@
-"""Curvature along the steps of a trace: edge ratio, directional smoothness in each geometry, critical learning rate."""
+"""Computes curvature along the steps of a trace: edge ratio, directional smoothness, critical learning rate."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import GEOMETRIES, NOISE_SHARE, Status
 from lsmooth.trace.rounding import noise_shares
 
-# The loss-based form is trusted while the losses' rounding is below this share of what it is made of.
+# The loss-based form is trusted while rounding of the losses is below this share of f(x_{t+1}) - f(x_t) - ⟨g, d⟩.
 _TRUSTED = 0.1
 
 
 def curvature(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
-    """Return curvature along the steps of a trace; `Trace.curvature` defines the columns, and says what is raised."""
+    """Return curvature along the steps of a trace; see `Trace.curvature`."""
     check_norm(trace, norm)
     if by == "coordinate":
         raise InvalidArgumentError(
@@ -65,11 +65,11 @@ def curvature(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
 
 
 def edge_ratios(trace: TraceFile, rows: slice | None = None) -> NDArray[np.float64]:
-    """Return ⟨Delta(1), d⟩ / -⟨g, d⟩ over all tensors, (n,); NaN where the trace cannot tell.
+    """Return ⟨Delta(1), d⟩ / -⟨g, d⟩ over all tensors, (n,); NaN if the trace lacks it.
 
     Args:
         trace: The trace.
-        rows: Which measured steps, all of them by default.
+        rows: The measured steps to read; all by default.
     """
     if not trace.has("curvature/change_next"):
         return np.full(len(trace.read("step", rows)), np.nan)
@@ -79,9 +79,9 @@ def edge_ratios(trace: TraceFile, rows: slice | None = None) -> NDArray[np.float
 
 
 def critical_rates(trace: TraceFile, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the critical learning rate of each parameter group as columns: lr times `critical_gamma`, (n,) each.
+    """Return the critical learning rate of each parameter group, lr times `critical_gamma`, as columns, (n,) each.
 
-    With a single group, the column is `critical_lr`; else there are `critical_lr_0`, `critical_lr_1`, ….
+    The column is called `critical_lr` with a single group, and else `critical_lr_0`, `critical_lr_1`, ….
     """
     lr, gamma = trace.read("lr", rows), trace.read("critical_gamma", rows)
     with np.errstate(invalid="ignore"):
@@ -91,7 +91,7 @@ def critical_rates(trace: TraceFile, rows: slice | None = None) -> dict[str, NDA
 
 
 def critical(trace: TraceFile) -> pd.DataFrame:
-    """Return the critical learning rates of a trace; `Trace.critical_lr` defines the columns."""
+    """Return the critical learning rates of a trace; see `Trace.critical_lr`."""
     if not trace.has("critical_gamma"):
         raise TraceError(f"{trace.path} holds no critical learning rate; record with critical=True.")
     gamma = trace.read("critical_gamma")
@@ -100,7 +100,7 @@ def critical(trace: TraceFile) -> pd.DataFrame:
 
 
 def blocks(trace: TraceFile) -> pd.DataFrame:
-    """Return where the curvature of a trace's steps sits; `Trace.blocks` defines the columns."""
+    """Return the curvature of blocks of layers in a trace; see `Trace.blocks`."""
     if not trace.has("blocks/change"):
         raise TraceError(f"{trace.path} holds no blocks of layers; record with blocks=8, or train with --blocks 8.")
     owners = trace.metadata.get("blocks")
@@ -139,10 +139,10 @@ def _summed(trace: TraceFile, name: str, groups: list[list[int]]) -> NDArray[np.
 
 
 def _by_losses(trace: TraceFile, moved: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return 2 (f(x_{t+1}) - f(x_t) - ⟨g, d⟩) / ‖d‖², and whether the losses' rounding leaves it standing."""
+    """Return 2 (f(x_{t+1}) - f(x_t) - ⟨g, d⟩) / ‖d‖², and whether it is above the rounding of the losses."""
     loss, after = trace.loss[:, None], trace.read("loss_next")[:, None]
     above = after - loss - trace.read("slope")[:, None]
-    # What two losses of the run's dtype, each rounded once at least, may differ by.
+    # Each loss is rounded at least once in the run's dtype.
     eps = float(np.finfo(trace.read("grad_norm", slice(0, 0)).dtype).eps)
     trusted = eps * (np.abs(loss) + np.abs(after)) <= _TRUSTED * np.abs(above)
     return {"loss_based": 2 * above / moved**2, "loss_based_trusted": trusted}

@@ -1,7 +1,7 @@
-"""Densities over all coordinates: how often which gradient met which local Lipschitz constant, by parameter tensor.
+"""Densities: histograms of all coordinates over gradient and local Lipschitz constant, by parameter tensor.
 
-The counts of a run have a fixed size and a fixed place in the file. They are written over and over, into two copies by
-turns, each under a checksum: one copy is whole whenever the run is killed. `docs/trace-format.md` describes them.
+The counts of a run have a fixed size and place in the file. They are overwritten again and again, in two copies by
+turns, each under a checksum. So one copy is complete whenever the run is killed. `docs/trace-format.md` describes them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lsmooth.trace.layout import DENSITY_GROUP
 from lsmooth.trace.recent import create_dimension, create_in_place
 
 BINS_PER_DECADE = 6
-# Decades from and to: of gradients of single coordinates, and of their local Lipschitz constants.
+# First and last power of ten of the bins: of gradients of single coordinates, and of local Lipschitz constants.
 GRAD_DECADES = (-12, 4)
 SMOOTHNESS_DECADES = (-8, 8)
 COPIES = 2
 
 
 def edges(decades: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the edges of bins that divide each decade into `BINS_PER_DECADE` equal parts of its logarithm."""
+    """Return the edges of bins, `BINS_PER_DECADE` of equal width on the logarithm in each decade."""
     low, high = decades
     return np.logspace(low, high, (high - low) * BINS_PER_DECADE + 1)
 
 
 @dataclass(frozen=True)
 class Density:
-    """How the coordinates of one parameter tensor spread over gradients and local Lipschitz constants, over all steps.
+    """Histogram of the coordinates of one parameter tensor over gradient and local Lipschitz constant, over all steps.
 
-    For each coordinate j that moved at a well measured step, one point counts: the largest over gamma of
+    Each coordinate j that moved at a well measured step is one point: the maximum over gamma of
     |Delta_j(gamma)| / |gamma d_j|, against min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|) at that gamma (Crawshaw et
     al. 2022, Section 5.2 and Figure 3).
 
@@ -44,10 +44,10 @@ class Density:
         parameter: Name of the tensor.
         grad_edges: Edges of the gradients' bins, log-spaced, float64 (g + 1,).
         smoothness_edges: Edges of the estimates' bins, log-spaced, float64 (s + 1,).
-        counts: Points in each bin, int64 (g, s).
-        steps: Well measured steps that were counted.
-        left_out: Points without a bin: the coordinate did not move, an end's gradient or the estimate is 0, or a value
-            lies beyond the edges.
+        counts: Number of points in each bin, int64 (g, s).
+        steps: Number of well measured steps that were counted.
+        left_out: Number of points outside of all bins: the coordinate did not move, a gradient at an end or the
+            estimate is 0, or a value lies beyond the edges.
     """
 
     parameter: str
@@ -60,7 +60,7 @@ class Density:
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of all tensors, int64 (p, g, s), over so many well measured steps."""
+    """Counts of all tensors, int64 (p, g, s), and the number of well measured steps that they cover."""
 
     counts: NDArray[np.int64]
     steps: int
@@ -104,19 +104,19 @@ def create_density(file: h5py.File, parameters: h5py.Dataset) -> None:
 
 
 def density_bytes(parameters: int) -> int:
-    """Return how many bytes the counts of so many parameter tensors take in a file."""
+    """Return the bytes that the counts of `parameters` parameter tensors take in a file."""
     return COPIES * parameters * (len(edges(GRAD_DECADES)) - 1) * (len(edges(SMOOTHNESS_DECADES)) - 1) * 8
 
 
 class DensityWriter:
-    """Puts the counts of a run into their place.
+    """Writes the counts of a run to their place.
 
     Args:
-        file: The open trace; `create_density` has laid it out.
+        file: The open trace, with the group made by `create_density`.
         descriptor: The same file, open for writing.
 
     Attributes:
-        sequence: Number of the newest counts.
+        sequence: Sequence number of the newest counts.
     """
 
     def __init__(self, file: h5py.File, descriptor: int) -> None:
@@ -128,7 +128,7 @@ class DensityWriter:
         self.sequence = int(note[:, 1].max())
 
     def put(self, density: Counts) -> None:
-        """Write the counts as they are now; until they are whole, the other copy is the one to read."""
+        """Write counts to the older copy; until they are complete, readers take the other copy."""
         counts = np.ascontiguousarray(density.counts, "<i8").reshape(self._shape)
         self.sequence += 1
         copy = self.sequence % COPIES
@@ -138,11 +138,11 @@ class DensityWriter:
 
 
 def read_density(file: h5py.File, last: int | None) -> Counts:
-    """Return the newest whole counts of a trace.
+    """Return the newest complete counts of a trace.
 
     Args:
         file: The open trace.
-        last: Sequence number of the counts that the run ended with; None where that is not known.
+        last: Sequence number of the counts that the run ended with; None if unknown.
 
     Raises:
         ValueError: Neither copy matches its checksum, or the last counts are not among them.

@@ -1,4 +1,4 @@
-"""What a writer asks of the operating system: room, a name for a file, silence, and the reason of a refusal."""
+"""Calls to the operating system for a writer: disk space, syncing, renaming, null devices, and reasons of errors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 
 # HDF5 writes index entries beside a block of chunks; they never need more bytes than this.
 INDEX_BYTES = 1 << 16
-# What the system says of a path that can never be a file's.
+# System errors of a path that can never be that of a file.
 NEVER_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
-# What it says where it promises no space at all.
+# System errors where a file system does not support reserving space or syncing.
 _NO_PROMISES = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Claim disk space behind a file's end, before HDF5 changes anything that could not be finished.
+    """Reserve disk space behind a file's end, so that HDF5 does not start changes that it cannot finish.
 
     Args:
         descriptor: The file, open for writing.
         size: Bytes of data that are about to be written.
 
     Raises:
-        OSError: There is no room.
+        OSError: The disk is full.
     """
     end = os.fstat(descriptor).st_size
     size += size // 8 + INDEX_BYTES
@@ -36,21 +36,21 @@ def reserve(descriptor: int, size: int) -> None:
         except OSError as error:
             if error.errno not in _NO_PROMISES:
                 raise
-    # The file gets its length, at least.
+    # Without reserved space, set at least the length.
     os.ftruncate(descriptor, end + size)
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Return bytes of a file, fewer where it ends before."""
+    """Return `size` bytes of a file from `offset` on, fewer if it ends before."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
-    # Windows: the descriptor has no other reader.
+    # On Windows; seeking is safe, since nobody else uses the descriptor.
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.read(descriptor, size)
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write bytes at an offset of a file, past HDF5."""
+    """Write bytes at an offset of a file, without HDF5."""
     while data:
         if hasattr(os, "pwrite"):
             written = os.pwrite(descriptor, data, offset)
@@ -61,13 +61,11 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 class PacedSync:
-    """Brings what was written to a file onto the disk itself, at most a tenth of the time.
-
-    Only what has been brought there outlasts a loss of power.
+    """Syncs a file to the disk, at most a tenth of the time; only synced data survives a loss of power.
 
     Args:
         descriptor: The file, open for writing.
-        folder: The folder that it stands in. Its entry is brought to the disk with the first call.
+        folder: The folder of the file; the first call syncs its entry too.
     """
 
     def __init__(self, descriptor: int, folder: Path) -> None:
@@ -76,14 +74,14 @@ class PacedSync:
         self._next = 0.0
 
     def is_due(self) -> bool:
-        """Say whether enough time has passed since the last call took its time."""
+        """Say whether nine times the duration of the last sync has passed since."""
         return time.monotonic() >= self._next
 
     def now(self) -> None:
-        """Wait until the disk has all that was written.
+        """Wait until all written data is on the disk.
 
         Raises:
-            OSError: The disk could not take it.
+            OSError: The disk failed.
         """
         started = time.monotonic()
         sync(self._descriptor)
@@ -95,21 +93,21 @@ class PacedSync:
 
 
 def sync(descriptor: int) -> None:
-    """Wait until the disk has all that was written to a file.
+    """Wait until all data written to a file is on the disk.
 
     Raises:
-        OSError: The disk could not take it.
+        OSError: The disk failed.
     """
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # A file system that knows no such thing.
+        # Some file systems do not support syncing.
         if error.errno not in _NO_PROMISES:
             raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's entries, where the system lets folders be opened."""
+    """Wait until a folder's entries are on the disk, if the system permits opening folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -119,13 +117,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def redirect(descriptor: int) -> None:
-    """Let a descriptor lead to the null device: whatever is written to it from now on is lost."""
+    """Redirect a descriptor to the null device, so that later writes to it are lost."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, descriptor, inheritable=False)
     os.close(nowhere)
 
 
-# Files that HDF5 has open in a forked process because a writer of its parent had: device and inode.
+# Device and inode of files that HDF5 has open in a forked process only because the parent's writer had.
 _INHERITED: set[tuple[int, int]] = set()
 
 
@@ -136,7 +134,7 @@ def note_inherited(descriptor: int) -> None:
 
 
 def is_inherited(path: Path) -> bool:
-    """Say whether HDF5 would take up the parent's handles of a file, were it opened here by its path."""
+    """Say whether opening a file by its path would make HDF5 reuse the parent process's handles."""
     if not _INHERITED:
         return False
     found = os.stat(path)
@@ -144,22 +142,22 @@ def is_inherited(path: Path) -> bool:
 
 
 def rename_without_replacing(source: Path, target: Path) -> None:
-    """Give a file its name, unless another file has it.
+    """Rename a file, unless a file of the new name exists.
 
     Raises:
-        FileExistsError: Another file has that name.
+        FileExistsError: A file of that name exists.
     """
     try:
         os.link(source, target)
     except FileExistsError:
         raise
     except OSError:
-        # A file system without hard links: whoever creates the empty file first may replace it.
+        # Without hard links, the process that first creates an empty file may replace it.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         source.replace(target)
 
 
-# Errors of the system that say nothing of a file's contents: rights, locks, a full table of files, a broken disk.
+# System errors that say nothing about a file's contents: permissions, locks, too many open files, a broken disk.
 _OF_THE_SYSTEM = frozenset(
     getattr(errno, name)
     for name in (
@@ -172,12 +170,12 @@ _OF_THE_SYSTEM = frozenset(
 
 
 def is_of_the_system(error: Exception) -> bool:
-    """Say whether an error tells of the system, and nothing of what a file holds."""
+    """Say whether an error is the system's, and not due to a file's contents."""
     return system_number(error) in _OF_THE_SYSTEM
 
 
 def system_number(error: Exception) -> int | None:
-    """Return the system's number of an error, also where HDF5 quotes it; None for errors that are not the system's."""
+    """Return the errno of an error, also where HDF5 quotes it; None for an error that is not the system's."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     said = re.search(r"errno = (\d+)", str(error))
@@ -185,7 +183,7 @@ def system_number(error: Exception) -> int | None:
 
 
 def reason(error: Exception) -> str:
-    """Return why something could not be written, in the system's words where HDF5 quotes them."""
+    """Return the reason of an error, in the system's words if HDF5 quotes them."""
     text = str(error)
     if said := re.search(r"error message = '([^']+)'", text):
         return said[1]
@@ -195,7 +193,7 @@ def reason(error: Exception) -> str:
 
 
 def umask() -> int:
-    """Return the permissions that this process takes from new files."""
+    """Return the process's umask, the permissions that new files do not get."""
     value = os.umask(0)
     os.umask(value)
     return value

@@ -1,4 +1,4 @@
-"""A trace file, opened for reading: the numbers as they stand in it, while it grows and after it was cut off.
+"""Reads the datasets of a trace file, also while it grows and after its writer was killed.
 
 Nothing here needs torch or pandas.
 """
@@ -27,33 +27,17 @@ from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import Closed, read_closed, read_recent
 from lsmooth.trace.superblock import file_state
 
-# Seconds to wait between looks at what a writer changes just then; after the last of them it is taken as it is.
+# Pauses, in seconds, between attempts to read while a writer changes the file; None marks the last attempt.
 _PAUSES = (0.0, 0.0, 0.0, 0.01, 0.01, 0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, None)
 
-# Elements that one pass over a large dataset holds at a time.
+# Number of elements of a large dataset that are held at a time.
 _BLOCK_ELEMENTS = 1 << 23
 
 _Opened = TypeVar("_Opened", bound="TraceFile")
 
 
 class TraceFile:
-    """A trace file, opened for reading.
-
-    Args:
-        path: The file that a `Recorder` has written or is writing.
-
-    Raises:
-        TraceError: The file is missing, is not a trace, is damaged, or was written by a newer lsmooth.
-
-    Attributes:
-        path: Where the file is.
-        format_version: The format that it was written in.
-        metadata: What run this was: the root attributes of the file, decoded.
-        parameters: Names of the parameter tensors, in the network's order.
-        parameter_sizes: Number of elements of each, int64 (p,).
-        gammas: Positions between x_t and x_{t+1} at which gradients were taken, float64.
-        coordinate_names: The followed coordinates, as `parameter[index]`.
-    """
+    """The base of `Trace`, which documents arguments, errors and attributes: its datasets, without pandas."""
 
     format_version: str
     metadata: dict[str, Any]
@@ -68,15 +52,15 @@ class TraceFile:
         self._open()
 
     def _open(self) -> None:
-        """Open the file and read all that is not along `step`."""
+        """Open the file and read everything that is not along `step`."""
         for pause in _PAUSES:
-            # Both are asked first: a writer may have been at work on the very bytes, and have ended since.
+            # Asked before reading, since a writer may change the bytes that are read, and end before an error is seen.
             writing, before = self._is_being_written(), file_state(self.path)
             try:
                 self._file: h5py.File = opening.open_file(self.path)
                 with opening.reading(self.path, "header"):
                     self._take_in(opening.read_contents(self._file, self.path))
-                # What HDF5 holds of a file that has grown meanwhile is not all of one moment.
+                # If the file has grown meanwhile, HDF5 may have read parts from different moments.
                 if pause is None or file_state(self.path) == before:
                     return
                 self.close()
@@ -92,7 +76,7 @@ class TraceFile:
         self.parameters, self.parameter_sizes = contents.parameters, contents.parameter_sizes
         self.gammas, self.coordinate_names = contents.gammas, contents.coordinate_names
         self._fields = frozenset(contents.fields)
-        # Of a row that was being appended when the run was killed, some datasets have more than others.
+        # If the run was killed while it appended rows, some datasets are longer than others.
         self._whole: int = min(dataset.shape[0] for dataset in contents.fields.values())
         self._recent = read_recent(self._file, contents.fields, self._whole)
         self._closed = read_closed(self._file)
@@ -113,16 +97,16 @@ class TraceFile:
         return self._length
 
     def close(self) -> None:
-        """Close the file; what was read before stays valid."""
+        """Close the file; values read before stay valid."""
         with contextlib.suppress(Exception):
             self._file.close()
 
     @property
     def state(self) -> Literal["complete", "being written", "cut off"]:
-        """Whether the run has closed the file, is at work on it, or ended without closing it.
+        """Whether the run has closed the file ("complete"), is writing it, or ended without closing it ("cut off").
 
-        A run that has ended since this trace was opened or refreshed, with more than is known here, still counts as at
-        work: `refresh` brings the rest.
+        A run that has closed the file since this trace was opened or refreshed still counts as "being written", until
+        `refresh` reads the rest.
         """
         if self._is_being_written():
             return "being written"
@@ -138,18 +122,18 @@ class TraceFile:
 
     @property
     def next_step(self) -> int:
-        """Optimizer step that a run which continues this trace goes on with, as far as the file knows."""
+        """Optimizer step with which a run would continue this trace, as far as the file tells."""
         if self._closed is not None:
             return self._closed.next_step
         return int(self.steps[-1]) + 1 if len(self) else 0
 
     def refresh(self) -> int:
-        """Look at the file again, for what was written since, and return how many measured steps there are now.
+        """Open the file again to see what was written since, and return the present number of measured steps.
 
-        A resumed run puts a new file in the old one's place; it is taken up then.
+        The new file of a resumed run, which has replaced the old one, is then read.
 
         Raises:
-            TraceError: The file is gone, or is damaged.
+            TraceError: The file is gone or damaged.
         """
         self.close()
         self._open()
@@ -165,12 +149,12 @@ class TraceFile:
             return False
 
     def read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> NDArray[Any]:
-        """Return a dataset of the file, or some rows (measured steps) of it.
+        """Return a dataset of the file, or some of its rows (measured steps).
 
         Args:
             name: Name of the dataset, such as "grad_norm" or "coordinate/grad".
-            rows: Which rows, counted in measured steps; all of them by default.
-            columns: Which entries of the last dimension (parameter tensors, coordinates); all of them by default.
+            rows: The rows to read, counted in measured steps; all by default.
+            columns: The entries of the last dimension (parameter tensors, coordinates) to read; all by default.
 
         Raises:
             TraceError: The trace has no such dataset, or it is damaged.
@@ -200,14 +184,14 @@ class TraceFile:
         raise AssertionError("the last look returns or raises")
 
     def runs_of_rows(self, width: int) -> Iterator[slice]:
-        """Cut the measured steps into runs of rows that fit in memory together, `width` elements a row."""
-        # Whole chunks, so that none is read twice.
+        """Yield slices of consecutive rows that fit in memory together; a row has `width` elements."""
+        # Whole chunks, so that no chunk is read twice.
         rows = max(1, _BLOCK_ELEMENTS // max(1, width) // CHUNK_STEPS) * CHUNK_STEPS
         for start in range(0, len(self), rows):
             yield slice(start, min(start + rows, len(self)))
 
     def has(self, name: str) -> bool:
-        """Say whether the trace holds a dataset."""
+        """Say whether the trace has a dataset."""
         return name in self._fields
 
     @cached_property

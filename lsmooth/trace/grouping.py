@@ -1,4 +1,4 @@
-"""Which parameters belong together: the groups that `by=` names."""
+"""Groups of parameters, as the argument `by=` names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ By = str | Mapping[str, str] | re.Pattern[str]
 
 
 def module_of(parameter: str) -> str:
-    """Return the name of the module that owns a parameter; a parametrized weight belongs to its layer."""
+    """Return the name of the module of a parameter; a parametrized weight belongs to its layer."""
     owner = parameter.split(".parametrizations.")[0] if ".parametrizations." in parameter else None
     if owner is None:
         owner = parameter.rpartition(".")[0]
@@ -19,23 +19,24 @@ def module_of(parameter: str) -> str:
 
 
 def columns_of(groups: Sequence[Sequence[int]]) -> tuple[slice, list[list[int]]]:
-    """Return the columns from the first tensor of any group to the last, and the tensors' positions among them."""
+    """Return the columns from the first to the last tensor of any group, and each group's positions among them."""
     first = min(min(group) for group in groups)
     columns = slice(first, max(max(group) for group in groups) + 1)
     return columns, [[position - first for position in group] for group in groups]
 
 
 def group_parameters(parameters: Sequence[str], by: By) -> dict[str, list[int]]:
-    """Return for each group, in the network's order, the positions of its parameters.
+    """Return the positions of the parameters of each group, groups in the network's order.
 
     Args:
         parameters: Names of the parameter tensors, in the network's order.
-        by: "global", "module" or "parameter"; a mapping from parameter name to group name (parameters that it lacks
-            are left out); or a regular expression, compiled or as a string, whose first group, or else whose whole
-            match, names the group (parameters that do not match, or with nothing, are left out).
+        by: "global", "module" or "parameter"; a mapping from parameter name to group name, which leaves out the
+            parameters that it lacks; or a regular expression, compiled or as a string. The first group of its match, or
+            the whole match without groups, names the group; parameters without a match, or with an empty one, are left
+            out.
 
     Raises:
-        InvalidArgumentError: No parameter falls into any group, or the expression is not valid.
+        InvalidArgumentError: No parameter falls into any group, or the regular expression is not valid.
     """
     if by == "global":
         return {"global": list(range(len(parameters)))}
@@ -58,7 +59,7 @@ def group_parameters(parameters: Sequence[str], by: By) -> dict[str, list[int]]:
             match = pattern.search(name)
             if match:
                 label = match.group(1) if pattern.groups else match.group(0)
-                # A group without a name cannot be told from no group.
+                # An empty name would look like no group.
                 if label:
                     groups.setdefault(label, []).append(position)
     if not groups:

@@ -1,4 +1,4 @@
-"""What a trace says before its first step: the names along its dimensions, and which run this is."""
+"""The header of a trace, which is written before the first step: names along dimensions, and facts of the run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lsmooth.trace.recent import record_of
 
 @dataclass(frozen=True)
 class Header:
-    """What a trace says before its first step.
+    """What a trace holds before its first step.
 
     Attributes:
         parameters: Names of the parameter tensors.
-        parameter_sizes: Their numbers of elements.
+        parameter_sizes: Number of elements of each parameter tensor.
         gammas: Interpolation points.
-        groups: Number of parameter groups of the optimizer.
+        groups: Number of parameter groups of the optimizers.
         real: "float32" or "float64", the dtype of norms and followed coordinates.
         endpoint: Whether x_{t+1} is evaluated too.
         noise: Whether the probes' gradient noise is kept.
-        norms: Geometries that are measured besides l2.
+        norms: Names of the geometries that are measured besides l2.
         densities: Whether all coordinates are counted.
-        blocks: Whether blocks of layers are moved by themselves.
+        blocks: Whether blocks of layers are moved alone.
         critical: Whether the critical learning rate is searched for.
         coordinate_names: Labels of the followed coordinates; empty for none.
-        coordinate_owners: Positions of their parameter tensors.
-        coordinate_indices: Their positions in the flattened tensors.
-        attributes: Root attributes; text, numbers, and what JSON can hold.
-        format_version: The format that is written. Datasets of later formats are left out.
+        coordinate_owners: Position of the parameter tensor of each coordinate, int64 (c,).
+        coordinate_indices: Index of each coordinate in the flattened tensor, int64 (c,).
+        attributes: Root attributes of the file: text, numbers, or values that JSON can hold.
+        format_version: The format that is written; datasets of later formats are left out.
     """
 
     parameters: tuple[str, ...]
@@ -55,7 +55,7 @@ class Header:
     format_version: str = FORMAT_VERSION
 
     def fields(self) -> list[Field]:
-        """Return the datasets that such a trace has, in the order in which they are appended."""
+        """Return the datasets along `step` of the trace, in the order in which they are appended."""
         measured = {
             "endpoint": self.endpoint,
             "noise": self.noise,
@@ -67,7 +67,7 @@ class Header:
         return fields_of(frozenset({*self.norms, *there}), self.format_version)
 
     def joins(self) -> dict[str, Join | tuple[Join, ...]]:
-        """Return how the ranks' shares make the whole of each dataset; of the geometry "layers", by tensor."""
+        """Return how the ranks' values of each dataset are joined; one join a tensor for the geometry "layers"."""
         found: dict[str, Join | tuple[Join, ...]] = {field.name: field.join for field in self.fields()}
         own = [GEOMETRIES[name].sharded for name in self.attributes.get("layer_norms", ())]
         layers = GEOMETRIES["layers"]
@@ -77,7 +77,7 @@ class Header:
         return found
 
     def sizes(self) -> dict[str, int]:
-        """Return the length of every dimension but `step`."""
+        """Return the length of every dimension except `step`."""
         return {
             "gamma": len(self.gammas),
             "parameter": len(self.parameters),
@@ -86,5 +86,5 @@ class Header:
         }
 
     def record(self) -> np.dtype[Any]:
-        """Return the dtype of a row among the newest ones."""
+        """Return the dtype of a row in the slots of `recent`."""
         return record_of(self.fields(), self.sizes(), self.real)

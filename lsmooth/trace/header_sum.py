@@ -1,7 +1,7 @@
-"""A checksum over what a trace says about itself.
+"""A checksum of a trace's header.
 
-HDF5 keeps attributes of more than 64 KiB (the shapes of some 5,000 tensors) and datasets without chunks (the edges of
-densities) without a checksum. A flipped bit there is told by nothing else.
+HDF5 has no checksum for attributes of more than 64 KiB (the shapes of some 5,000 tensors) and for datasets without
+chunks (the edges of densities). Only this checksum finds a flipped bit there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lsmooth.trace.layout import RECENT_GROUP
 from lsmooth.trace.names import read_names
 
 NAME = "header_crc32"
-# Tables that are whole from the start; datasets along `step` grow, and enter with their kind and shape alone.
+# Tables that never grow, whose values enter the sum. Datasets along `step` enter with dtype and shape only.
 _TABLES = (
     "gamma",
     "parameter",
@@ -32,11 +32,11 @@ _TABLES = (
 
 
 def header_sum(file: h5py.File, datasets: dict[str, h5py.Dataset] | None = None) -> int:
-    """Return the CRC-32 of a trace's root attributes, names along its dimensions, and kinds and shapes of datasets.
+    """Return the CRC-32 of a trace's root attributes, tables, and dtypes and shapes of datasets along `step`.
 
     Args:
         file: The open trace.
-        datasets: All its datasets by path, where they are known.
+        datasets: All datasets by path; found here if not given.
     """
     facts: list[Any] = [[name, value] for name, value in sorted(get_attributes(file).items()) if name != NAME]
     if datasets is None:

@@ -1,4 +1,4 @@
-"""A trace or a recorder in a notebook: what it holds, as a small table."""
+"""HTML tables that show a trace or a recorder in a notebook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def summary_html(trace: Trace) -> str:
-    """Return what a trace holds as an HTML table, with every text escaped.
+    """Return a summary of a trace as an HTML table, with all text escaped.
 
     Raises:
         TraceError: The trace is damaged.
@@ -24,12 +24,12 @@ def summary_html(trace: Trace) -> str:
 
 
 def table_html(kind: str, path: str, facts: Sequence[tuple[str, str]]) -> str:
-    """Return named facts as an HTML table, with every text escaped.
+    """Return named facts as an HTML table, with all text escaped.
 
     Args:
-        kind: What is shown, for the caption.
-        path: Its file.
-        facts: Names, and what is to be said of each.
+        kind: Kind of the object, for the caption.
+        path: File of the object, for the caption.
+        facts: Name and text of each fact.
     """
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'

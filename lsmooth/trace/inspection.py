@@ -1,8 +1,8 @@
-"""A trace may come by mail: before anything of it is used, all of it is held against the tables of the layout.
+"""Checks a trace from an unknown source against the tables of the layout, before any value is used.
 
-HDF5 lets a file lead to other files (external links, external storage, virtual datasets), ask for other programs
-(filters), claim any size, and nest groups without end. A trace has none of that. What is wrong is refused here, once,
-before a value is read; later formats may have further datasets, which have to be as harmless.
+An HDF5 file can refer to other files (external links, external storage, virtual datasets), load plugins (filters),
+claim any size, and nest groups without end. A trace does none of that. Violations are refused here, once, before a
+value is read. Later formats may have further datasets, which must be as harmless.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from lsmooth.trace.disk import read_at
 from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP, RECENT_GROUP, chunk_shape, fields_of
 from lsmooth.trace.recent import closed_items, dtype_of
 
-# Far more than any trace has.
+# Limits far above those of any trace.
 _MOST_OBJECTS = 1000
 _DEEPEST = 3
 _MOST_ATTRIBUTES = 1000
 _RANK = 4
-# Bytes that a chunk takes at least, with its entry in the index.
+# Fewest bytes of a chunk, with its entry in the index.
 _LEAST_CHUNK = 16
 _FILTERS = frozenset({h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32})
-# Deflate never makes data smaller than this many times.
+# The highest possible compression ratio of deflate.
 _MOST_DEFLATED = 1032
 # A chunk of this size is harmless whatever the file's own size.
 _HARMLESS_BYTES = 1 << 20
-# Tables are read whole when a file is opened: bytes that are harmless, and more of them in proportion to the file.
+# Tables are read whole when a file is opened. They may have this many bytes, plus this many times the file's size.
 _HARMLESS_TABLE = 1 << 26
 _MOST_TABLE = 8
 _CLASSES = frozenset({h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING})
@@ -44,16 +44,16 @@ _FLOAT = np.dtype("<f8")
 
 
 def inspect(file: h5py.File, path: Path, version: str) -> dict[str, h5py.Dataset]:
-    """Refuse a file that is not as a recorder writes it; return its datasets by path.
+    """Check that a file is as a recorder writes it, and return its datasets by path.
 
     Args:
         file: The open file, of which only `format` and `format_version` have been read.
-        path: Where it is.
-        version: Its format.
+        path: Path of the file.
+        version: Format of the trace.
 
     Raises:
-        TraceError: Something in it is not as in any trace.
-        KeyError, OSError, RuntimeError, ValueError: HDF5 finds it damaged.
+        TraceError: Something is not as in a trace.
+        KeyError, OSError, RuntimeError, ValueError: The file is damaged.
     """
     try:
         size = os.stat(path).st_size
@@ -69,7 +69,7 @@ def inspect(file: h5py.File, path: Path, version: str) -> dict[str, h5py.Dataset
 
 
 class _UnlikeATraceError(Exception):
-    """Something is not as in any trace."""
+    """Something is not as in a trace; the argument says what."""
 
 
 def _require(fine: bool, what: str) -> None:
@@ -81,7 +81,7 @@ def _require(fine: bool, what: str) -> None:
 
 
 def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
-    """Return all datasets by path; nothing that leads elsewhere is opened."""
+    """Return all datasets by path; links to elsewhere are refused, and never opened."""
     found: dict[str, h5py.Dataset] = {}
     _check_attributes(file.id, "the file")
     for path, item in _objects(file.id):
@@ -129,7 +129,7 @@ def _check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, path: str) ->
 
 
 def _check_storage(item: h5py.h5d.DatasetID, path: str, size: int) -> None:
-    """Refuse storage outside the file, foreign filters, and sizes that the file cannot hold."""
+    """Refuse storage outside of the file, other filters, and sizes that the file cannot hold."""
     name = _short(path)
     plan = item.get_create_plist()
     kind = plan.get_layout()
@@ -150,7 +150,7 @@ def _check_storage(item: h5py.h5d.DatasetID, path: str, size: int) -> None:
         _require(chunk <= most, f"a chunk of {name} is larger than the file could hold")
         _require(held <= most, f"{name} claims more values than the file could hold")
     elif item.get_storage_size():
-        # Without storage it is a dimension that has no values, and nobody reads it.
+        # A dataset without storage is a dimension without values, which is never read.
         _require(held <= size, f"{name} is larger than the file")
 
 
@@ -162,7 +162,7 @@ def _short(path: str) -> str:
 
 
 def _sizes(datasets: dict[str, h5py.Dataset]) -> dict[str, int]:
-    """Return the length of every dimension but `step`."""
+    """Return the length of every dimension except `step`."""
     scales = {"gamma": "gamma", "parameter": "parameter", "group": "group", "coordinate": "coordinate/coordinate"}
     found = {}
     for name, path in scales.items():
@@ -174,7 +174,7 @@ def _sizes(datasets: dict[str, h5py.Dataset]) -> dict[str, int]:
 
 
 def _check_tables(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], version: str, most: int) -> None:
-    """Refuse tables that are not along `step`, where their kinds, shapes or bytes (`most`) are not a trace's."""
+    """Check dtype, shape and size (at most `most` bytes) of the tables that are not along `step`."""
     tables = {
         "gamma": (_FLOAT, ("gamma",)),
         "group": (_INTEGER, ("group",)),
@@ -213,7 +213,7 @@ def _check_kind(datasets: dict[str, h5py.Dataset], path: str, kind: np.dtype, sh
 
 
 def _check_fields(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], version: str) -> None:
-    """Refuse datasets along `step` that are not as the table of fields has them, or that are missing."""
+    """Check that all datasets along `step` are there, and as the table of fields has them."""
     expected = fields_of(_measured(datasets), version)
     names = [field.name for field in expected]
     for field in layout.FIELDS:
@@ -223,13 +223,13 @@ def _check_fields(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], vers
     _require(real in ("float32", "float64"), "grad_norm has numbers of another kind")
     for field in expected:
         if field.name not in datasets:
-            # What came with a later format is there or is not: whoever asks for it is told.
+            # Fields of later formats may be missing; reading them raises an error.
             _require(field.since != layout.FIRST_FORMAT, f"it has no {field.name}")
             continue
         dataset = datasets[field.name]
         kinds = [dtype_of(field, real)]
         if field.name == "status":
-            # Its eight first flags alone, while format 1.2 was being made.
+            # Traces from the time when format 1.2 was being made have only the first eight flags.
             kinds.append(np.dtype("u1"))
         _require(dataset.dtype in kinds, f"{field.name} has numbers of another kind")
         lengths = tuple(sizes[name] for name in field.dims[1:])
@@ -241,7 +241,7 @@ def _check_fields(datasets: dict[str, h5py.Dataset], sizes: dict[str, int], vers
 
 
 def _check_indexes(datasets: dict[str, h5py.Dataset], path: Path, size: int) -> None:
-    """Refuse indexes that claim more chunks than the file could hold: HDF5 walks through all that are claimed."""
+    """Refuse indexes that claim more chunks than the file could hold, since HDF5 visits every claimed entry."""
     claimed = 0
     with open(path, "rb", buffering=0) as raw:
         start = read_at(raw.fileno(), 20, 0)
@@ -256,7 +256,7 @@ def _check_indexes(datasets: dict[str, h5py.Dataset], path: Path, size: int) -> 
 
 
 def _measured(datasets: dict[str, h5py.Dataset]) -> frozenset[str]:
-    """Return what a run measured, by the datasets that need nothing else; see `Field.needs`."""
+    """Return what the run measured, judged by datasets with a single word in `Field.needs`."""
     return frozenset(
         field.needs for field in layout.FIELDS if field.needs and " " not in field.needs and field.name in datasets
     )

@@ -1,9 +1,8 @@
-"""Names, dimensions and meanings of everything that stands in a trace file: what writer and reader agree on.
+"""The layout of a trace file: names, dimensions and meanings of its datasets, shared by writer and reader.
 
 Each dataset is one `Field`, each geometry one `Geometry`; all other code asks these two tables.
 
-A trace is one HDF5 file that is also a valid netCDF-4 file. `docs/trace-format.md` describes it for those who want to
-read it with other tools.
+A trace is one HDF5 file that is also a valid netCDF-4 file. `docs/trace-format.md` describes it for other tools.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from lsmooth.join import Join
 FORMAT = "lsmooth-trace"
 FORMAT_VERSION = "1.2"
 FIRST_FORMAT = "1.0"
-# Shown by h5dump and other tools that know nothing of lsmooth.
+# An attribute of the file, for users of h5dump and other general tools.
 COMMENT = (
     "An optimizer step goes from x_t to x_{t+1} = x_t + d. The local Lipschitz constant of the gradient along it is "
     "the maximum over gamma of total_grad_diff / (gamma * total_step_norm), to be held against total_grad_norm; that "
@@ -30,21 +29,21 @@ COORDINATE_GROUP = "coordinate"
 RECENT_GROUP = "recent"
 DENSITY_GROUP = "density"
 
-# Rows of a chunk along `step`, and the most parameters or coordinates in one: a single step and a single parameter
-# can both be read without touching much of the rest. Rows that do not fill a chunk yet wait in `recent`.
+# Rows of a chunk along `step`, and the most parameters or coordinates in a chunk. Both are small, so that a single step
+# or a single parameter can be read without much of the rest. Rows that do not fill a chunk yet wait in `recent`.
 CHUNK_STEPS = 32
 CHUNK_WIDTH = 64
 
-# Above this share of the change of gradient that is the estimate, rounding spoils it: 30 % of independent rounding make
+# An estimate is spoiled if rounding is above this share of its change of gradient: independent rounding of 30 % makes
 # it 5 % too large.
 NOISE_SHARE = 0.3
 
 
 def version_number(version: str) -> tuple[int, int]:
-    """Return the major and minor number of a format version; versions are compared by them.
+    """Return the major and minor number of a format version, by which versions are compared.
 
     Raises:
-        ValueError: It is not two numbers with a point between.
+        ValueError: The version is not two numbers separated by a point.
     """
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
     if match is None:
@@ -53,22 +52,20 @@ def version_number(version: str) -> tuple[int, int]:
 
 
 class Status(IntFlag):
-    """What became of a measured step; only a step that is `MEASURED` enters fits."""
+    """Flags of a measured step; only steps whose status is exactly `MEASURED` enter fits."""
 
-    MEASURED = 1  # every number of this step is what its name says
-    NO_DISPLACEMENT = 2  # x_{t+1} equals x_t: lr 0, or a step that was skipped
+    MEASURED = 1  # measured well: no other flag is set
+    NO_DISPLACEMENT = 2  # x_{t+1} equals x_t: lr 0, or a skipped step
     BELOW_RESOLUTION = 4  # rounding of x_t + gamma d exceeds 1 % of ‖gamma d‖
     NON_FINITE = 8  # a loss, gradient or estimate is NaN or infinite
-    MOVED = 16  # parameters changed between backward and step, so that gradient and x_t do not belong together
-    OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see, or its own were changed unseen
-    NOT_REPEATED = (
-        64  # evaluated again, the loss raised an error, an input had changed, or the gradient at x_t differed
-    )
-    PARTIAL = 128  # the optimizer also stepped parameters that the trace does not have
-    NOISY = 256  # rounding is more than 30 % of the change of gradient that the estimate is made of
+    MOVED = 16  # parameters changed between backward and step, so that the gradient is not that at x_t
+    OTHER_GRADIENT = 32  # the step used gradients that the recorder did not see, or they were edited unseen
+    NOT_REPEATED = 64  # evaluating the loss again raised, an input had changed, or the gradient at x_t differed
+    PARTIAL = 128  # the optimizer also stepped parameters that are not in the trace
+    NOISY = 256  # rounding is more than 30 % of the change of gradient in the estimate
 
 
-# "own" is each tensor's own kind, in the geometry of layers.
+# "own" stands for each tensor's own kind, in the geometry "layers".
 NormKind = Literal["l2", "l1", "linf", "nuclear", "spectral", "own"]
 
 
@@ -77,15 +74,15 @@ class Geometry:
     """One geometry: displacements are measured in a norm, gradients and their changes in its dual.
 
     Attributes:
-        name: What `norm=` calls it.
+        name: Its name as the argument `norm=`.
         displacement: The norm of displacements.
-        gradient: Its dual, the norm of gradients.
-        displacement_join: How displacements of tensors join into a group's.
-        gradient_join: How gradients of tensors join into a group's.
-        sharded: The same two for a tensor's shards.
+        gradient: The dual norm, of gradients.
+        displacement_join: How displacement norms of tensors join to that of a group.
+        gradient_join: How gradient norms of tensors join to that of a group.
+        sharded: The same two joins for shards of a tensor.
         words: The two norms in words, for `long_name`.
-        dual_symbol: What TeX puts behind the bars of a gradient's norm.
-        label: What figures call it; empty for the default.
+        dual_symbol: TeX subscript of the dual norm.
+        label: Label in figures; empty for the default geometry.
     """
 
     name: str
@@ -99,7 +96,7 @@ class Geometry:
     label: str
 
     def dataset(self, quantity: str) -> str:
-        """Return the name of a quantity's dataset in this geometry: the default one's has no prefix."""
+        """Return the name of a quantity's dataset in this geometry; the default geometry has no prefix."""
         return quantity if self.name == "l2" else f"{self.name}/{quantity}"
 
 
@@ -143,9 +140,9 @@ GEOMETRIES: dict[str, Geometry] = {
         ),
     )
 }
-# What a tensor's own norm may be.
+# The norms that a tensor's own norm may be.
 LAYER_NORMS = ("l2", "linf", "spectral")
-# Their names, l2 first, which is always measured.
+# Names of all geometries, first l2, which is always measured.
 NORMS = tuple(GEOMETRIES)
 
 
@@ -154,22 +151,23 @@ class Field:
     """One dataset.
 
     Attributes:
-        name: Its name in the file.
-        dims: Its dimensions.
-        kind: Kind of number: "int", "uint16", "uint8", "float64", or "real": float32, or float64 where the model has
-            float64 parameters.
-        units: Its unit.
-        description: Its meaning.
-        join: How the ranks' shares make the whole.
-        since: The format that it came with. Traces of earlier formats lack it.
-        needs: What a run must measure for it to be there: words of "endpoint", "coordinates", "noise", "critical",
-            "blocks" and geometries; empty for what every run has.
-        total_of: The dataset by parameter tensor that the writer joins into this one, so that the commonest question
-            is answered from a small part of the file; empty for what is measured.
-        column: Its column in tables: in `Trace.to_frame` for fields along `step`, or along `step` and `group`; in
+        name: Name in the file.
+        dims: Names of the dimensions.
+        kind: Kind of number: "int", "uint16", "uint8", "float64", or "real", which is float64 if the model has float64
+            parameters, and else float32.
+        units: Unit of the numbers.
+        description: Meaning, kept in the file as `long_name`.
+        join: How the ranks' values join to that of the whole.
+        since: The first format with this dataset; traces of earlier formats lack it.
+        needs: What a run must measure to have this dataset: words of "endpoint", "coordinates", "noise", "critical",
+            "blocks" and names of geometries; empty for a dataset of every run.
+        total_of: The dataset by parameter tensor that the writer joins into this one, so that the most common questions
+            need only a small part of the file; empty for a measured dataset.
+        column: Column in tables: of `Trace.to_frame` for fields along `step`, or along `step` and `group`; of
             `Trace.smoothness`, joined over the tensors of a group, for fields along `step` and `parameter`.
-        finite: Whether steps that are measured well have finite numbers there.
-        share: A further column of `Trace.smoothness`, and the dataset whose joined norm it is over this one's.
+        finite: Whether the numbers of well measured steps must be finite.
+        share: Name of a further column of `Trace.smoothness`, and the dataset whose joined norm is divided by this
+            one's; None for none.
     """
 
     name: str
@@ -186,7 +184,7 @@ class Field:
     share: tuple[str, str] | None = None
 
     def belongs_to(self, version: str) -> bool:
-        """Say whether traces of a format have this dataset, where the run measured it."""
+        """Say whether traces of a format have this dataset, if the run measured it."""
         return version_number(self.since) <= version_number(version)
 
     @property
@@ -234,18 +232,19 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
             also="endpoint",
             since="1.2",
         ),
-        # The 2-norm's is older than the others', and stands elsewhere.
+        # The noise in the 2-norm is an older field of its own, in `FIELDS`.
         *(() if geometry.name == "l2" else (noise,)),
     )
 
 
 def geometry_fields() -> tuple[Field, ...]:
-    """Return the fields of all geometries but the default one, whose own stand elsewhere."""
+    """Return the fields of all geometries but l2, whose fields stand in `FIELDS` one by one."""
     return tuple(field for geometry in GEOMETRIES.values() if geometry.name != "l2" for field in _of_geometry(geometry))
 
 
 _GRAD_NORM, _STEP_NORM, _GRAD_DIFF, _GRAD_DIFF_NEXT = _of_geometry(GEOMETRIES["l2"])
-# In this order they are appended; `step` comes last, so that a row counts only when all of it is in the file.
+# All datasets along `step`, in the order in which they are appended. `step` is the last, so that it counts a row only
+# when all of the row is in the file.
 FIELDS = (
     Field(
         "time",
@@ -428,17 +427,17 @@ def fields_of(measured: frozenset[str], version: str = FORMAT_VERSION) -> list[F
     """Return the datasets of a trace in the order in which they are appended.
 
     Args:
-        measured: What the run measures; see `Field.needs`.
+        measured: Words of `Field.needs` that the run measures.
         version: The trace's format.
     """
     found = [field for field in FIELDS if field.belongs_to(version) and measured.issuperset(field.needs.split())]
     if version_number(version) >= (1, 2):
         return found
-    # Earlier formats have eight flags.
+    # Earlier formats have only eight flags.
     return [replace(field, kind="uint8") if field.name == "status" else field for field in found]
 
 
 def chunk_shape(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:
-    """Return the chunk shape of a field, given the size of every dimension but `step`."""
+    """Return the chunk shape of a field; `sizes` has the length of every dimension except `step`."""
     widths = {name: min(size, CHUNK_WIDTH) if name != "gamma" else size for name, size in sizes.items()}
     return (CHUNK_STEPS, *(max(1, widths[name]) for name in field.dims[1:]))

@@ -1,6 +1,7 @@
-"""One writer a file: a lock that ends with the process that holds it.
+"""A lock that permits one writer for a file, and ends with the process that holds it.
 
-The lock is the system's: `fcntl` on POSIX systems, `msvcrt` on Windows. Where neither can lock, a warning says so.
+It is a lock of the operating system: `fcntl` on POSIX systems, `msvcrt` on Windows. Where neither can lock, a warning
+says so.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ try:
 except ImportError:
     msvcrt = None
 
-# A byte far beyond any file's end: HDF5 puts its own locks elsewhere, and readers are not kept out.
+# The locked byte is far beyond any file's end, so that it differs from HDF5's own locks, and readers are not blocked.
 _LOCK_BYTE = 1 << 60
-# Windows locks at a descriptor's place, which has to be one that a file can have.
+# Windows locks at a descriptor's position, which must be a possible one.
 _PLACED_LOCK_BYTE = 1 << 40
 # C's `struct flock`: type, whence, start, length, process.
 _FLOCK = "hhqqi4x"
-# Windows would change line ends in what is written otherwise.
+# Without this flag, Windows would convert line ends.
 _BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 def being_written(path: Path) -> TraceError:
-    """Return the error for a trace that has a writer already."""
+    """Return the error for a trace that another writer has locked."""
     return TraceError(
         f"{path} is being written by another recorder; close it or wait for it to end, or choose another name."
     )
@@ -52,7 +53,7 @@ def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = bein
 
     Args:
         path: The file.
-        busy_error: Makes the error for a file that has a writer already.
+        busy_error: Makes the error for a file that another writer has locked.
 
     Raises:
         LsmoothError: Another writer holds the lock.
@@ -61,7 +62,7 @@ def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = bein
     descriptor = os.open(path, os.O_RDWR | _BINARY)
     try:
         _lock(descriptor)
-        # Between opening and locking, a writer may have put another file in this one's place.
+        # Between opening and locking, a writer may have replaced the file.
         busy = not is_file_at(path, descriptor)
     except (BlockingIOError, PermissionError):
         busy = True
@@ -69,7 +70,7 @@ def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = bein
         busy = False
         warnings.warn(
             f"{path} cannot be locked ({error.strerror}), so that nothing keeps a second recorder from writing to it; "
-            "give each run a path of its own.",
+            "give each run its own path.",
             TraceWarning,
             stacklevel=2,
         )
@@ -80,15 +81,16 @@ def lock_as_writer(path: Path, busy_error: Callable[[Path], LsmoothError] = bein
 
 
 def unlock(descriptor: int) -> None:
-    """Give up a lock and close its descriptor."""
-    # A lock outlives `close` while a forked process (a data loader's worker) still has the descriptor.
+    """Release a lock and close its descriptor."""
+    # Explicitly, since `close` does not release the lock while a forked process (a data loader's worker) still has the
+    # descriptor.
     with contextlib.suppress(OSError):
         _unlock(descriptor)
     os.close(descriptor)
 
 
 def is_file_at(path: Path, descriptor: int) -> bool:
-    """Say whether an open file is the one that stands at a path now."""
+    """Say whether an open file is the one at a path now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
@@ -96,14 +98,14 @@ def is_file_at(path: Path, descriptor: int) -> bool:
 
 
 def is_being_written(path: Path) -> bool:
-    """Say whether a writer is at work on a file now; it no longer is once it has closed the file or was killed.
+    """Say whether a writer has locked a file now, and has neither closed it nor been killed.
 
-    Where files cannot be locked, nothing tells, and the answer is no.
+    It is always False where files cannot be locked.
     """
     descriptor = os.open(path, os.O_RDONLY | _BINARY)
     try:
         if fcntl is not None and hasattr(fcntl, "F_OFD_GETLK"):
-            # Asking takes no lock, so that a look at a file never stands in a writer's way.
+            # A query takes no lock, and so never blocks a writer.
             answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _request(fcntl.F_RDLCK))
             kind: int = struct.unpack(_FLOCK, answer)[0]
             return kind != fcntl.F_UNLCK
@@ -134,7 +136,8 @@ def open_hdf5(path: str | os.PathLike[str], mode: str, **options: Any) -> h5py.F
     except BlockingIOError:
         raise
     except OSError as error:
-        # One process has to open a file the same way each time, so that the first try is the way of other tools.
+        # HDF5 wants a process to open a file with the same setting each time; other tools use the default, so it is
+        # tried first.
         if "lock" not in str(error):
             raise
         return h5py.File(path, mode, locking=False, **options)
@@ -144,12 +147,12 @@ def _lock(descriptor: int, *, shared: bool = False) -> None:
     """Take the lock.
 
     Raises:
-        BlockingIOError, PermissionError: Another process, or another recorder of this one, has it.
-        OSError: There are no locks here.
+        BlockingIOError, PermissionError: Another process, or another recorder of this process, has the lock.
+        OSError: The file cannot be locked.
     """
     if fcntl is not None and hasattr(fcntl, "F_OFD_SETLK"):
-        # Locks of open file descriptions hold between two recorders of one process too, and are not lost when the
-        # process reads the trace and closes it again.
+        # Locks of open file descriptions also exclude a second recorder of the same process, and are not lost when the
+        # process opens and closes the trace for reading.
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _request(fcntl.F_RDLCK if shared else fcntl.F_WRLCK))
     elif fcntl is not None:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -1,7 +1,7 @@
-"""Names along a dimension, kept in its scale as characters: a row of UTF-8 bytes each, padded with zeros.
+"""Names along a dimension, kept in its scale as characters: each a row of UTF-8 bytes, padded with zeros.
 
-NetCDF tools read characters as text, whatever library they use, and HDF5 keeps them under the checksum of their chunk.
-Until format 1.1 names were texts of fixed length, which only some tools decode.
+All netCDF tools read characters as text, and HDF5 keeps them under the checksum of their chunk. Until format 1.1 names
+were strings of fixed length, which only some tools decode.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def create_names(
     """Create a dimension scale of names.
 
     Args:
-        parent: The group that it stands in.
-        name: The dimension's name.
-        names: The names along it.
+        parent: The group to create it in.
+        name: Name of the dimension.
+        names: The names along the dimension.
         version: The trace's format.
-        filters: How the dataset is stored, as keywords of `create_dataset`.
+        filters: Keyword arguments of `create_dataset` for compression.
     """
     encoded = [text.encode("utf-8") for text in names]
     width = max([1, *map(len, encoded)])
@@ -38,7 +38,7 @@ def create_names(
     values = np.array(encoded, dtype=f"S{width}").view("S1").reshape(len(encoded), width) if chars else texts
     dataset = parent.create_dataset(name, data=values, chunks=tuple(max(1, size) for size in values.shape), **filters)
     dataset.make_scale(name)
-    # By this netCDF readers know text from bytes.
+    # This attribute tells netCDF readers that the characters are text.
     put_text(dataset, "_Encoding", "utf-8")
     if chars:
         create_dimension(parent, f"{name}_character", width)
@@ -46,10 +46,10 @@ def create_names(
 
 
 def read_names(dataset: h5py.Dataset) -> list[str]:
-    """Return the names along a dimension, of any format, without control characters.
+    """Return the names along a dimension in any format, without control characters.
 
     Raises:
-        ValueError: They are no UTF-8, or a name is there twice.
+        ValueError: The names are no valid UTF-8, or one occurs twice.
     """
     values = dataset[:]
     if values.ndim == 2:
@@ -61,9 +61,9 @@ def read_names(dataset: h5py.Dataset) -> list[str]:
 
 
 def number_dimensions(file: h5py.File) -> None:
-    """Number all dimension scales, and note the two numbers of each that holds characters.
+    """Number all dimension scales, and give each scale of characters the numbers of its two dimensions.
 
-    NetCDF tells by these along which dimensions a scale of characters lies.
+    NetCDF needs these numbers to find the dimensions of a scale of characters.
     """
     scales: dict[str, h5py.Dataset] = {}
 

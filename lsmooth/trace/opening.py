@@ -1,4 +1,4 @@
-"""A trace file at the door: what is opened, and what is refused in one sentence."""
+"""Opens a trace file, or refuses it in one sentence."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from lsmooth.trace.lock import open_hdf5
 from lsmooth.trace.names import read_names
 from lsmooth.trace.superblock import Mended, missing_bytes, needs_mending
 
-# What HDF5, numpy and Python say about values that make no sense.
+# Errors that HDF5, NumPy and Python raise on damaged data.
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a trace says of itself, apart from its rows.
+    """The contents of a trace, apart from its rows.
 
     Attributes:
-        format_version: The format that it was written in.
-        metadata: Its root attributes, decoded.
+        format_version: The format that the trace was written in.
+        metadata: The root attributes, decoded.
         parameters: Names of the parameter tensors.
-        parameter_sizes: Number of elements of each, int64 (p,).
+        parameter_sizes: Number of elements of each parameter tensor, int64 (p,).
         gammas: Interpolation points, float64.
         coordinate_names: The followed coordinates.
         fields: The datasets along `step`, by name.
@@ -52,14 +52,14 @@ class Contents:
 
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever HDF5 says about a damaged or vanished file into one sentence.
+    """Turn errors of HDF5 about a damaged or vanished file into a `TraceError`.
 
     Args:
         path: The file.
-        what: The part of it that is read.
+        what: The part that is read.
 
     Raises:
-        TraceError: It cannot be read.
+        TraceError: The part cannot be read.
     """
     try:
         yield
@@ -80,7 +80,7 @@ def open_file(path: Path) -> h5py.File:
     """Open the HDF5 file at a path.
 
     Raises:
-        TraceError: There is no such file, it cannot be read, is no HDF5 file, or is damaged.
+        TraceError: The file does not exist, cannot be read, is no HDF5 file, or is damaged.
     """
     if not path.exists():
         raise TraceError(f"There is no file {path}; give the trace that a Recorder or `lsmooth train` wrote.")
@@ -91,7 +91,7 @@ def open_file(path: Path) -> h5py.File:
     try:
         with path.open("rb") as file:
             head = file.read(len(_SIGNATURE))
-        # By way of a Python object, HDF5 does not see that it is a file which it has open.
+        # Read through a Python object, HDF5 does not recognise the file as one that it has open.
         missing, mend = missing_bytes(path), needs_mending(path) or disk.is_inherited(path)
     except OSError as error:
         raise _refused_by_the_system(path, error) from error
@@ -100,7 +100,7 @@ def open_file(path: Path) -> h5py.File:
     if head != _SIGNATURE:
         raise TraceError(f"{path} is not an HDF5 file; give a trace that a Recorder or `lsmooth train` wrote.")
     try:
-        # Not with swmr=True, which reads damaged structures again and again, for years.
+        # Not with swmr=True, which retries damaged structures for years.
         return h5py.File(Mended(path), "r") if mend else open_hdf5(path, "r")
     except (OSError, RuntimeError, ValueError) as error:
         if disk.is_of_the_system(error):
@@ -127,11 +127,11 @@ def check_format(file: h5py.File, path: Path) -> str:
     """Return the format version of a trace.
 
     Raises:
-        TraceError: The file is no trace, or one of a newer major version.
-        RuntimeError: Its attributes are damaged.
-        ValueError: It does not say its version.
+        TraceError: The file is no trace, or a trace of a newer major version.
+        RuntimeError: The attributes are damaged.
+        ValueError: The version is missing or malformed.
     """
-    # Fails where HDF5 finds the attributes damaged: such a file may well be a trace.
+    # Raises if the attributes are damaged; such a file may be a trace, and must not be called another kind of file.
     h5py.h5a.get_num_attrs(file.id)
     try:
         found = get_attribute(file, "format")
@@ -150,17 +150,17 @@ def check_format(file: h5py.File, path: Path) -> str:
 
 
 def read_contents(file: h5py.File, path: Path) -> Contents:
-    """Return what a trace says of itself, apart from its rows, once all of it has been inspected.
+    """Inspect a trace, and return its contents apart from its rows.
 
     Raises:
-        TraceError: The file is no trace, one of a newer major version, not as a recorder writes it, or cut short.
-        KeyError, OSError, RuntimeError, TypeError, ValueError: It is damaged.
+        TraceError: The file is no trace, is of a newer major version, is not as a recorder writes it, or is cut short.
+        KeyError, OSError, RuntimeError, TypeError, ValueError: The file is damaged.
     """
     version = check_format(file, path)
     missing = missing_bytes(path)
     try:
         datasets = inspect(file, path, version)
-        # Of a file that was copied while it grew, the end may only be said to lie further on.
+        # A file that was copied while it grew may state a later end than it has, and still hold all chunks.
         fields = {field.name: datasets[field.name] for field in layout.FIELDS if field.name in datasets}
         whole = missing is None or all_chunks_within(fields.values(), missing[0])
     except (TraceError, OSError, RuntimeError, KeyError, ValueError) as error:
@@ -182,10 +182,10 @@ def read_contents(file: h5py.File, path: Path) -> Contents:
 
 
 def check_header_sum(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
-    """Refuse a file, all of whose datasets are given by path, whose header does not match its checksum.
+    """Check that the header of a file, with all `datasets` by path, matches its checksum.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The header does not match.
     """
     if header_sum.header_sum(file, datasets) != get_attribute(file, header_sum.NAME):
         raise ValueError("it does not match its checksum")

@@ -1,4 +1,4 @@
-"""Read a trace: the numbers as they were measured, and the local Lipschitz constants derived from them.
+"""`Trace`: reads the measured numbers of a trace, and derives local Lipschitz constants from them.
 
 Nothing here needs torch. A file can be read while it is being written, and after its writer was killed.
 """
@@ -36,12 +36,12 @@ class Trace(TraceFile):
         TraceError: The file is missing, is not a trace, is damaged, or was written by a newer lsmooth.
 
     Attributes:
-        path: Where the file is.
-        format_version: The format that it was written in.
-        metadata: What run this was: the root attributes of the file, decoded.
+        path: Path of the file.
+        format_version: The format that the trace was written in.
+        metadata: Facts of the run: the root attributes of the file, decoded.
         parameters: Names of the parameter tensors, in the network's order.
-        parameter_sizes: Number of elements of each, int64 (p,).
-        gammas: Positions between x_t and x_{t+1} at which gradients were taken, float64.
+        parameter_sizes: Number of elements of each parameter tensor, int64 (p,).
+        gammas: Positions between x_t and x_{t+1} at which gradients were evaluated, float64 (g,).
         coordinate_names: The followed coordinates, as `parameter[index]`.
 
     Examples:
@@ -61,7 +61,7 @@ class Trace(TraceFile):
         return summary_html(self)
 
     def density(self, parameter: str) -> Density:
-        """Return how all coordinates of a parameter tensor spread over gradients and local Lipschitz constants.
+        """Return the histogram of all coordinates of a parameter tensor over gradients and local Lipschitz constants.
 
         Args:
             parameter: Name of the tensor.
@@ -89,7 +89,7 @@ class Trace(TraceFile):
 
     @property
     def coordinates(self) -> pd.DataFrame:
-        """The followed coordinates: name, parameter, index (position in the flattened tensor)."""
+        """The followed coordinates, a DataFrame: name, parameter, index (position in the flattened tensor)."""
         if not self.coordinate_names:
             return pd.DataFrame({"name": [], "parameter": [], "index": []})
         owner = self.coordinate_owners
@@ -111,7 +111,7 @@ class Trace(TraceFile):
         endpoint: bool = False,
         norm: str = "l2",
     ) -> Cloud:
-        """Return local Lipschitz constants and gradient norms as arrays.
+        """Return local Lipschitz constants and gradient norms of groups of parameters, as arrays.
 
         For a group of parameter tensors S, with Delta(gamma) = grad f(x_t + gamma d) - grad f(x_t),
 
@@ -122,21 +122,22 @@ class Trace(TraceFile):
             smoothness = max over gamma of |Delta_j(gamma)| / |gamma d_j|,
             grad_norm = min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|) at that gamma.
 
-        In another geometry, displacements are measured in its norm, gradients and their changes in the dual one:
+        In another geometry, displacements are measured in its norm, and gradients and their changes in the dual norm:
 
-            norm="linf": largest absolute entry, and 1-norm (sign methods, Adam);
-            norm="spectral": spectral norm of each matrix, the largest of a group's, and nuclear norm, the sum of a
-            group's (Muon, Scion; Bernstein and Newhouse 2024). A convolution's kernel is the matrix of its output
-            channels; a vector is a matrix of one column, both of whose norms are its 2-norm.
+            norm="linf": largest absolute entry for displacements, 1-norm for gradients (sign methods, Adam);
+            norm="spectral": spectral norm of each matrix for displacements, and the largest one of a group; nuclear
+            norm for gradients, and the sum over a group (Muon, Scion; Bernstein and Newhouse 2024). A convolution's
+            kernel is a matrix with a row for each output channel. A vector is a matrix of one column, both of whose
+            norms are its 2-norm.
 
         Args:
             by: "global", "module", "parameter", "coordinate", a mapping from parameter name to group name, or a
                 regular expression whose first group names the group.
             displacement: "layer" divides by the group's own displacement, "global" by that of all parameters (the
-                form of Assumption 2). Coordinates know only their own.
+                form of Assumption 2). For `by="coordinate"`, only "layer" is defined.
             endpoint: For `by="coordinate"`, use gamma = 1 alone, the definition of Figure 3.
-            norm: "l2", or a geometry that the run was recorded with (`Recorder(norms=...)`). For `by="coordinate"`, all
-                are the same.
+            norm: "l2", or a geometry that the run was recorded with (`Recorder(norms=...)`). For `by="coordinate"`, it
+                makes no difference.
 
         Raises:
             InvalidArgumentError: No parameter falls into any group, or the arguments do not go together.
@@ -154,8 +155,9 @@ class Trace(TraceFile):
     ) -> pd.DataFrame:
         """Return the points of `cloud` as a DataFrame: step, group, smoothness, grad_norm, loss, lr, usable.
 
-        Rounding is the share `noise_share` of the change of gradient, and has spoiled points that are `noisy`. Groups
-        of parameters have further columns where the trace has them: see `Field.column` in `lsmooth.trace.layout`.
+        `noise_share` is the share of rounding in the change of gradient, and `noisy` says whether it spoils the point.
+        Groups of parameters have further columns if the trace has them: see `Field.column` in `lsmooth.trace.layout`.
+        Arguments and errors are those of `cloud`.
         """
         points = self.cloud(by, displacement=displacement, endpoint=endpoint, norm=norm)
         return tables.smoothness(self, by, points)
@@ -165,21 +167,21 @@ class Trace(TraceFile):
 
         With g = grad f(x_t) and Delta(gamma) = grad f(x_t + gamma d) - g, and d_S in the group's own norm,
 
-            steepness = -⟨g_S, d_S⟩ / (‖g_S‖ ‖d_S‖), the gradient in the dual norm: 1 for a step of steepest descent in
-            this norm, below 1 for any other, below 0 for a step uphill (Bernstein and Newhouse 2024);
-            edge_ratio = ⟨Delta_S(1), d_S⟩ / -⟨g_S, d_S⟩: on a quadratic, above 2 the step raises the loss (generalized
-            batch sharpness over its threshold; Andreyev and Beneventano 2024); with `endpoint` only;
-            directional_GAMMA = ⟨Delta_S(gamma), d_S⟩ / (gamma ‖d_S‖²), and directional, the largest of them, x_{t+1}
-            included (directional smoothness; Mishkin et al. 2024);
-            loss_based = 2 (f(x_{t+1}) - f(x_t) - ⟨g, d⟩) / ‖d‖², for "global" alone, and loss_based_trusted, whether
-            the losses' rounding is below a tenth of what it is made of.
+            steepness = -⟨g_S, d_S⟩ / (‖g_S‖ ‖d_S‖) with ‖g_S‖ in the dual norm: 1 for a step of steepest descent in this
+            norm, below 1 for any other step, and below 0 for a step uphill (Bernstein and Newhouse 2024);
+            edge_ratio = ⟨Delta_S(1), d_S⟩ / -⟨g_S, d_S⟩: on a quadratic, the step raises the loss if it is above 2
+            (generalized batch sharpness over its threshold; Andreyev and Beneventano 2024); needs `endpoint`;
+            directional_GAMMA = ⟨Delta_S(gamma), d_S⟩ / (gamma ‖d_S‖²), and directional, the largest of them including
+            x_{t+1} (directional smoothness; Mishkin et al. 2024);
+            loss_based = 2 (f(x_{t+1}) - f(x_t) - ⟨g, d⟩) / ‖d‖², for "global" only, and loss_based_trusted, whether
+            rounding of the losses is below a tenth of f(x_{t+1}) - f(x_t) - ⟨g, d⟩.
 
         Args:
             by: "global", "module", "parameter", a mapping from parameter name to group name, or a regular expression.
-            norm: The geometry whose norm ‖d_S‖ is; see `cloud`.
+            norm: The geometry of the norm ‖d_S‖; see `cloud`.
 
         Returns:
-            One row a step and group: step, group, these columns, usable.
+            One row for each step and group: step, group, these columns, usable.
 
         Raises:
             InvalidArgumentError: No parameter falls into any group.
@@ -188,17 +190,17 @@ class Trace(TraceFile):
         return curvature(self, by, norm)
 
     def blocks(self) -> pd.DataFrame:
-        """Return where the curvature along the steps sits, by block of layers S, since format 1.2.
+        """Return the curvature along the steps of each block of layers S moved alone, since format 1.2.
 
         With d_S the block's part of the step d, and every other layer left at x_t,
 
             own = ⟨grad_S f(x_t + d_S) - grad_S f(x_t), d_S⟩, which is ⟨d_S, H_SS d_S⟩ on a quadratic;
-            others = ⟨grad_S f(x_{t+1}) - grad_S f(x_t), d_S⟩ - own: what the other layers' steps add, with `endpoint`;
+            others = ⟨grad_S f(x_{t+1}) - grad_S f(x_t), d_S⟩ - own, due to the steps of other layers; needs `endpoint`;
             own_smoothness = ‖grad_S f(x_t + d_S) - grad_S f(x_t)‖ / ‖d_S‖, in the 2-norm;
-            smoothness = ‖grad_S f(x_{t+1}) - grad_S f(x_t)‖ / ‖d_S‖, to be held against it, with `endpoint`.
+            smoothness = ‖grad_S f(x_{t+1}) - grad_S f(x_t)‖ / ‖d_S‖, for comparison; needs `endpoint`.
 
         Returns:
-            One row a block, and step at which blocks were moved: step, group, these columns, usable.
+            One row for each block and each step at which blocks were moved: step, group, these columns, usable.
 
         Raises:
             TraceError: The trace was recorded without `blocks=`, or is damaged.
@@ -206,15 +208,15 @@ class Trace(TraceFile):
         return blocks(self)
 
     def critical_lr(self) -> pd.DataFrame:
-        """Return how large the learning rate of each step could have been before its loss rose, since format 1.2.
+        """Return the largest learning rate of each step at which its loss does not rise, since format 1.2.
 
-        `critical_gamma` is the first gamma, also beyond 1, at which f(x_t + gamma d) is above f(x_t): 0 where the step
-        goes up from the start (⟨grad f(x_t), d⟩ >= 0), infinite where the loss is not above up to gamma = 1024. The
-        critical learning rate is lr times it (Kalra and Barkeshli 2023), by parameter group. On a quadratic,
-        critical_gamma = 2 / edge_ratio.
+        `critical_gamma` is the first gamma, possibly beyond 1, at which f(x_t + gamma d) is above f(x_t). It is 0 if
+        the loss rises from the start (⟨grad f(x_t), d⟩ >= 0), and infinite if the loss is not above f(x_t) up to gamma
+        = 1024. The critical learning rate of each parameter group is lr times critical_gamma (Kalra and Barkeshli
+        2023). On a quadratic, critical_gamma = 2 / edge_ratio.
 
         Returns:
-            One row a step: step, critical_gamma, critical_lr (of several groups critical_lr_0, critical_lr_1, …),
+            One row a step: step, critical_gamma, critical_lr (with several groups critical_lr_0, critical_lr_1, …),
             usable.
 
         Raises:
@@ -227,7 +229,7 @@ class Trace(TraceFile):
 
         Args:
             by: As for `cloud`; for "coordinate", |grad_j f(x_t)|.
-            norm: As for `cloud`: the geometry in whose dual norm gradients are measured.
+            norm: The geometry in whose dual norm gradients are measured, as for `cloud`.
         """
         return tables.gradient_norm(self, by, norm)
 
@@ -237,14 +239,14 @@ class Trace(TraceFile):
         With `Recorder(critical=True)` also critical_gamma and critical_lr; see `critical_lr`.
 
         Args:
-            rows: Which measured steps, all of them by default; no others are read.
+            rows: The measured steps to read; all by default.
         """
         return tables.frame(self, rows)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return the whole trace as an `xarray.Dataset` with dimensions step, gamma, parameter, group, coordinate.
 
-        Variables of the group `coordinate` in the file are called `coordinate_grad`, `coordinate_displacement`, ….
+        Variables in a group of the file have its name as a prefix: `coordinate_grad`, `coordinate_displacement`, ….
 
         Raises:
             TraceError: xarray is not installed (extra `xarray`).
@@ -252,5 +254,5 @@ class Trace(TraceFile):
         return tables.dataset(self)
 
     def status_counts(self) -> dict[str, int]:
-        """Return how many measured steps carry each flag, flags that none carries left out."""
+        """Return the number of measured steps with each flag, without flags that no step has."""
         return {str(flag.name).lower(): count for flag in Status if (count := int(((self.status & flag) != 0).sum()))}

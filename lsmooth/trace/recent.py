@@ -1,8 +1,8 @@
-"""The newest rows of a trace: those that do not fill a chunk yet.
+"""The newest rows of a trace, which do not fill a chunk yet.
 
-A compressed chunk that is written again with one row more takes a new place in the file, and leaves a hole at its old
-one. So rows wait in slots with a fixed place, each under a checksum of its own, until they fill a chunk. A row goes to
-its slot in one write, and HDF5's own structures do not change. `docs/trace-format.md` describes the slots.
+Writing a compressed chunk again with one more row would move it in the file, and leave a hole at its old place. So rows
+wait in slots with a fixed place, each under its own checksum, until they fill a chunk. A row is written to its slot in
+one write, without a change of HDF5's structures. `docs/trace-format.md` describes the slots.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ from lsmooth.trace.disk import write_at
 from lsmooth.trace.layout import CHUNK_STEPS, RECENT_GROUP, Field, version_number
 
 _PLAIN_DTYPES = {"int": "<i8", "float64": "<f8", "uint8": "|u1", "uint16": "<u2"}
-# What netCDF calls a dimension that has no variable of its own.
+# The name by which netCDF marks a dimension without a variable.
 _DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable.%10d"
 _CLOSED_ITEMS = ("rows", "next optimizer step", "sequence number of the densities or -1")
-
-
-# Kinds of numbers in a record, as numpy names them.
+# Dtypes of numbers in a record, in NumPy's notation.
 _KINDS = re.compile(r"<i8|<f4|<f8|<u4|<u2|\|u1")
 
 
 @dataclass(frozen=True)
 class Closed:
-    """How a run closed its file.
+    """The note that a run leaves when it closes its file.
 
     Attributes:
         rows: Number of rows.
-        next_step: Optimizer step that would come next.
-        density_sequence: Sequence number of the last densities, -1 where there are none, None where nobody noted it
-            (until format 1.1).
+        next_step: The next optimizer step.
+        density_sequence: Sequence number of the last densities; -1 without densities, None until format 1.1, which did
+            not note it.
     """
 
     rows: int
@@ -58,7 +56,7 @@ def dtype_of(item: Field, real: str) -> np.dtype[Any]:
 
 
 def record_of(fields: Sequence[Field], sizes: Mapping[str, int], real: str) -> np.dtype[Any]:
-    """Return the dtype of one slot: the row's number, the fields, and a CRC-32 of all before it."""
+    """Return the dtype of one slot: the row's number, the fields, and a CRC-32 of everything before it."""
     members = [(item.name, dtype_of(item, real), tuple(sizes[name] for name in item.dims[1:])) for item in fields]
     return np.dtype([("row", "<i8"), *members, ("crc32", "<u4")])
 
@@ -68,7 +66,7 @@ def create_recent(file: h5py.File, record: np.dtype[Any], version: str) -> None:
 
     Args:
         file: The new file.
-        record: dtype of a slot.
+        record: Dtype of a slot.
         version: The trace's format.
     """
     folder = file.create_group(RECENT_GROUP, track_order=True)
@@ -88,16 +86,16 @@ def create_recent(file: h5py.File, record: np.dtype[Any], version: str) -> None:
 
 
 def closed_items(version: str) -> int:
-    """Return how many numbers a trace's format notes at its end, the checksum not counted."""
+    """Return the number of items in the note of a closed trace, without the checksum."""
     return len(_CLOSED_ITEMS) if version_number(version) >= (1, 2) else 2
 
 
 class RecentWriter:
-    """Puts rows into their slots.
+    """Writes rows to their slots.
 
     Args:
-        file: The open trace; `create_recent` has laid it out.
-        record: dtype of a slot.
+        file: The open trace, with the group made by `create_recent`.
+        record: Dtype of a slot.
         descriptor: The same file, open for writing.
     """
 
@@ -110,7 +108,7 @@ class RecentWriter:
         self._closed_items = len(closed) - 1
 
     def put(self, rows: Mapping[str, NDArray[Any]], first: int) -> None:
-        """Write rows that lie in one run of slots; the first of them is row `first` of the trace."""
+        """Write rows to consecutive slots; the first one is row `first` of the trace."""
         records = np.zeros(len(rows["step"]), self._record)
         records["row"] = np.arange(first, first + len(records))
         for name, values in rows.items():
@@ -120,25 +118,25 @@ class RecentWriter:
         write_at(self._descriptor, records.tobytes(), self._rows_at + first % CHUNK_STEPS * self._record.itemsize)
 
     def mark_closed(self, closed: Closed) -> None:
-        """Note that the run has ended in good order."""
+        """Write the note that the run has closed the file."""
         sequence = -1 if closed.density_sequence is None else closed.density_sequence
         numbers = np.array([closed.rows, closed.next_step, sequence][: self._closed_items], "<i8").tobytes()
         write_at(self._descriptor, numbers + np.array([zlib.crc32(numbers)], "<i8").tobytes(), self._closed_at)
 
 
 def read_recent(file: h5py.File, fields: Mapping[str, h5py.Dataset], rows: int) -> NDArray[Any]:
-    """Return the records of a trace's rows from `rows` on, in order, as far as there are any.
+    """Return the records of the rows in slots, from row `rows` on, in order.
 
-    A file that was copied while slots were written may lack a row and have later ones. The rows before the missing one
-    are whole.
+    A file that was copied while slots were written may lack a row and hold later ones; only the rows before the missing
+    one are returned.
 
     Args:
         file: The open trace.
-        fields: Its datasets along `step`, by name.
-        rows: How many rows stand in the chunked datasets.
+        fields: Datasets along `step`, by name.
+        rows: Number of rows in the chunked datasets.
 
     Raises:
-        ValueError: A row in between is damaged.
+        ValueError: A row is damaged.
     """
     folder = file[RECENT_GROUP]
     record = _read_record(folder, fields)
@@ -146,20 +144,20 @@ def read_recent(file: h5py.File, fields: Mapping[str, h5py.Dataset], rows: int) 
     if raw.shape[1] != record.itemsize:
         raise ValueError("its slots do not have the size of their records")
     found: dict[int, NDArray[Any]] = {}
-    # Later rows belong to the next chunk: a file copied while it was written may have them, and not yet this chunk.
+    # Rows of the next chunk do not count: a file copied while it was written may have them, but not yet this chunk.
     chunk_end = (rows // len(raw) + 1) * len(raw)
     records = raw.view(record)[:, 0]
     intact = [zlib.crc32(slot[:-4].tobytes()) == checksum for slot, checksum in zip(raw, records["crc32"], strict=True)]
     for i in range(len(records)):
         number = int(records["row"][i])
-        # A slot that was being written when the run was killed, or that was never used, does not pass.
+        # Leaves out slots that were never used, and the one that was being written when the run was killed.
         if rows <= number < chunk_end and number % len(records) == i and intact[i]:
             found[number] = records[i]
     kept: list[NDArray[Any]] = []
     while rows + len(kept) in found:
         kept.append(found[rows + len(kept)])
     if len(kept) < len(found):
-        # Its slot is as it was before that row came: with an older one, or empty.
+        # The slot of the missing row must be empty, or hold an older row.
         missing = (rows + len(kept)) % len(records)
         if raw[missing].any() and not intact[missing]:
             raise ValueError(f"row {rows + len(kept)} does not match its checksum")
@@ -170,7 +168,7 @@ def _read_record(folder: h5py.Group, fields: Mapping[str, h5py.Dataset]) -> np.d
     """Return the dtype of a slot.
 
     Raises:
-        ValueError: It is not one of numbers, or not that of the datasets.
+        ValueError: It is no record of numbers, or differs from the datasets.
     """
     members = [(str(name), str(kind), tuple(map(int, shape))) for name, kind, shape in _record_members(folder)]
     if not all(_KINDS.fullmatch(kind) and all(size >= 0 for size in shape) for _, kind, shape in members):
@@ -193,7 +191,7 @@ def _record_members(folder: h5py.Group) -> list[Any]:
 
 
 def read_closed(file: h5py.File) -> Closed | None:
-    """Return how a trace was closed, None while it is not closed.
+    """Return the note of a closed trace; None if the trace is not closed.
 
     Raises:
         ValueError: The note is damaged.
@@ -207,15 +205,14 @@ def read_closed(file: h5py.File) -> Closed | None:
 
 
 def create_dimension(folder: h5py.Group, name: str, size: int) -> h5py.Dataset:
-    """Create a dimension scale without values of its own."""
-    # Never written to, such a dataset takes no room.
+    """Create a dimension scale without values, which takes no space in the file."""
     dataset = folder.create_dataset(name, shape=(size,), dtype=">f4")
     dataset.make_scale(_DIMENSION_ONLY % size)
     return dataset
 
 
 def create_in_place(folder: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, meaning: str) -> h5py.Dataset:
-    """Create a dataset whose bytes have a fixed place from the start."""
+    """Create a dataset whose bytes have a fixed place in the file."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

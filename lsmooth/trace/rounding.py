@@ -1,4 +1,4 @@
-"""How much of a change of gradient is rounding, by group: from a trace's datasets."""
+"""Computes from a trace's datasets how much of a change of gradient is rounding, by group."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lsmooth.trace.grouping import By, columns_of, group_parameters
 
 
 def tells_rounding(trace: TraceFile) -> bool:
-    """Say whether a trace says how gradients were rounded, and has points enough to see it."""
+    """Say whether a trace has a bound of rounding, and enough points to estimate it."""
     return trace.has("rounding_bound") and bool(np.isfinite(rounding_lines(trace.gammas)).all())
 
 
 def noise_shares(trace: TraceFile, by: By) -> NDArray[np.float64] | None:
-    """Return the rounding in the change of gradient that is the estimate, as a share of it in the 2-norm, (n, m).
+    """Return the 2-norm of the rounding in the change of gradient of each estimate, as a share of that change.
 
     A coordinate has the share of its tensor.
 
@@ -27,7 +27,7 @@ def noise_shares(trace: TraceFile, by: By) -> NDArray[np.float64] | None:
         by: How parameters are grouped.
 
     Returns:
-        Shares: NaN where they are not known. None where the trace cannot tell.
+        Shares, float64 (n, m), NaN where unknown; None if the trace does not tell.
     """
     if not tells_rounding(trace):
         return None
@@ -54,15 +54,16 @@ def shares_of(
     changed: NDArray[np.float64],
     own: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return what `noise_shares` does, of some rows.
+    """Return `noise_shares` for some rows.
 
-    Rounding of a group's gradient is bounded as a share of its own norm, or of the share of the whole gradient that
-    falls to a group of its size, whichever is larger: one that is zero in exact arithmetic has errors, too.
+    The rounding of a group's gradient is bounded by a share of a norm. This is the group's own norm, or the norm of the
+    whole gradient times the square root of the group's share of all parameters, whichever is larger: a gradient that is
+    zero in exact arithmetic has rounding errors too.
 
     Args:
         trace: The trace.
         groups: Positions of the parameters of each of m groups.
-        rows: Which n rows.
+        rows: The n rows.
         changed: ‖Delta(gamma)‖2 of the groups at g positions, (n, g, m).
         own: ‖g‖2 of the groups, (n, m).
     """

@@ -1,11 +1,11 @@
-"""The first bytes of an HDF5 file, where a writer marks the file as its own and says where it ends.
+"""The superblock, the first bytes of an HDF5 file, with a writer's mark and the stated end of the file.
 
-A file that is open for writing, or whose writer was killed, carries that mark, and HDF5 refuses to open it for anyone
-who does not ask for single-writer multiple-reader access. xarray, h5dump and HDFView do not ask. A trace is in order
-after every flush, so the writer takes the mark off again.
+HDF5 marks a file that is open for writing, and a killed writer leaves the mark. HDF5 then refuses to open the file
+without single-writer multiple-reader access, which xarray, h5dump and HDFView do not request. Since a trace is
+consistent after every flush, its writer removes the mark.
 
-HDF5 looks at nothing beyond the end that stands there, and writes that end last. A writer that was killed just before
-would leave structures that lead beyond it. So the writer states the end first.
+HDF5 reads nothing beyond the stated end, and writes that end last. A writer that is killed just before would leave
+structures beyond it. So the trace's writer states the end first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORDS = (0, 4, 8)
 
 
 def stated_end(descriptor: int) -> int:
-    """Return where an HDF5 file of superblock version 3 ends by its own account.
+    """Return the stated end, in bytes, of an HDF5 file of superblock version 3.
 
     Args:
         descriptor: The file, open for reading.
@@ -34,15 +34,15 @@ def stated_end(descriptor: int) -> int:
 
 
 class Mended(io.RawIOBase):
-    """A file for HDF5 to read as it would be without the mark and with its real end.
+    """A file as it would be without the mark and with its real end, for HDF5 to read.
 
-    A writer that was killed at its work leaves a file that needs this.
+    A killed writer leaves a file that must be read this way.
 
     Args:
         path: The file.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,24 +53,24 @@ class Mended(io.RawIOBase):
         self._place = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position, and return it."""
         self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
         return self._place
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self._place
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read from the place on."""
+        """Read from the position on, and return the number of bytes."""
         view = memoryview(buffer).cast("B")
         data = read_at(self._bytes.fileno(), len(view), self._place)
         if self._place < len(self._head):
@@ -86,8 +86,8 @@ class Mended(io.RawIOBase):
 
 
 def file_state(path: str | os.PathLike[str]) -> tuple[int, int, int, bytes] | None:
-    """Return values that change with every flush of a file and with another file in its place; None for no file."""
-    # Opening a pipe would wait for somebody at its other end.
+    """Return values that change whenever a file is flushed or replaced; None if there is no file."""
+    # Opening a pipe would wait for a process at its other end.
     if not os.path.isfile(path):
         return None
     try:
@@ -99,7 +99,7 @@ def file_state(path: str | os.PathLike[str]) -> tuple[int, int, int, bytes] | No
 
 
 def needs_mending(path: str | os.PathLike[str]) -> bool:
-    """Say whether a file carries the mark, or really ends elsewhere than it states."""
+    """Say whether a file has the mark, or its size is not the stated end."""
     with open(path, "rb", buffering=0) as file:
         head = file.read(_SIZE)
         size = os.fstat(file.fileno()).st_size
@@ -107,7 +107,7 @@ def needs_mending(path: str | os.PathLike[str]) -> bool:
 
 
 def missing_bytes(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return how many bytes a file has and how many it should have, if it was cut off; None if it was not."""
+    """Return the size and the stated size of a file that was cut off, in bytes; None if it was not."""
     with open(path, "rb", buffering=0) as file:
         head = file.read(_SIZE)
         size = os.fstat(file.fileno()).st_size
@@ -118,11 +118,11 @@ def missing_bytes(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def state_end(descriptor: int, end: int) -> None:
-    """Take the mark off a file of superblock version 3, and state its end; leave any other file as it is.
+    """Remove the mark of a file of superblock version 3, and state its end; leave any other file unchanged.
 
     Args:
-        descriptor: The file, open for reading and writing; nobody else writes to it at this moment.
-        end: Where HDF5 is to look no further.
+        descriptor: The file, open for reading and writing; nobody else may write to it meanwhile.
+        end: The end, in bytes, beyond which HDF5 reads nothing.
     """
     head = read_at(descriptor, _SIZE, 0)
     mended = _mended(head, end)
@@ -140,7 +140,7 @@ def _is_ours(head: bytes) -> bool:
 
 
 def _mended(head: bytes, end: int) -> bytes | None:
-    """Return the first bytes without the mark, and with that end; None if they are not those of a trace."""
+    """Return the superblock without the mark and with that end; None if it is not one of a trace."""
     if not _is_ours(head):
         return None
     body = head[:_FLAGS_AT] + b"\0" + head[_FLAGS_AT + 1 : _END.start] + end.to_bytes(8, "little")
@@ -153,7 +153,7 @@ def _rotated(value: int, bits: int) -> int:
 
 
 def lookup3(data: bytes) -> int:
-    """Return the checksum that HDF5 puts behind its metadata: Bob Jenkins' lookup3 (2006), little-endian, seed 0."""
+    """Return HDF5's checksum of metadata: Bob Jenkins' lookup3 (2006), little-endian, seed 0."""
     a = b = c = (0xDEADBEEF + len(data)) & _MASK
     while len(data) > 12:
         a, b, c = _added((a, b, c), data)

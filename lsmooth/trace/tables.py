@@ -1,4 +1,4 @@
-"""A trace as tables of other libraries: pandas and xarray."""
+"""Tables of a trace for pandas and xarray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def frame(trace: TraceFile, rows: slice | None) -> pd.DataFrame:
-    """Return one row a measured step: the columns that `FIELDS` names, smoothness, and what is usable."""
+    """Return one row a measured step; see `Trace.to_frame`."""
     columns: dict[str, Any] = {"step": trace.read("step", rows)}
     for field in layout.FIELDS:
         by_tensor = field.dims[1:] == ("parameter",)
@@ -32,7 +32,7 @@ def frame(trace: TraceFile, rows: slice | None) -> pd.DataFrame:
             if values.ndim == 1:
                 columns[field.column] = values
             else:
-                # One column a parameter group; with a single group, the column needs no number.
+                # One column for each parameter group, numbered if there are several.
                 for group in range(values.shape[1]):
                     columns[field.column if values.shape[1] == 1 else f"{field.column}_{group}"] = values[:, group]
     if trace.has("critical_gamma"):
@@ -47,7 +47,7 @@ def frame(trace: TraceFile, rows: slice | None) -> pd.DataFrame:
 
 
 def smoothness(trace: TraceFile, by: By, points: Cloud) -> pd.DataFrame:
-    """Return the points of a cloud of a trace, with all that `FIELDS` has in columns by group."""
+    """Return the points of a cloud, with the columns by group that `FIELDS` names; see `Trace.smoothness`."""
     table = points.to_frame()
     if by == "coordinate":
         return table
@@ -64,7 +64,7 @@ def smoothness(trace: TraceFile, by: By, points: Cloud) -> pd.DataFrame:
 
 
 def gradient_norm(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
-    """Return gradient norms by group; `Trace.gradient_norm` defines them."""
+    """Return gradient norms by group; see `Trace.gradient_norm`."""
     check_norm(trace, norm)
     if by == "coordinate":
         groups = tuple(trace.coordinate_names)
@@ -89,7 +89,7 @@ def gradient_norm(trace: TraceFile, by: By, norm: str) -> pd.DataFrame:
 
 
 def dataset(trace: TraceFile) -> xarray.Dataset:
-    """Return all that a trace holds; see `Trace.to_xarray`."""
+    """Return a trace as an `xarray.Dataset`; see `Trace.to_xarray`."""
     try:
         import xarray
     except ImportError:

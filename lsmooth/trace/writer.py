@@ -1,4 +1,4 @@
-"""Write a trace: claim its path, append measured steps, and keep it readable whatever happens."""
+"""Writes a trace: claims its path, appends measured steps, and keeps the file readable whatever happens."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Mode = Literal["x", "w", "a"]
 
 
 class TraceWriter:
-    """The one writer of a trace file.
+    """The only writer of a trace file.
 
     Args:
-        path: Where the trace goes.
-        header: What stands in it before the first step.
-        mode: "x" refuses an existing file, "w" replaces it, "a" continues the same run's trace.
+        path: File that the trace is written to.
+        header: The header of the trace.
+        mode: "x" refuses an existing file, "w" replaces it, "a" continues the trace of the same run.
 
     Raises:
         InvalidArgumentError: `mode` is none of these.
@@ -42,19 +42,19 @@ class TraceWriter:
             run (mode "a"), is no regular file, or its folder is missing.
 
     Attributes:
-        path: Where the trace goes, as it was given.
-        refusal: Why the system lets nothing be written there (permissions, a full disk), in one sentence, None where it
-            does. Such a writer takes no rows, and leaves a file that is there as it is.
-        next_step: Optimizer step that a continued trace goes on with, None for a new one.
-        seconds: `time` of the last row that a continued trace keeps, 0 where there is none.
-        density: What a continued trace has counted of all coordinates, None where it does not, or is new.
+        path: The path as it was given.
+        refusal: Why the system permits no writing there (permissions, a full disk), in one sentence; None if it does.
+            A refused writer takes no rows, and does not change an existing file.
+        next_step: Optimizer step with which a continued trace goes on; None for a new trace.
+        seconds: `time` of the last row that a continued trace keeps; 0 without rows.
+        density: Counts of all coordinates in a continued trace; None for a new trace, or if they are not counted.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header, mode: Mode = "x") -> None:
         if mode not in ("x", "w", "a"):
             raise InvalidArgumentError(f"mode={mode!r} is none of 'x' (new file), 'w' (replace) and 'a' (continue).")
         self.path = Path(path)
-        # The process may change its working directory later.
+        # Absolute, since the process may change its working directory later.
         self._place = Path(os.path.realpath(path))
         self._header = header
         self._mode = mode
@@ -62,7 +62,7 @@ class TraceWriter:
         self.next_step: int | None = None
         self.seconds = 0.0
         self.density: Counts | None = None
-        # The lock on an earlier run's file, until a new one with the rows to keep takes its place.
+        # Descriptor that holds the lock on the file to continue, until a new file replaces it.
         self._claim: int | None = None
         self._rows_to_keep = 0
         self._file: GrowingFile | None = None
@@ -79,16 +79,17 @@ class TraceWriter:
         _WRITERS_OF_THIS_PROCESS.add(self)
 
     def _take_path(self) -> None:
-        """Create the file at the path, or lock the one that is to be continued."""
+        """Create the file at the path, or lock the file that is continued."""
         if not self._place.parent.is_dir():
             raise TraceError(f"There is no folder {self.path.parent} to write {self.path.name} into; create it first.")
         exists = self._place.exists()
         if exists and self._mode == "x":
             raise already_exists(self.path)
         if exists and not (self._place.is_file() or self._place.is_dir()):
-            # Root may replace the file of a device, which damages the system.
+            # Root could replace a device file, which would damage the system.
             raise TraceError(f"{self.path} is not a regular file, and is never replaced; choose another path.")
-        # Whoever holds the lock on the file at this path is its writer; a new file is locked before it gets the name.
+        # The process that holds the lock on the file at this path is its writer. A new file is locked before it is
+        # renamed.
         if exists and self._mode == "a":
             self._claim_earlier()
             return
@@ -100,19 +101,18 @@ class TraceWriter:
                 unlock(held)
 
     def _claim_earlier(self) -> None:
-        """Lock the file that is to be continued, and refuse another run's."""
+        """Lock the file that is continued, and refuse the file of another run."""
         held: int | None = None
         refused: OSError | None = None
         try:
             try:
                 held = lock_as_writer(self._place)
-                # The trace is written anew beside the old file when the first rows come. Whether it can be is asked
-                # now.
+                # With the first rows, a new file is written beside the old one. Find out now whether it can be.
                 with tempfile.TemporaryFile(dir=self._place.parent):
                     pass
             except OSError as error:
                 refused = error
-            # To continue another run's trace is a mistake in any case, where it can be seen.
+            # Continuing the trace of another run is an error even where nothing can be written.
             if refused is None or os.access(self._place, os.R_OK):
                 self._keep(kept_of_same_run(self._place, self.path, self._header))
             if refused is not None:
@@ -128,15 +128,15 @@ class TraceWriter:
 
     @property
     def rows(self) -> int:
-        """How many measured steps the trace has."""
+        """Number of measured steps in the trace."""
         return self._rows_to_keep if self._file is None else self._file.rows
 
     def go_on_from(self, step: int, rows: int | None = None) -> None:
         """Continue with optimizer step `step`, and drop the rows from there on; call it before the first `append`.
 
         Args:
-            step: The optimizer step that comes next.
-            rows: How many rows there were before it, where that is known.
+            step: The next optimizer step.
+            rows: Number of rows before it at the checkpoint; None if unknown.
 
         Raises:
             TraceError: The trace does not hold these rows, or has been written to already.
@@ -144,7 +144,7 @@ class TraceWriter:
         if self._mode != "a":
             return
         if self.next_step is None and self.refusal is not None:
-            # What is there cannot be seen: what the checkpoint says goes on into the next one.
+            # The file cannot be read: keep the numbers of the checkpoint for the next checkpoint.
             self._rows_to_keep, self.next_step = rows or 0, step
             return
         if self.next_step is None:
@@ -161,14 +161,12 @@ class TraceWriter:
         self._rows_to_keep, self.seconds = rows_before(self._place, self.path, step, rows)
 
     def append(self, rows: Mapping[str, NDArray[Any]], density: Counts | None = None) -> None:
-        """Append measured steps, one array a field (see `Header.fields`), steps along the first axis, and flush.
-
-        Totals over the parameter tensors need not be given: they are joined here. After an error the file stays as it
-        was, and takes no more rows.
+        """Append measured steps and flush; after an error the file stays as it was, and takes no more rows.
 
         Args:
-            rows: The measured steps.
-            density: What is counted of all coordinates, these steps included.
+            rows: One array a field (see `Header.fields`), with steps along the first axis. Totals over the parameter
+                tensors are computed here, and need not be given.
+            density: Counts of all coordinates including these steps; None if they are not counted.
 
         Raises:
             OSError: The disk is full or gone.
@@ -185,10 +183,10 @@ class TraceWriter:
             raise
 
     def close(self, next_step: int | None = None) -> None:
-        """Finish the file and give up the lock.
+        """Finish the file and release the lock.
 
         Args:
-            next_step: Optimizer step that would come next, by default the one after the last measured.
+            next_step: The next optimizer step; by default the one after the last measured step.
         """
         try:
             self._begin()
@@ -198,7 +196,7 @@ class TraceWriter:
             self.abandon()
 
     def abandon(self) -> None:
-        """Leave the file as it is on the disk, and give up the lock."""
+        """Leave the file as it is on the disk, and release the lock."""
         if self._file is not None:
             self._file.abandon()
         claim, self._claim = self._claim, None
@@ -207,7 +205,7 @@ class TraceWriter:
         _WRITERS_OF_THIS_PROCESS.discard(self)
 
     def forget(self) -> None:
-        """In a forked process: keep hands off the file, which is the parent's."""
+        """Never touch the file again; called in a forked process, since the file is the parent's."""
         if self._file is not None:
             self._file.forget()
         claim, self._claim = self._claim, None
@@ -215,7 +213,7 @@ class TraceWriter:
             disk.redirect(claim)
 
     def _begin(self) -> None:
-        """Start writing to a continued trace: a fresh file with the rows to keep takes the old one's place."""
+        """Replace a trace that is continued by a new file with the kept rows; do nothing if that was done already."""
         if self._file is not None or self._claim is None:
             return
         if not is_file_at(self._place, self._claim):
@@ -247,7 +245,7 @@ class TraceWriter:
         return {item.name: stored[item.name] for item in fields}
 
 
-# Those at work in this process: a forked process must not write to their files.
+# Writers of this process; a forked process must not write to their files.
 _WRITERS_OF_THIS_PROCESS: weakref.WeakSet[TraceWriter] = weakref.WeakSet()
 
 
