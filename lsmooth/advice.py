@@ -1,4 +1,4 @@
-"""What the constants of a run say about its learning rate, clipping and momentum."""
+"""Advice from the constants of a run on its learning rate, clipping and momentum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lsmooth.trace.curvature import edge_ratios
 from lsmooth.trace.layout import Status
 from lsmooth.trace.reader import Trace
 
-# A step this much shorter than lr |g| is not so by rounding.
+# A step below this share of lr |g| is shorter by more than rounding.
 _SHORTER = 0.99
 
 
@@ -25,11 +25,11 @@ class Advice:
     """One statement about a run.
 
     Attributes:
-        name: What it is about: "stable step", "edge", "critical lr", "clipping", "descent step", "descent", or
+        name: Its subject: "stable step", "edge", "critical lr", "clipping", "descent step", "descent", or
             "theorem 1".
         text: The statement, in plain words with its numbers.
-        formula: What was computed.
-        source: Where the formula comes from.
+        formula: The formula that was computed.
+        source: Source of the formula.
         values: The numbers by name.
     """
 
@@ -42,11 +42,11 @@ class Advice:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that can be said about a run, and why the rest cannot.
+    """All advice on a run, and the reasons why some is missing.
 
     Attributes:
         advice: The statements.
-        left_out: Name of a statement that could not be made, and the reason.
+        left_out: Reason by name of each statement that could not be made.
     """
 
     advice: tuple[Advice, ...]
@@ -135,7 +135,7 @@ def _momentum(trace: Trace) -> float:
 
 
 def _shorter_steps(trace: Trace, known: NDArray[np.bool_], lr: Floats, limits: Floats) -> str:
-    """Say of plain SGD whose steps are shorter than lr |g|, as clipping makes them, what lr they amount to."""
+    """Return a sentence on the effective lr of plain SGD whose steps are shorter than lr |g|, as with clipping."""
     groups = trace.metadata.get("optimizer_groups") or [{}]
     plain = trace.metadata.get("optimizer") == "SGD" and len(groups) == 1
     if not plain or groups[0].get("momentum") or groups[0].get("weight_decay"):
@@ -154,7 +154,7 @@ def _shorter_steps(trace: Trace, known: NDArray[np.bool_], lr: Floats, limits: F
 
 
 def _stability(trace: Trace) -> tuple[float, str, str]:
-    """Return an upper bound of the stable lr times L, how it reads, and what has to be said about the optimizer."""
+    """Return an upper bound of the stable lr times L, its formula, and a caution about the optimizer."""
     optimizer = str(trace.metadata.get("optimizer", ""))
     groups = trace.metadata.get("optimizer_groups") or [{}]
     momentum = float(groups[0].get("momentum") or 0.0)
@@ -202,7 +202,7 @@ def _critical(trace: Trace) -> Advice:
     gamma = table.critical_gamma[table.usable].to_numpy()
     if not len(gamma):
         raise TraceError("no step measured well has a critical learning rate.")
-    # Of infinite ones, too, the middle one is a number of this run.
+    # Values may be infinite; their median is still meaningful.
     values = {"median": float(np.median(gamma)), "share_below": float((gamma < 1).mean()), "steps": len(gamma)}
     return Advice(
         "critical lr",

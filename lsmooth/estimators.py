@@ -1,4 +1,4 @@
-"""Local Lipschitz constants from norms of gradient changes and displacements: pure functions on arrays.
+"""Formulas of local Lipschitz constants, as functions on arrays of norms of gradient changes and displacements.
 
 Throughout, d = x_{t+1} - x_t and Delta(gamma) = grad f(x_t + gamma d) - grad f(x_t).
 """
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 from lsmooth.join import Join
 
-# Beyond these, squares of float64 numbers leave its range.
+# Squares of float64 numbers beyond these limits may leave the range of float64.
 _SQUARABLE = (1e-150, 1e150)
-# Powers of gamma in the square of a change of gradient: rounding, and what a smooth change has, bent a little or more.
+# Powers of gamma in the model of a squared change of gradient: 0 for rounding, and the others for a smooth change.
 _POWERS = (0, 2, 3)
 _MORE_POWERS = (0, 2, 3, 4)
 
 
 def joined_norms(norms: NDArray[Any], groups: Sequence[Sequence[int]], join: Join = Join.NORM) -> NDArray[np.float64]:
-    """Return norms of groups of tensors from those of the tensors.
+    """Return norms of groups of tensors from norms of the tensors.
 
     Args:
         norms: Norms of p tensors, any real dtype (..., p).
         groups: For each of m groups, the positions of its tensors.
-        join: NORM for the square root of the sum of squares (2-norms), MAX for the largest (inf-norms, and the norm
-            of a product space that takes the largest of its parts'), SUM for the sum (the duals of those).
+        join: NORM for the square root of the sum of squares (2-norms), MAX for the largest (inf-norms, spectral norms),
+            SUM for the sum (their dual norms).
 
     Returns:
         Norms of the groups, float64 (..., m).
@@ -65,7 +65,7 @@ def local_lipschitz(
         gammas: Positions, (g,).
 
     Returns:
-        Local Lipschitz constants, (n, m): NaN where nothing moved, or where any of the points is not a number.
+        Local Lipschitz constants, (n, m); NaN where nothing moved, or where any point is NaN.
     """
     moved = gammas[None, :, None] * step_norm[:, None, :]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -77,9 +77,9 @@ def local_lipschitz(
 def coordinate_lipschitz(
     grad: NDArray[Any], grad_along: NDArray[Any], displacement: NDArray[Any], gammas: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return max over gamma of |Delta_j(gamma)| / |gamma d_j|, and the smaller gradient at that gamma.
+    """Return max over gamma of |Delta_j(gamma)| / |gamma d_j|, and the smaller gradient of both ends at that gamma.
 
-    The second is min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|), against which the first is held (the paper, Section
+    The second is min(|grad_j f(x_t)|, |grad_j f(x_t + gamma d)|), with which the first is compared (the paper, Section
     5.2; with gamma = 1 alone, its Figure 3).
 
     Args:
@@ -89,7 +89,7 @@ def coordinate_lipschitz(
         gammas: Positions, (g,).
 
     Returns:
-        Two arrays (n, c); the first is NaN where the coordinate did not move, or a point is not a number.
+        Two arrays (n, c); the first is NaN where the coordinate did not move, or where any point is NaN.
     """
     start = grad.astype(np.float64)[:, None, :]
     along = grad_along.astype(np.float64)
@@ -99,7 +99,7 @@ def coordinate_lipschitz(
     ratio[~np.broadcast_to(moved > 0, ratio.shape)] = np.nan
     if len(gammas) == 1:
         return ratio[:, 0, :], np.minimum(np.abs(start), np.abs(along))[:, 0, :]
-    # argmax takes the first NaN for the largest, so that one bad point spoils its coordinate, as it should.
+    # argmax treats NaN as the largest number, so that one NaN makes the result NaN, as it should.
     best = np.argmax(ratio, axis=1)[:, None, :]
     largest = np.take_along_axis(ratio, best, axis=1)[:, 0, :]
     smaller = np.minimum(np.abs(start[:, 0, :]), np.abs(np.take_along_axis(along, best, axis=1)[:, 0, :]))
@@ -107,16 +107,17 @@ def coordinate_lipschitz(
 
 
 def rounding_lines(gammas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the matrix A with which `rounding_noise` fits the squares of a change of gradient.
+    """Return the matrix A of the least squares fits in `rounding_noise`.
 
-    Least squares of r_i in V(gamma_i) = W + B gamma_i² + C gamma_i³ + gamma_i r_i are linear in V: the first row of A V
-    is W, the second W of the same with a term D gamma_i⁴ more, the others are the first fit's r_i.
+    The fit of V(gamma_i) = W + B gamma_i² + C gamma_i³ + gamma_i r_i, with the least sum of r_i², is linear in V. The
+    first row of A V is W. The second row is W of a fit with a further term D gamma_i⁴. The other rows are r_i of the
+    first fit.
 
     Args:
         gammas: Positions, (g,).
 
     Returns:
-        A, (2 + g, g): NaN where there are no more points than unknowns in the first fit.
+        A, (2 + g, g); NaN if there are not more points than unknowns in the first fit.
     """
     count = len(gammas)
     if count <= len(_POWERS):
@@ -131,23 +132,23 @@ def rounding_noise(
 ) -> NDArray[np.float64]:
     """Return the 2-norm of the rounding in Delta(gamma) at the gamma of the largest ‖Delta(gamma)‖ / gamma.
 
-    A smooth gradient changes like gamma, so that V(gamma) = ‖Delta(gamma)‖² begins with gamma². Rounding is as large
-    at one point as at another: it adds W, the intercept of V (the nugget of a variogram; Cressie, "Statistics for
-    Spatial Data", 1993, Section 2.3). Of two fits with more and less room for curvature that varies, the smaller W
-    counts. Where rounding comes in jumps, since few weights change in a short format, V scatters, the more the longer
-    the change that it meets. With W and r_i as `rounding_lines` has them, the rounding is
+    The change of a smooth gradient is proportional to gamma, so that V(gamma) = ‖Delta(gamma)‖² starts with a term in
+    gamma². Rounding is equally large at all points, and adds the intercept W to V (the nugget of a variogram; Cressie,
+    "Statistics for Spatial Data", 1993, Section 2.3). W is the smaller one of two fits, which allow for less and more
+    variation of the curvature. In a short format few weights change, and rounding comes in jumps; V then scatters in
+    proportion to the change. With W and r_i of `rounding_lines`, the rounding is
 
         min(largest, max(W, gamma (mean over i of r_i²)^(1/2))^(1/2)).
 
-    Kinks of the function (ReLU) look like rounding. `largest`, what the arithmetic can have done, tells them apart.
+    Kinks of the function (ReLU) look like rounding. The upper bound `largest` of the arithmetic tells them apart.
 
     Args:
         grad_diff: ‖Delta(gamma)‖2 of n steps and m groups at g positions, (n, g, m).
         gammas: Positions, (g,).
-        largest: Upper bounds, (n, m).
+        largest: Upper bounds of the rounding by the arithmetic, (n, m).
 
     Returns:
-        Norms of roundings, (n, m): NaN where a point is not a number, and all NaN with fewer than four positions.
+        Norms of rounding, (n, m); NaN where a point is NaN, and all NaN with fewer than four positions.
     """
     lines = rounding_lines(gammas)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -1,4 +1,4 @@
-"""From a cloud of points to L0 and L1: lines, their uncertainty, and which condition describes a run.
+"""Fits L0 and L1 to a cloud of points: lines, their intervals, and a comparison of smoothness conditions.
 
 The public names are resolved when they are first used, so that a command's `--help` can ask the table of methods
 without importing pandas.

@@ -1,4 +1,4 @@
-"""What of a series its own past does not foretell: correlated noise made white."""
+"""Autoregressions, which make correlated noise white: innovations are what a series' past does not predict."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from lsmooth.fit.lines import Floats
 
-# Of the sum of coefficients: a series that never forgets has 1.
+# Largest sum of coefficients after the correction of bias; at 1 a series would never forget.
 _LARGEST_SUM = 0.97
 
 
 def most_lags(n: int) -> int:
-    """Return how far into the past of n steps an autoregression reaches at most: n^(1/3), and no more than n / 20."""
+    """Return the highest order of an autoregression of n steps: n^(1/3), and at most n / 20."""
     return min(round(n ** (1 / 3)), n // 20)
 
 
@@ -19,8 +19,9 @@ def autoregressions(series: Floats) -> Floats:
     """Return the coefficients of each row's autoregression, (m, p): x_t = sum_k phi_k x_(t-k) + innovation.
 
     Coefficients are Burg's ("Maximum entropy spectral analysis", 1975), of the order from 0 to `most_lags` with the
-    least AIC. Estimates are too small by about (1 + 4 phi) / n, since a mean is taken off (Marriott and Pope, "Bias in
-    the estimation of autocorrelations", Biometrika 1954); that is put back on the first one, for their sum.
+    least AIC. Subtracting the mean makes the estimates too small by about (1 + 4 phi) / n (Marriott and Pope, "Bias in
+    the estimation of autocorrelations", Biometrika 1954). This bias of the sum of coefficients is added to the first
+    one.
 
     Args:
         series: Numbers in the order of steps, (m, n).
@@ -49,11 +50,11 @@ def autoregressions(series: Floats) -> Floats:
 
 
 def innovations(series: Floats, coefficients: Floats) -> Floats:
-    """Return what of each row its past does not foretell, from the first step on that has enough of it, (m, n - p).
+    """Return the innovations of each row, from the first step with p steps before it, (m, n - p).
 
     Args:
         series: Numbers in the order of steps, (m, n).
-        coefficients: Of each row, (m, p).
+        coefficients: Coefficients of each row's autoregression, (m, p).
     """
     lags, n = coefficients.shape[1], series.shape[1]
     found = series[:, lags:].copy()

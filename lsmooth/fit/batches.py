@@ -1,4 +1,4 @@
-"""Groups of a cloud as matrices, and the reasons why points or whole groups are left out."""
+"""Batches of groups of a cloud as matrices, and the reasons why points or groups are left out."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from lsmooth.trace.grouping import By
 from lsmooth.trace.layout import Status
 from lsmooth.trace.reader import Displacement, Trace
 
-# With fewer points than this there is no number, only the reason.
+# Groups with fewer points are not fitted; the reason says so.
 FEWEST = 10
-# Numbers that one pass holds at a time: few enough to stay in the processor's cache.
+# Numbers held at a time: few enough for the processor's cache.
 _CHUNK = 1 << 18
 
 
 def chosen_cloud(trace: Trace | Cloud, by: By, norm: str, displacement: Displacement, endpoint: bool) -> Cloud:
-    """Return the cloud of a trace; a `Cloud` is one already."""
+    """Return the cloud of a trace; a `Cloud` is returned as it is."""
     if isinstance(trace, Cloud):
         return trace
     return trace.cloud(by, norm=norm, displacement=displacement, endpoint=endpoint)
 
 
 def batches(cloud: Cloud, against: str, refusals: dict[int, str]) -> Iterator[tuple[NDArray[np.intp], Floats, Floats]]:
-    """Yield groups that have equally many usable points together: their columns, and x and y as matrices (m, n).
+    """Yield groups with the same number of usable points: their columns, and x and y as matrices (m, n).
 
-    Groups that cannot be fitted go to `refusals`, with the reason.
+    Args:
+        cloud: The cloud.
+        against: What x is, in words, for reasons.
+        refusals: Filled with the reason for each group that cannot be fitted.
     """
     usable = cloud.usable
     points = usable.sum(axis=0)
@@ -53,7 +56,7 @@ def batches(cloud: Cloud, against: str, refusals: dict[int, str]) -> Iterator[tu
 
 
 def left_out(cloud: Cloud) -> list[str]:
-    """Return for each group how many of its points were left out and why; "" where none was."""
+    """Return for each group how many of its points are left out and why; "" if none is."""
     usable = cloud.usable
     flagged = []
     for flag in Status:

@@ -1,8 +1,8 @@
-"""Lines through the bins of a density, each bin weighing as many points as it counts.
+"""Lines fitted to the bins of a density, each bin with the weight of its points.
 
-A density has forgotten single points; each of its bins stands for its points, at the middle of the bin on both
-logarithmic scales. An envelope that is to lie above every point takes the corner of the bin where it is hardest to do
-so: the largest smoothness at the smallest gradient.
+A density does not keep single points. Each bin stands for its points at the middle of the bin on both logarithmic
+scales. An envelope must lie above every point, and so above the worst corner of the bin, with the largest smoothness
+and the smallest gradient.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lsmooth.fit.lines import Floats, Lines
 if TYPE_CHECKING:
     from lsmooth.trace.density import Density
 
-# More points than this are thinned out in proportion.
+# Larger numbers of points are reduced to this, in proportion.
 _MOST_POINTS = 100_000
 
 
 def bin_points(density: Density) -> tuple[Floats, Floats, Floats]:
-    """Return gradient, smoothness and count of each bin that holds points, at its logarithmic middle, (b,)."""
+    """Return gradient and smoothness at the logarithmic middle of each bin with points, and its count, (b,) each."""
     column, row = np.nonzero(density.counts)
     grad, smoothness = density.grad_edges, density.smoothness_edges
     x = np.sqrt(grad[column] * grad[column + 1])
@@ -32,7 +32,7 @@ def bin_points(density: Density) -> tuple[Floats, Floats, Floats]:
 
 
 def binned_line(lines: Callable[[Floats, Floats, float], Lines], density: Density, share: float) -> tuple[float, float]:
-    """Return the line of a method through the bins of a density: each bin stands for its points, or a share of them."""
+    """Return the line of a method fitted to the bins of a density, each repeated in proportion to its count."""
     x, y, weights = bin_points(density)
     total = weights.sum()
     if total > _MOST_POINTS:
@@ -55,7 +55,7 @@ def binned_envelope(density: Density) -> tuple[float, float]:
 
 
 def binned_quantile(density: Density, q: float) -> tuple[float, float]:
-    """Return the quantile line through the bins of a density: the dual of its linear programme, by HiGHS."""
+    """Return the quantile line of a density, from the dual of its linear programme, solved by HiGHS."""
     from scipy.optimize import linprog
 
     x, y, weights = bin_points(density)
@@ -74,7 +74,7 @@ def binned_quantile(density: Density, q: float) -> tuple[float, float]:
 
 
 def rank_correlation(density: Density) -> float:
-    """Return Spearman's rank correlation of gradient and smoothness, points of one bin sharing their mean rank."""
+    """Return Spearman's rank correlation of gradient and smoothness; points of one bin have their mean rank."""
     counts = density.counts.astype(np.float64)
     total = counts.sum()
     ranks = []

@@ -1,4 +1,4 @@
-"""Which condition describes a run best: what it says of steps that its line was not fitted to."""
+"""Compares smoothness conditions by how well they predict steps that their lines were not fitted to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By
 from lsmooth.trace.reader import Displacement, Trace
 
-# In the order in which one gives way to another that describes a run no better.
+# Among conditions that describe a run equally well, the first in this order is chosen.
 SIMPLEST_FIRST = ("constant", "linear", "suboptimality", "power")
 _FORMULAS = {
     "linear": "L <= L0 + L1 ‖g‖",
@@ -26,13 +26,13 @@ _FORMULAS = {
     "suboptimality": "L <= H0 + H1 (f - f_low)",
 }
 _BLOCKS = 10
-# How rarely a condition that holds is to give way to another one.
+# Probability with which a condition that holds may be rejected in favour of another.
 LEVEL = 0.025
-# Innovations beyond so many scales do not count more.
+# Innovations are cut off at this many scales.
 _CUT = 1.5
-# How many constants the richest condition has.
+# Number of constants of the condition with most.
 _CONSTANTS = 3
-# Lines whose logarithms differ by no more than this along the run, but for their level, are one line.
+# Lines count as the same if the difference of their logarithms varies by no more than this along the run.
 _SAME = 1e-6
 
 
@@ -45,11 +45,11 @@ def compare(
     endpoint: bool = False,
     f_low: float | None = None,
 ) -> pd.DataFrame:
-    """Return how well each smoothness condition describes steps that it was not fitted to.
+    """Return how well each smoothness condition predicts steps that it was not fitted to.
 
-    Steps are cut into ten blocks in time. The trend of each condition is fitted to nine blocks, and held against the
-    logarithm of smoothness on the tenth. The best condition is the first one (constant, linear, suboptimality, power,
-    in this order) whose residuals do not point to where another one lies (`chances_of` says how that is judged).
+    Steps are cut into ten blocks in time. The trend of each condition is fitted to nine blocks, and compared with the
+    logarithm of smoothness on the tenth. The best condition is the first of constant, linear, suboptimality and power
+    whose residuals do not correlate with the difference to another condition's line; see `chances_of` for the test.
 
     Args:
         trace: An open trace, or a `Cloud`.
@@ -57,16 +57,16 @@ def compare(
         norm: As for `Trace.cloud`.
         displacement: As for `Trace.cloud`.
         endpoint: As for `Trace.cloud`.
-        f_low: A lower bound of the loss; by default the lowest loss of a step measured well.
+        f_low: A lower bound of the loss; by default the lowest loss of a well measured step.
 
-    Returns:
-        One row a group and condition: `group`, `condition` ("constant" is plain smoothness, L1 = 0), `log_error` (mean
-        held-out absolute error of log smoothness), `relative` (to that of "constant"), `chance` (that residuals would
-        point to any other condition so clearly if this one held), `best` (True for one condition a group), `f_low`
-        (NaN but for "suboptimality"), `points` and `reason` (why there are no numbers).
+    Returns: One row for each group and condition: `group`, `condition` ("constant" is plain smoothness, L1 = 0),
+    `log_error` (mean absolute error of held-out log smoothness), `relative` (`log_error` over that of "constant"),
+    `chance` (p-value: probability that residuals point as clearly to another condition if this one holds), `best` (True
+    for one condition a group), `f_low` (NaN except for "suboptimality"), `points` and `reason` (why there are no
+    numbers).
 
     Raises:
-        InvalidArgumentError: f_low is no lower bound, by is "density", or as for `Trace.cloud`.
+        InvalidArgumentError: f_low is no lower bound, `by` is "density", or an error of `Trace.cloud`.
         TraceError: The trace lacks what is asked for, or is damaged.
     """
     if isinstance(by, str) and by == "density":
@@ -75,13 +75,13 @@ def compare(
         )
     cloud = chosen_cloud(trace, by, norm, displacement, endpoint)
     gaps, f_low = against_loss(cloud, f_low)
-    # Only steps that every condition can say something about.
+    # Only steps at which every condition is defined.
     both = replace(cloud, grad_norm=np.where(np.isfinite(gaps.grad_norm), cloud.grad_norm, np.nan))
     return _table(both, *_compared(both, gaps), f_low)
 
 
 def _compared(cloud: Cloud, gaps: Cloud) -> tuple[Floats, Floats, NDArray[np.bool_], dict[int, str]]:
-    """Return errors, chances and the best condition of each group, (m, conditions) each, and why some have none."""
+    """Return errors, chances and the best condition of each group, (m, conditions) each, and reasons for gaps."""
     errors = np.full((len(cloud.groups), len(SIMPLEST_FIRST)), np.nan)
     chances, best = errors.copy(), np.zeros(errors.shape, dtype=bool)
     refusals: dict[int, str] = {}
@@ -129,9 +129,9 @@ def _table(
 
 
 def held_out(norms: Floats, losses: Floats, y: Floats) -> Floats:
-    """Return the log smoothness that each condition's trend foretells of steps it has not seen, (conditions, m, n).
+    """Return the log smoothness that each condition's trend predicts for held-out steps, (conditions, m, n).
 
-    Steps are cut into ten blocks in time; the trend of the other nine foretells each.
+    Steps are cut into ten blocks in time, and each block is predicted by the trend fitted to the other nine.
 
     Args:
         norms: Gradient norms, at most 1 each, (m, n).
@@ -146,16 +146,16 @@ def held_out(norms: Floats, losses: Floats, y: Floats) -> Floats:
 
 
 def log_lines(norms: Floats, losses: Floats, y: Floats, seen: NDArray[np.intp], asked: NDArray[np.intp]) -> Floats:
-    """Return the logarithm of each condition's trend, fitted to some steps, at others, (conditions, m, asked).
+    """Return the logarithm of each condition's trend, fitted to some steps, at other steps, (conditions, m, asked).
 
-    A line below the smallest smoothness that was measured counts as that.
+    Lines are raised to at least the smallest measured smoothness.
 
     Args:
         norms: As for `held_out`.
         losses: As for `held_out`.
         y: As for `held_out`.
         seen: Positions of the steps that trends are fitted to.
-        asked: Positions of the steps that they are asked for.
+        asked: Positions of the steps at which they are evaluated.
     """
     known = y[:, seen]
     power = best_powers(norms[:, seen], known, trends, log_misfit)[:, None]
@@ -170,14 +170,14 @@ def log_lines(norms: Floats, losses: Floats, y: Floats, seen: NDArray[np.intp], 
 
 
 def chances_of(z: Floats, lines: Floats) -> Floats:
-    """Return how surely each condition gives way to another, (conditions, m).
+    """Return the p-value of each condition against all others, (conditions, m).
 
-    Where condition A holds, its residuals are noise: they do not point to where another condition B lies. With log
-    lines a and b, residuals r = z - a, and both r and b - a filtered by the autoregression of z - b, which makes
-    correlated noise white, the covariance of r and b - a is then 0; where B holds, it is the variance of b - a. Its
-    standard error is that of (z - b) (b - a), which has no part of the difference in it: the larger one of those for
-    uneven and for even noise. Innovations are cut off at 1.5 scales. The chance is that of Student's t, times the
-    number of other conditions, any of which may be pointed to (Bonferroni).
+    If condition A holds, its residuals are noise, and do not correlate with the difference to another condition B. Let
+    a and b be log lines and r = z - a the residuals. Both r and b - a are filtered by the autoregression of z - b,
+    which makes correlated noise white. The covariance of r and b - a is then 0 if A holds, and the variance of b - a if
+    B holds. Its standard error is that of (z - b) (b - a), which does not contain the difference itself: the larger of
+    the errors for uneven and for even noise. Innovations are cut off at 1.5 scales. The p-value is that of Student's t,
+    times the number of other conditions (Bonferroni), and the smallest one counts.
 
     Generalized least squares: Cochrane and Orcutt, "Application of least squares regression to relationships containing
     auto-correlated error terms", Journal of the American Statistical Association 1949. The standard error: Clark and
@@ -201,7 +201,7 @@ def chances_of(z: Floats, lines: Floats) -> Floats:
             if one == other:
                 continue
             away = innovations(theirs - mine, past)
-            # Each condition has a level of its own, so that only the shapes of lines differ.
+            # Each condition has its own level, so that only shapes of lines are compared.
             away -= away.mean(axis=1, keepdims=True)
             pointer = np.mean(np.clip(innovations(z - mine, past), -scale, scale) * away, axis=1)
             uneven, even = np.mean((left * away) ** 2, axis=1), np.mean(left**2, axis=1) * np.mean(away**2, axis=1)
@@ -214,13 +214,18 @@ def chances_of(z: Floats, lines: Floats) -> Floats:
 
 
 def chosen(chances: Floats, errors: Floats) -> NDArray[np.intp]:
-    """Return the first condition that does not give way to another; the one that errs least where all do, (m,)."""
+    """Return the first condition that is not rejected, (m,); if all are, the one with the least error."""
     stays = chances >= LEVEL
     return np.where(stays.any(axis=0), stays.argmax(axis=0), errors.argmin(axis=0))
 
 
 def verdict(table: pd.DataFrame, group: str) -> str:
-    """Return in one or two sentences which condition describes a group best, and how sure that is (from `compare`)."""
+    """Return which condition describes a group best, and how sure that is, in one or two sentences.
+
+    Args:
+        table: The result of `compare`.
+        group: Name of the group.
+    """
     rows = table[table["group"] == group].set_index("condition")
     if rows["best"].sum() == 0:
         return f"{group}: no comparison ({rows['reason'].iloc[0]})."
@@ -248,5 +253,5 @@ def verdict(table: pd.DataFrame, group: str) -> str:
 
 
 def _percent(chance: float) -> str:
-    """Return a chance in words, no more exact than Student's t is in its tail."""
+    """Return a p-value as text, no more exact than the tail of Student's t."""
     return "fewer than 0.1 %" if chance < 1e-3 else f"{float(f'{100 * chance:.2g}'):g} %"

@@ -1,4 +1,4 @@
-"""Smoothness conditions: what the local Lipschitz constant is bounded by.
+"""Smoothness conditions: upper bounds of the local Lipschitz constant L.
 
 constant        L <= L0                              plain smoothness
 linear          L <= L0 + L1 ‖g‖                     Zhang et al., ICLR 2020
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lsmooth.trace.cloud import Cloud
 
 LARGEST_POWER = 2.0
-# Points of the grids of powers that are searched in turn: the last is finer than 1e-3.
+# Numbers of points of the grids of powers, searched one after another; the last grid is finer than 1e-3.
 _GRIDS = (21, 11, 11, 11)
 _SMALLEST_POWER = 1e-3
 
@@ -31,10 +31,10 @@ class Condition:
     """A smoothness condition.
 
     Attributes:
-        name: How it is asked for.
-        constants: Names of its constant at zero, and of the one that multiplies.
-        against: What the second multiplies.
-        extra: Further numbers that it comes with.
+        name: Name as the argument `condition=`.
+        constants: Names of the constant term and of the factor.
+        against: What the factor multiplies, in words.
+        extra: Names of further numbers of the condition.
     """
 
     name: str
@@ -54,7 +54,7 @@ CONDITIONS = {
 
 
 def known_condition(name: str) -> Condition:
-    """Return a condition by its name; raise InvalidArgumentError where there is none."""
+    """Return the condition of a name; raise InvalidArgumentError if there is none."""
     if name not in CONDITIONS:
         raise unknown_name("condition", name, CONDITIONS)
     return CONDITIONS[name]
@@ -65,11 +65,11 @@ def against_loss(cloud: Cloud, f_low: float | None) -> tuple[Cloud, float]:
 
     Args:
         cloud: Any cloud.
-        f_low: A lower bound of the loss; None for the lowest loss among the steps measured well. The constants depend
-            on it: the larger it is, the larger is H0.
+        f_low: A lower bound of the loss; None for the lowest loss of the well measured steps. The constants depend on
+            it: H0 grows with f_low.
 
     Raises:
-        InvalidArgumentError: f_low lies above a loss that was measured, or is not finite.
+        InvalidArgumentError: f_low is above a measured loss, or not finite.
     """
     good = cloud.measured_well & np.isfinite(cloud.loss)
     lowest = float(cloud.loss[good].min()) if good.any() else 0.0
@@ -87,20 +87,20 @@ def against_loss(cloud: Cloud, f_low: float | None) -> tuple[Cloud, float]:
 
 
 def best_powers(x: Floats, y: Floats, lines: Callable[[Floats, Floats], Lines], misfit: Misfit) -> Floats:
-    """Return the rho in [0, 2] of each row at which lines against x^rho fit best, (m,).
+    """Return the rho in [0, 2] of each row for which lines against x^rho fit best, (m,).
 
-    For every rho the two constants have an exact optimum, so that one number is left to search (variable projection):
-    on a grid, and then on finer ones between the neighbours of the best. Where a flat line is best, rho is 0.
+    For a given rho the two constants have an exact optimum, so that only rho must be searched (variable projection). It
+    is searched on a grid, and then on finer grids around the best point. If a flat line is best, rho is 0.
 
     Args:
         x: Gradient norms, at most 1 each, (m, n).
         y: Smoothness, (m, n).
-        lines: Which line, for many clouds.
-        misfit: What is to be small: x, y, L0, L1 to one number a row.
+        lines: Fits the lines of many clouds.
+        misfit: The quantity to minimise, from x, y, L0 and L1, one number a row.
     """
     m = len(x)
     best, step = np.full(m, LARGEST_POWER / 2), LARGEST_POWER / 2
-    # At rho = 0 all points lie at one abscissa: a flat line is what a slope of zero is at any other rho.
+    # At rho = 0 all points have the same x^rho; a slope of 0 at any other rho gives the same flat line.
     for points in _GRIDS:
         grid = np.clip(best[:, None] + np.linspace(-step, step, points), _SMALLEST_POWER, LARGEST_POWER)
         raised = (x[:, None, :] ** grid[:, :, None]).reshape(m * points, -1)

@@ -1,4 +1,4 @@
-"""L0 and L1 over all coordinates of each tensor, from how often which gradient met which local Lipschitz constant."""
+"""L0 and L1 over all coordinates of each tensor, fitted to densities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def estimate_densities(trace: Trace, methods: Sequence[tuple[Method, float]]) ->
 
     Args:
         trace: A trace with densities.
-        methods: Which lines, each with the share that it depends on.
+        methods: The lines to fit, each with the share that it depends on.
 
     Raises:
         TraceError: The trace has no densities, or they are damaged.
@@ -50,7 +50,7 @@ def estimate_densities(trace: Trace, methods: Sequence[tuple[Method, float]]) ->
 
 
 def _refusal(density: Density, points: int) -> str:
-    """Return why a density has no line; "" where it has one."""
+    """Return why no line can be fitted to a density; "" if one can."""
     if points < FEWEST:
         return f"{points} usable points, {FEWEST} are needed"
     return "all points lie in one bin of gradients" if density.counts.any(axis=1).sum() == 1 else ""

@@ -1,4 +1,4 @@
-"""Envelopes: the lowest lines above all points, exact, for many clouds at a time."""
+"""Envelopes, the lowest lines above all points: computed exactly, for many clouds at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lsmooth.fit.lines import Floats, Lines, line_of
 
 
 def envelope(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
-    """Return the lowest line that no point of a cloud lies above.
+    """Return the lowest line above all points of a cloud.
 
         (L0, L1) = argmin of mean_i (L0 + L1 grad_norm_i)  over  L0, L1 >= 0  with
         smoothness_i <= L0 + L1 grad_norm_i for every i
 
-    It extends the edge of the cloud's upper convex hull over the mean gradient norm. Where the mean lies exactly under
-    a corner, many lines are equally low, and the one with the smallest L1 is returned.
+    The line extends the edge of the cloud's upper convex hull over the mean gradient norm. If the mean lies exactly
+    under a corner, many lines are equally low, and the one with the smallest L1 is returned.
 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
@@ -33,12 +33,12 @@ def envelope(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]
 def envelopes(x: Floats, y: Floats, mean: Floats | None = None) -> Lines:
     """Return `envelope` of each row of two matrices (m, n): L0 and L1, each (m,).
 
-    `mean` is the gradient norm of each row at which the line is to be lowest, that of its points by default.
+    `mean` is the gradient norm of each row at which the line is lowest; by default the mean of x.
 
-    The mean bound M(L1) + L1 mean(x), with M(L1) = max(0, max_i (y_i - L1 x_i)), is convex and piecewise linear in L1,
-    and its slope is mean(x) less the x of the point that attains M. Each round draws the line through the two points
-    that are known to bracket the optimum, and looks for a point above it: there is none once the line is an edge of
-    the hull. The origin stands for the constraint L0 >= 0.
+    The mean bound M(L1) + L1 mean(x), with M(L1) = max(0, max_i (y_i - L1 x_i)), is convex and piecewise linear in L1.
+    Its slope is mean(x) minus the x of the point that attains M. Each round takes the line through two points that
+    bracket the optimum, and looks for a point above it. There is none once the line is an edge of the hull. The origin
+    stands for the constraint L0 >= 0.
     """
     rows = np.arange(len(x))
     if mean is None:
@@ -47,7 +47,7 @@ def envelopes(x: Floats, y: Floats, mean: Floats | None = None) -> Lines:
     right_x, right_y = x[rows, first], y[rows, first]
     left_x, left_y = np.zeros(len(x)), np.zeros(len(x))
     level, slope = right_y.copy(), np.zeros(len(x))
-    # Where the highest point does not lie right of the mean, no slope pays.
+    # If the highest point is not to the right of the mean, a flat line is lowest.
     active = np.flatnonzero(right_x > mean)
     sub_x, sub_y = (x, y) if len(active) == len(x) else (x[active], y[active])
     while len(active):
@@ -78,5 +78,5 @@ def envelopes(x: Floats, y: Floats, mean: Floats | None = None) -> Lines:
 
 
 def mean_bound(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return the mean height of each row's line: what an envelope makes small."""
+    """Return the mean height of each row's line, which an envelope minimises."""
     return level + slope * x.mean(axis=1)

@@ -1,4 +1,4 @@
-"""L0 and L1 of every group of a trace, and how well each line describes its cloud."""
+"""`estimate`: L0 and L1 of every group of a trace, and how well each line describes its cloud."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def estimate(
     """Return L0 and L1 of each group of parameters: smoothness <= L0 + L1 grad_norm.
 
     Args:
-        trace: An open trace, or a `Cloud` (what `Trace.cloud` takes has then been chosen already).
+        trace: An open trace, or a `Cloud`; with a cloud, the arguments of `Trace.cloud` have no effect.
         by: As for `Trace.cloud`, or "density": all coordinates of each tensor, recorded with `densities=True`.
-        method: Which lines: names of `lsmooth.fit.methods.METHODS`.
+        method: Name or names of the lines to fit, of `lsmooth.fit.methods.METHODS`.
         condition: "linear", "power" (smoothness <= L0 + Lrho grad_norm^rho, rho in [0, 2]) or "suboptimality"
             (smoothness <= H0 + H1 (loss - f_low)).
         norm: As for `Trace.cloud`.
@@ -56,19 +56,18 @@ def estimate(
         endpoint: As for `Trace.cloud`.
         q: Share of the points below the line of method "quantile".
         tau: Weight of points above the line of method "expectile".
-        confidence: Share of the intervals that are to hold the true constants; None for no intervals (much faster).
-        seed: Of the random numbers that the intervals are made with.
-        f_low: For "suboptimality", a lower bound of the loss; by default the lowest loss of a step measured well.
+        confidence: Confidence of the intervals, between 0 and 1; None for no intervals (much faster).
+        seed: Seed of the random numbers for the intervals.
+        f_low: For "suboptimality", a lower bound of the loss; by default the lowest loss of a well measured step.
 
-    Returns:
-        One row a group and method: `group`, `method`; `L0`, `L1` and their intervals `L0_low` to `L1_high` (NaN where
-        there is none), for "power" `rho` and `Lrho` in place of `L1`, for "suboptimality" `f_low`, `H0` and `H1`;
-        `spearman`: rank correlation; `coverage`: share of points not above the line; `points` and `left_out`: how many
-        entered the fit and how many did not; `reason`: why points, numbers or intervals are missing.
+    Returns: One row for each group and method: `group`, `method`; `L0`, `L1` and their intervals `L0_low` to `L1_high`
+    (NaN if there is none), for "power" also `rho` and `Lrho` in place of `L1`, for "suboptimality" `f_low`, `H0` and
+    `H1` instead; `spearman`, the rank correlation; `coverage`, the share of points not above the line; `points` and
+    `left_out`, the numbers of points in the fit and left out; `reason`, why points, numbers or intervals are missing.
 
     Raises:
         InvalidArgumentError: There is no such method or condition, q, tau or confidence is out of range, the
-            seed is negative, f_low is no lower bound, or as for `Trace.cloud`.
+            seed is negative, f_low is no lower bound, or an error of `Trace.cloud`.
         TraceError: The trace lacks what is asked for, or is damaged.
     """
     question = Question(known_methods(method), known_condition(condition), q, tau, confidence, seed, f_low)
@@ -80,10 +79,11 @@ def estimate(
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every group of a cloud; see `estimate`.
+    """The checked arguments of `estimate` that apply to every group.
 
     Raises:
-        InvalidArgumentError: q, tau or confidence is out of range, seed is negative, or f_low is not asked for.
+        InvalidArgumentError: q, tau or confidence is out of range, seed is negative, or f_low is given for
+            another condition.
     """
 
     methods: tuple[Method, ...]
@@ -109,26 +109,26 @@ class Question:
             raise InvalidArgumentError(f"seed={self.seed!r} is negative; give 0 or a positive integer.")
 
     def share(self, method: Method) -> float:
-        """Return the argument that a method depends on, NaN where it depends on none."""
+        """Return the argument that a method depends on; NaN if it depends on none."""
         return {"q": self.q, "tau": self.tau}.get(method.share, float("nan"))
 
 
 def _with_densities(
     trace: Trace | Cloud, condition: str, norm: str, displacement: Displacement, endpoint: bool
 ) -> Trace:
-    """Return the trace whose densities are to be fitted; raise InvalidArgumentError for what they do not know."""
+    """Return the trace whose densities are fitted; raise InvalidArgumentError for arguments that need more."""
     if isinstance(trace, Cloud):
         raise InvalidArgumentError("by='density' needs the trace, not a cloud of it; give lsmooth.Trace(path).")
     if condition != "linear" or norm != "l2" or displacement != "layer" or endpoint:
         raise InvalidArgumentError(
-            "by='density' knows each coordinate's gradient and own displacement alone; leave condition, norm, "
+            "by='density' has only each coordinate's gradient and own displacement; leave condition, norm, "
             "displacement and endpoint at their defaults."
         )
     return trace
 
 
 def _fitted(cloud: Cloud, question: Question) -> pd.DataFrame:
-    """Return the rows of `estimate`, batches of groups fitted in threads."""
+    """Return the rows of `estimate`; batches of groups are fitted in threads."""
     if question.condition.name == "suboptimality":
         cloud, f_low = against_loss(cloud, question.f_low)
         question = replace(question, f_low=f_low)
@@ -161,9 +161,9 @@ class _Answers:
     """The numbers of all groups and methods, (m, methods) each, filled batch by batch.
 
     Attributes:
-        numbers: By column of `estimate`; NaN where there is none.
-        zeros: How many points of each group have a smoothness of 0, (m,).
-        notes: Why a group and method have no interval.
+        numbers: Values by column of `estimate`; NaN where missing.
+        zeros: Number of points with a smoothness of 0 in each group, (m,).
+        notes: Why an interval is missing, by group and method.
     """
 
     def __init__(self, groups: int, question: Question) -> None:
@@ -176,7 +176,7 @@ class _Answers:
         self.notes: dict[tuple[int, int], str] = {}
 
     def fit(self, members: NDArray[np.intp], x: Floats, y: Floats) -> None:
-        """Fit some groups, whose points are the rows of x and y, (m, n); both are scaled in place."""
+        """Fit groups, whose points are the rows of x and y, (m, n), which are scaled in place."""
         unit_x, unit_y = x.max(axis=1), y.max(axis=1)
         unit_y[unit_y == 0] = 1.0
         x /= unit_x[:, None]
@@ -195,7 +195,7 @@ class _Answers:
             self._lay(method, column, members, at, y, np.array([unit_y, unit_y / unit_at]))
 
     def _lay(self, method: Method, column: int, members: NDArray[np.intp], x: Floats, y: Floats, units: Floats) -> None:
-        """Lay a method's lines over some groups, and write them down with their intervals, in units (2, m)."""
+        """Fit a method's lines to groups, and store constants and intervals in `units`, (2, m)."""
         question = self.question
         share = question.share(method)
         lines = np.array(method.lines(x, y, share))
@@ -215,5 +215,5 @@ def _lines_at(method: Method, share: float, x: Floats, y: Floats) -> Lines:
 
 
 def _coverage(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return the share of points on or below each row's line, a rounding error of the largest value allowed."""
+    """Return the share of points on or below each row's line, up to a rounding error of the largest value."""
     return np.mean(y <= level[:, None] + slope[:, None] * x + 1e-12, axis=1)

@@ -1,7 +1,7 @@
-"""A line over a cloud, y = L0 + L1 x with L0, L1 >= 0, and the cloud itself: n points (x_i, y_i).
+"""Common types and checks of lines y = L0 + L1 x with L0, L1 >= 0, fitted to clouds of n points (x_i, y_i).
 
 x is the gradient norm and y the smoothness. Functions on matrices take one cloud a row, (m, n), and return L0 and L1 of
-each, (m,). Each method of fitting has a module of its own; `lsmooth.fit.methods` lists them.
+each row, (m,). Each fit method has its own module; `lsmooth.fit.methods` lists them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from lsmooth.errors import InvalidArgumentError
 
 Floats = NDArray[np.float64]
 Lines = tuple[Floats, Floats]
-# What a method makes small: x, y, L0, L1 to one number a row.
+# The quantity that a method minimises, from x, y, L0 and L1, one number a row.
 Misfit = Callable[[Floats, Floats, Floats, Floats], Floats]
 
-# Gradient norms that differ by less than this share of the largest are one norm: float32 cannot tell them apart well.
+# Gradient norms that differ by at most this share of the largest count as equal, as float32 hardly tells them apart.
 ONE_NORM = 1e-6
 # Shares and weights nearer to 0 or 1 than this leave the losses of half of the points to rounding.
 LEAST_SHARE = 1e-6
 
 
 def at_one_norm(x: Floats) -> NDArray[np.bool_]:
-    """Say of each row of gradient norms (m, n) whether all are the same, to the precision of float32."""
+    """Say of each row of gradient norms, (m, n), whether all are equal to the precision of float32, bool (m,)."""
     largest = x.max(axis=1)
     return largest - x.min(axis=1) <= ONE_NORM * largest
 
@@ -42,7 +42,7 @@ def share_between(name: str, value: float, example: str) -> None:
 def line_of(
     lines: Callable[[Floats, Floats], Lines], grad_norm: ArrayLike, smoothness: ArrayLike
 ) -> tuple[float, float]:
-    """Fit one cloud by a function for many, in units of its own so that no square leaves the range of float64."""
+    """Fit one cloud with a function for many; values are scaled to at most 1, so that squares stay in range."""
     x, y = np.asarray(grad_norm, dtype=np.float64), np.asarray(smoothness, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""The covariance of means over correlated steps."""
+"""Covariances of means over correlated steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lsmooth.fit.lines import Floats
 
 
 def covariances(series: Floats) -> tuple[Floats, int]:
-    """Return the covariance matrices of the means of k series, correlations between steps allowed for.
+    """Return the covariance matrices of the means of k series whose steps are correlated.
 
     The covariance of sqrt(n) times the means is estimated by the mean product of the series' first B cosine
     coefficients,

@@ -1,4 +1,4 @@
-"""The methods of fitting, one row each: what the line is, what it makes small, and how sure its constants are."""
+"""The table of fit methods: the line of each, the quantity that it minimises, and the intervals of its constants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lsmooth.fit.uncertainty import (
 if TYPE_CHECKING:
     from lsmooth.trace.density import Density
 
-# Clouds drawn for each interval.
+# Number of clouds that are drawn for an interval.
 _RESAMPLES = 400
 # Ends of the intervals of L0 and L1 of m lines, (2, m) each, and why a line has none.
 Intervals = tuple[Floats, Floats, list[str]]
@@ -36,19 +36,20 @@ Intervals = tuple[Floats, Floats, list[str]]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to lay a line over a cloud. Where functions take a share, it is the argument named by `share`.
+    """A method that fits a line to a cloud. Where a function takes a share, it is the argument named by `share`.
 
     Attributes:
-        name: How it is asked for.
-        meaning: Where the line runs.
-        formula: What it makes small; r is smoothness less line.
-        found: How that is done.
-        fitted: Its lines: x and y, (m, n) each, and the share give L0 and L1, (m,) each.
-        misfit: What it makes small, at a share.
-        height: Its level where the line is flat: y, (m, n), and the share give (m,).
-        binned: L0 and L1 of a density, at a share.
-        intervals: Intervals of m lines: x, y, lines (2, m), the share, confidence, and a seed for each row.
-        share: Name of the argument of `lsmooth.estimate` that it depends on; "" for none.
+        name: Name as the argument `method=`.
+        meaning: Where the line runs, in words.
+        formula: The quantity that the line minimises; r is smoothness minus line.
+        found: How the minimum is found, in words.
+        fitted: Returns L0 and L1, (m,) each, from x and y, (m, n) each, and the share.
+        misfit: Returns, from the share, the function that the line minimises.
+        height: Returns the level of flat lines, (m,), from y, (m, n), and the share.
+        binned: Returns L0 and L1 of a density, from the density and the share.
+        intervals: Returns intervals of m lines, from x, y, lines (2, m), the share, confidence, and a seed for each
+            row.
+        share: Name of the argument of `lsmooth.estimate` that the method depends on; "" for none.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Method:
     share: str = ""
 
     def lines(self, x: Floats, y: Floats, share: float) -> Lines:
-        """Return the lines of m clouds; flat ones where all points of a row lie at one abscissa."""
+        """Return the lines of m clouds; flat lines for rows whose gradient norms are all the same."""
         alike = at_one_norm(x)
         if not alike.any():
             return self.fitted(x, y, share)
@@ -83,7 +84,7 @@ def _drawn(
     confidence: float,
     seeds: Sequence[Sequence[int]],
 ) -> Intervals:
-    """Return the intervals of m lines, each from random numbers of its own seed."""
+    """Return the intervals of m lines, each with random numbers from its own seed."""
     ends = np.empty((2, *lines.shape))
     reasons = []
     for row, seed in enumerate(seeds):
@@ -178,7 +179,7 @@ METHODS = {
 
 
 def known_methods(names: str | Sequence[str]) -> tuple[Method, ...]:
-    """Return methods by their names; raise InvalidArgumentError where there is none of a name."""
+    """Return the methods of some names; raise InvalidArgumentError for an unknown name."""
     chosen = (names,) if isinstance(names, str) else tuple(names)
     for name in chosen:
         if name not in METHODS:

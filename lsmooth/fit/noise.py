@@ -1,4 +1,4 @@
-"""The noise of a gradient: how it grows with the gradient, and how large a batch it is worth."""
+"""Gradient noise: its growth with the gradient norm, and the simple noise scale."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from lsmooth.trace.reader import Trace
 
 @dataclass(frozen=True)
 class NoiseCloud:
-    """Variances of the probes' gradients and squared norms of the full gradient.
+    """Variances of the probes' gradients, and squared norms of the full gradient.
 
     Attributes:
         groups: Names of the m groups, in the network's order.
         steps: Optimizer step index of each of the n measured steps, int64 (n,).
-        variance: sigma², the mean squared dual norm of a probe's gradient less the full one, (n, m).
-        squared: ‖grad F‖² in the dual norm, (n, m); in l2 that of the probes' mean less sigma² / probes, which may be
-            negative where noise hides the gradient.
+        variance: sigma², the mean squared dual norm of a probe's gradient minus the full gradient, (n, m).
+        squared: ‖grad F‖² in the dual norm, (n, m). In l2 it is that of the probes' mean minus sigma² / probes, which
+            may be negative where noise hides the gradient.
         status: Bit flags of each step, uint16 (n,).
-        probes: How many probes were averaged.
+        probes: Number of probes.
         norm: The geometry.
     """
 
@@ -48,23 +48,23 @@ class NoiseCloud:
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Which points count, bool (n, m): measured well, and finite."""
+        """Whether each point is measured well and finite, bool (n, m)."""
         well = self.status == Status.MEASURED
         return well[:, None] & np.isfinite(self.variance) & np.isfinite(self.squared)
 
     def as_points(self, loss: Floats) -> Cloud:
-        """Return the variances against the squared norms, none below 0, as a cloud to be fitted."""
+        """Return variances against squared norms (at least 0) as a cloud."""
         lr = np.full(len(self.steps), np.nan)
         squared = np.maximum(self.squared, 0.0)
         return Cloud("noise", self.groups, self.steps, self.variance, squared, self.status, loss, lr, self.norm)
 
 
 def noise_cloud(trace: Trace, by: By = "global", *, norm: str = "l2") -> NoiseCloud:
-    """Return the noise of a trace's probes, and the gradients that it is held against.
+    """Return the noise of a trace's probes, and the gradient norms that it is compared with.
 
-    The norm of a mean of n probes is too large by its noise: E ‖mean‖2² = ‖grad F‖2² + sigma² / n, which is taken off.
-    In other norms the excess is not known (it is between 0 and what the triangle inequality allows), and ‖mean‖ stands
-    for ‖grad F‖. There the sigma of a group of tensors is the sum of theirs, an upper bound.
+    The norm of a mean of n probes is too large by its noise: E ‖mean‖2² = ‖grad F‖2² + sigma² / n. In l2 this excess is
+    subtracted. In other norms it is not known (it is at least 0, and limited by the triangle inequality), and ‖mean‖
+    stands for ‖grad F‖. There the sigma of a group of tensors is the sum of theirs, an upper bound.
 
     Args:
         trace: An open trace, recorded with two probes or more.
@@ -73,7 +73,7 @@ def noise_cloud(trace: Trace, by: By = "global", *, norm: str = "l2") -> NoiseCl
 
     Raises:
         InvalidArgumentError: There is no such norm, or no parameter falls into any group.
-        TraceError: The trace has no noise, not in this norm, or is damaged.
+        TraceError: The trace has no noise in this norm, or is damaged.
     """
     if by == "coordinate":
         raise InvalidArgumentError("by='coordinate' has no noise; use global, module or parameter.")
@@ -101,27 +101,28 @@ def estimate_noise(
     probe_size: int | None = None,
     confidence: float | None = 0.9,
 ) -> pd.DataFrame:
-    """Return how the noise of each group's gradient grows with it: sigma² = s0² + s1² ‖grad F‖², and its noise scale.
+    """Return s0 and s1 of sigma² = s0² + s1² ‖grad F‖² for each group of parameters, and the simple noise scale.
 
     sigma is the standard deviation of one probe's gradient. The line (affine variance; Bottou, Curtis and Nocedal 2018,
     Assumption 4.3; s1 = 0 is bounded variance) is the trend of `lsmooth.estimate` through the points
-    (‖grad F‖², sigma²), with its intervals; those of s0 and s1 are the roots of its own.
+    (‖grad F‖², sigma²), with its intervals; s0, s1 and their intervals are square roots of the line's.
 
-    The simple noise scale tr(Sigma) / ‖grad F‖² (McCandlish et al. 2018, Equation 2.9), Sigma the covariance of a
-    single example's gradient, is probe_size sum_t sigma_t² / sum_t ‖grad F_t‖²: sums over steps come before the ratio,
-    since single steps' ratios are biased (their Appendix A.1). Batches far below it average mostly noise.
+    The simple noise scale is tr(Sigma) / ‖grad F‖² with Sigma the covariance of a single example's gradient (McCandlish
+    et al. 2018, Equation 2.9). It is computed as probe_size sum_t sigma_t² / sum_t ‖grad F_t‖²: the ratio is taken of
+    sums over steps, since ratios of single steps are biased (their Appendix A.1). Batches far below it average mostly
+    noise.
 
     Args:
         trace: An open trace, recorded with two probes or more.
         by: As for `Trace.cloud`, coordinates excepted.
         norm: As for `Trace.cloud`; the noise scale is for l2 alone.
-        probe_size: How many examples a probe has, over all ranks; by default what the recorder was told.
-        confidence: Share of the intervals that are to hold the truth; None for no intervals.
+        probe_size: Number of examples in a probe, over all ranks; by default as given to the recorder.
+        confidence: Confidence of the intervals, between 0 and 1; None for no intervals.
 
     Returns:
         One row a group: `group`; `s0`, `s1`, `noise_scale` and their intervals `s0_low` to `noise_scale_high`;
-        `sigma`, the median over steps; `probes`, `points` and `left_out`; `reason`: why numbers are missing, and what
-        they lack.
+        `sigma`, the median over steps; `probes`, `points` and `left_out`; `reason`, why numbers are missing or not
+        corrected.
 
     Raises:
         InvalidArgumentError: As for `noise_cloud`, or confidence is not between 0 and 1.
@@ -158,10 +159,10 @@ def _uncorrected(norm: str) -> str:
 
 
 def _probes_of(trace: Trace) -> int:
-    """Return how many probes a run had."""
+    """Return the number of probes of a run."""
     probes = trace.metadata.get("probes")
     if not isinstance(probes, int):
-        # Until format 1.2, only a text said so.
+        # Before format 1.2, the number stood only in a text.
         match = re.match(r"mean of (\d{1,6}) probe losses", str(trace.metadata.get("objective")))
         probes = int(match[1]) if match else 0
     if probes < 2:
@@ -172,9 +173,9 @@ def _probes_of(trace: Trace) -> int:
 def _noise_scale(
     cloud: NoiseCloud, group: int, size: object, confidence: float | None
 ) -> tuple[tuple[float, float, float], str]:
-    """Return the simple noise scale of a group with its interval, and why there is none.
+    """Return the simple noise scale of a group with its interval, and why it is missing.
 
-    The logarithm of a ratio of means has the influence a_t / mean(a) - b_t / mean(b), whose mean's standard error
+    The logarithm of a ratio of means has the influence a_t / mean(a) - b_t / mean(b). The standard error of its mean
     allows for correlated steps; see `lsmooth.fit.longrun`.
     """
     nothing, usable = (np.nan, np.nan, np.nan), cloud.usable[:, group]

@@ -1,4 +1,4 @@
-"""Quantile lines, exact, for many clouds at a time: each search ends in a vertex of its linear programme."""
+"""Quantile lines, computed exactly for many clouds at a time: each search ends in a vertex of a linear programme."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lsmooth.fit.lines import Floats, Lines, Misfit, line_of, share_between
 
-# More halvings than a float64 bracket can take.
+# More halvings than a bracket of float64 numbers permits.
 _HALVINGS = 120
 
 
@@ -16,8 +16,8 @@ def quantile(grad_norm: ArrayLike, smoothness: ArrayLike, q: float = 0.95) -> tu
 
         (L0, L1) = argmin over L0, L1 >= 0 of sum_i max(q r_i, (q - 1) r_i),  r_i = smoothness_i - L0 - L1 grad_norm_i
 
-    (Koenker and Bassett, "Regression quantiles", Econometrica 1978). A linear programme; the result is one of its
-    vertices.
+    (Koenker and Bassett, "Regression quantiles", Econometrica 1978). This is a linear programme, and the result one of
+    its vertices.
 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
@@ -43,16 +43,16 @@ def check_quantile(q: float) -> None:
 def quantiles(x: Floats, y: Floats, q: float) -> Lines:
     """Return `quantile` of each row of two matrices (m, n): L0 and L1, each (m,).
 
-    The optimum is one of three kinds: flat, through the origin, or through two points of the cloud. The first two are
-    quantiles of numbers, which optimality conditions accept or refuse. For the third, the slope is bracketed: at a
-    given slope the best level is an order statistic of y - slope x, and the objective's derivative along the slope
-    is known from which points lie above. Brackets shrink until the line through the two points that hold the order
-    statistic at their ends satisfies the optimality conditions of the linear programme.
+    The optimal line is flat, runs through the origin, or runs through two points of the cloud. The first two kinds are
+    quantiles of numbers, and optimality conditions say whether they are optimal. For the third kind, the slope is
+    bracketed. At a given slope the best level is an order statistic of y - slope x, and the points above the line give
+    the objective's derivative with respect to the slope. The bracket shrinks until the line through the two points that
+    hold the order statistic at its ends satisfies the optimality conditions of the linear programme.
     """
     m, n = x.shape
     rank = max(int(np.ceil(n * q)) - 1, 0)
     level, slope = np.zeros(m), np.zeros(m)
-    # Flat: the derivative at slope 0 says whether it pays to rise.
+    # Flat lines are optimal where the derivative at slope 0 is not negative.
     at_zero = _Pencil(x, y, q, rank)
     flat_point, flat_rise = at_zero.evaluate(np.zeros(m))
     level[:] = y[np.arange(m), flat_point]
@@ -72,7 +72,7 @@ def quantiles(x: Floats, y: Floats, q: float) -> Lines:
 
 
 def pinball(q: float) -> Misfit:
-    """Return the mean pinball loss of each row: what a quantile line makes small."""
+    """Return the function that a quantile line minimises: the mean pinball loss of each row."""
 
     def misfit(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
         residual = y - level[:, None] - slope[:, None] * x
@@ -82,7 +82,7 @@ def pinball(q: float) -> Misfit:
 
 
 class _Pencil:
-    """For given slopes, which point carries the best level, and how the objective then changes with the slope."""
+    """Clouds whose lines are evaluated at given slopes: the point on the best line, and the objective's derivative."""
 
     def __init__(self, x: Floats, y: Floats, q: float, rank: int) -> None:
         self.x, self.y, self.q, self.rank = x, y, q, rank
@@ -99,12 +99,12 @@ class _Pencil:
         below, on = residual < order[:, None], residual == order[:, None]
         count, ties = below.sum(axis=1), on.sum(axis=1)
         mass, tied_mass = np.einsum("ij,ij->i", below, self.x), np.einsum("ij,ij->i", on, self.x)
-        # Weights are q above and q - 1 below; points on the line share what balances them.
+        # Weights are q above the line and q - 1 below; points on the line share the weight that balances these.
         shared = (count - self.q * (self.x.shape[1] - ties)) / ties
         return point, mass - self.q * (self.total - tied_mass) - shared * tied_mass
 
     def first_rise(self, rows: NDArray[np.intp]) -> Floats:
-        """Return the derivative just right of slope 0 of some clouds: of equal y, those with large x sink first."""
+        """Return the derivative just right of slope 0: among points of equal y, those with large x fall below first."""
         x, y = self.x[rows], self.y[rows]
         order = np.partition(y, self.rank, axis=1)[:, self.rank]
         below, on = y < order[:, None], y == order[:, None]
@@ -116,7 +116,7 @@ class _Pencil:
         return mass - self.q * (x.sum(axis=1) - here) - (self.rank - self.q * (x.shape[1] - 1)) * here
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
-        """Go on with some of the clouds."""
+        """Keep only some of the clouds."""
         self.x, self.y, self.total = self.x[rows], self.y[rows], self.total[rows]
         self.rows = np.arange(len(self.x))
         self.work = np.empty_like(self.x)
@@ -125,13 +125,13 @@ class _Pencil:
 def _through_origin(x: Floats, y: Floats, q: float) -> tuple[Floats, NDArray[np.bool_]]:
     """Return the best lines with L0 = 0, and whether L0 = 0 is optimal.
 
-    With weights x, the slope is the q-quantile of y / x. A positive level pays unless the weights of the residuals,
-    q above and q - 1 below, sum to no more than zero.
+    The slope is the q-quantile of y / x with weights x. L0 = 0 is optimal if the weights of the residuals, q above the
+    line and q - 1 below, sum to at most zero.
     """
     m, n = x.shape
     rows = np.arange(m)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Points at x = 0 have no say in the slope; they lie above the line, or on it.
+        # Points at x = 0 do not affect the slope; they lie above the line or on it.
         ratio = np.where(x > 0, y / x, np.inf)
     order = ratio.argsort(axis=1)
     mass = np.cumsum(np.take_along_axis(x, order, axis=1), axis=1)
@@ -143,7 +143,7 @@ def _through_origin(x: Floats, y: Floats, q: float) -> tuple[Floats, NDArray[np.
     # Points on the line share the weight that balances the slope's derivative.
     with np.errstate(divide="ignore", invalid="ignore"):
         shared = -(q * (mass[:, -1] - below_mass - on_mass) + (q - 1) * below_mass) / on_mass
-    # A point at the origin lies on the line whatever its slope; q - 1 is the weight that lets the line stay.
+    # A point at the origin lies on every such line, and has the weight q - 1 that keeps the line there.
     under = below.sum(axis=1) + ((x == 0) & (y == 0)).sum(axis=1)
     ties = on.sum(axis=1)
     balance = q * (n - under - ties) + (q - 1) * under + shared * ties
@@ -151,7 +151,7 @@ def _through_origin(x: Floats, y: Floats, q: float) -> tuple[Floats, NDArray[np.
 
 
 def _through_two_points(x: Floats, y: Floats, q: float, rank: int, low_point: NDArray[np.intp], steep: Floats) -> Lines:
-    """Return the best lines where these have positive level and slope: a search between slope 0 and `steep`."""
+    """Return the best lines of clouds whose level and slope are positive, by a search between slope 0 and `steep`."""
     m = len(x)
     level, slope = np.zeros(m), np.zeros(m)
     active = np.arange(m)
@@ -167,7 +167,7 @@ def _through_two_points(x: Floats, y: Floats, q: float, rank: int, low_point: ND
     high_rise = rise
     for turn in range(_HALVINGS):
         here = pencil.rows
-        # The crossing of the two points' own lines is the vertex as soon as nothing else happens in between.
+        # The line through the points at both ends of the bracket is the vertex once no other point lies in between.
         left_x, left_y = pencil.x[here, low_point], pencil.y[here, low_point]
         right_x, right_y = pencil.x[here, high_point], pencil.y[here, high_point]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -214,8 +214,8 @@ def _through_two_points(x: Floats, y: Floats, q: float, rank: int, low_point: ND
 def _is_vertex(pencil: _Pencil, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Say whether the line through two points of each cloud, whose slope was evaluated last, is optimal.
 
-    It is when the two points can be given weights between q - 1 and q with which the weights of all points, and
-    the weights times x, sum to zero. `pencil.work` holds y - slope x.
+    It is optimal if the two points can have weights between q - 1 and q such that the weights of all points, and the
+    weights times x, sum to zero. `pencil.work` holds y - slope x.
     """
     x, q, rows = pencil.x, pencil.q, pencil.rows
     residual = pencil.work

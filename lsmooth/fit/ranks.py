@@ -8,7 +8,7 @@ from lsmooth.fit.lines import Floats
 
 
 def spearman(x: Floats, y: Floats) -> Floats:
-    """Return Spearman's rank correlation of each row of two matrices (m, n), (m,): NaN where one is constant."""
+    """Return Spearman's rank correlation of each row of two matrices (m, n), (m,); NaN where a row is constant."""
     from scipy.stats import rankdata
 
     left, right = (rankdata(values, axis=1) - (x.shape[1] + 1) / 2 for values in (x, y))

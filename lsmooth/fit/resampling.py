@@ -1,4 +1,4 @@
-"""How strongly neighbouring steps hang together, and how long blocks of them must be to keep that."""
+"""Autocovariances of steps, and the block lengths that a bootstrap of correlated steps needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lsmooth.fit.lines import Floats
 
 
 def block_lengths(series: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Return the block length that suits the mean of each series, and n times the variance of that mean.
+    """Return the block length for the mean of each series, and n times the variance of that mean.
 
     The length is Politis and White's automatic choice,
 
@@ -23,7 +23,7 @@ def block_lengths(series: Floats) -> tuple[NDArray[np.int64], Floats]:
         series: One series a row, (m, n).
 
     Returns:
-        Lengths from 1 on, (m,), and sum_k w(k/M) R(k), (m,), NaN where that is not positive.
+        Lengths, at least 1, (m,), and sum_k w(k/M) R(k), (m,), NaN where it is not positive.
     """
     n = series.shape[1]
     covariances, window = _windowed(series)
@@ -38,7 +38,7 @@ def block_lengths(series: Floats) -> tuple[NDArray[np.int64], Floats]:
 
 
 def _windowed(series: Floats) -> tuple[Floats, Floats]:
-    """Return autocovariances of each row, and the flat-top window that fits them, both (m, lags + 1)."""
+    """Return the autocovariances of each row and its flat-top window w, both (m, lags + 1)."""
     m, n = series.shape
     quiet = max(5, int(np.ceil(np.sqrt(np.log10(n)))))
     lags = min(int(np.ceil(np.sqrt(n))) + quiet, n - 2)
@@ -46,7 +46,7 @@ def _windowed(series: Floats) -> tuple[Floats, Floats]:
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = np.abs(covariances[:, 1:]) / covariances[:, :1]
     loud = correlations >= 2 * np.sqrt(np.log10(n) / n)
-    # The first lag after which `quiet` correlations in a row are insignificant; without one, the last loud lag.
+    # The first lag that `quiet` insignificant correlations in a row follow; else the last significant lag.
     runs = np.cumsum(np.pad(~loud, ((0, 0), (1, 0))), axis=1)
     calm = runs[:, quiet:] - runs[:, :-quiet] == quiet if lags >= quiet else np.zeros((m, 1), dtype=bool)
     last_loud = np.where(loud.any(axis=1), lags - loud[:, ::-1].argmax(axis=1), 0)

@@ -1,4 +1,4 @@
-"""How far a trend may be from the line of the process that its cloud is a sample of."""
+"""Confidence intervals of trends in closed form."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lsmooth.fit.trends import MEAN_SQUARE, logarithms, scales
 def trend_intervals(x: Floats, y: Floats, lines: Floats, confidence: float) -> tuple[Floats, Floats]:
     """Return the ends of the intervals of L0 and L1 of m trends, (2, m) each: estimate -+ t times standard error.
 
-    The standard error is that of the mean influence of a step on the constants, neighbouring steps being correlated
-    (`lsmooth.fit.longrun`), and t the quantile of Student's distribution. A constant's error grows with the constant:
-    the upper end takes the larger of the errors at the estimate and at that end, the other constant following as the
-    cloud has them follow each other. Intervals end at 0, where the constants end.
+    The standard error is that of the mean influence of a step on the constants, with correlated steps
+    (`lsmooth.fit.longrun`), and t the quantile of Student's distribution. A constant's error grows with the constant.
+    So the upper end takes the larger of the errors at the estimate and at that end, where the other constant is moved
+    by their covariance. Intervals are cut off at 0.
 
     Args:
         x: Gradient norms in the order of steps, (m, n).
         y: Smoothness, (m, n).
         lines: L0 and L1 of each row, (2, m).
-        confidence: Share of the intervals that are to hold the truth.
+        confidence: Confidence of the intervals, between 0 and 1.
     """
     from scipy.stats import t
 
@@ -59,7 +59,7 @@ def influences(x: Floats, y: Floats, lines: Floats) -> Floats:
         scale = np.sqrt(variance)[:, None]
         pull = np.clip(residual, -scale, scale)
         slopes = np.stack([1 / line, x / line], axis=1)
-        # In units of its own, each derivative is of the order of one.
+        # Scaled, so that the derivatives of both constants are of order one.
         unit = np.sqrt(np.mean(slopes**2, axis=2, keepdims=True))
         slopes /= unit
         if at_one_norm(x).any():
@@ -72,11 +72,11 @@ def influences(x: Floats, y: Floats, lines: Floats) -> Floats:
         derivative[:, :2, 2] = np.mean(slopes * ((1 - inside) * np.sign(residual))[:, None], axis=2)
         derivative[:, 2, :2] = -2 * np.mean(slopes * (inside * residual)[:, None], axis=2) / scale
         derivative[:, 2, 2] = 2 * np.mean(1 - inside, axis=1) - 2 * MEAN_SQUARE
-        # Numbers that leave float64's range make an interval that is not known.
+        # If numbers leave the range of float64, the interval is unknown.
         lost = ~np.isfinite(derivative).all(axis=(1, 2)) | ~np.isfinite(slopes).all(axis=(1, 2))
         derivative[lost], slopes[lost] = 0.0, 0.0
         solution = -np.linalg.pinv(derivative, rcond=1e-10) @ terms
-        # A step that pulls the line towards itself has a residual that is too small (HC3).
+        # A step pulls the line towards itself, which makes its residual too small; this corrects it (HC3).
         own = np.einsum("min,mij,mjn->mn", slopes, np.linalg.pinv(slopes @ slopes.transpose(0, 2, 1)), slopes)
     solution[lost] = np.nan
     found[known] = solution[:, :2] / unit / (1 - own)[:, None]

@@ -1,4 +1,4 @@
-"""Least squares lines with both constants non-negative: plain ones in closed form, and asymmetric ones (expectiles)."""
+"""Least squares lines with non-negative constants, in closed form; and asymmetric least squares (expectiles)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from lsmooth.fit.lines import Floats, Lines, Misfit, line_of, share_between
 
-# Weights of an expectile settle within a few turns.
+# Limit of iterations; the weights of an expectile settle within a few.
 _MOST_TURNS = 100
 
 
@@ -18,7 +18,7 @@ def least_squares(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, f
 
         (L0, L1) = argmin over L0, L1 >= 0 of sum_i (smoothness_i - L0 - L1 grad_norm_i)^2
 
-    Smoothness has noise in proportion to itself, so that few large points decide; see `trend`.
+    Smoothness has noise in proportion to itself, so that few large points decide the line; see `trend`.
 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
@@ -39,8 +39,8 @@ def expectile(grad_norm: ArrayLike, smoothness: ArrayLike, tau: float = 0.9) -> 
         (L0, L1) = argmin over L0, L1 >= 0 of sum_i |tau - 1(r_i < 0)| r_i^2,  r_i = smoothness_i - L0 - L1 grad_norm_i
 
     (Newey and Powell, "Asymmetric least squares estimation and testing", Econometrica 1987.) Points above the line
-    weigh tau / (1 - tau) times as much as points below: a penalty lambda on squared underestimates, as in the protocol
-    of Riabinin et al. ("Gluon", 2025), is tau = (1 + lambda) / (2 + lambda).
+    weigh tau / (1 - tau) times as much as points below. A penalty lambda on squared underestimates, as in the protocol
+    of Riabinin et al. ("Gluon", 2025), corresponds to tau = (1 + lambda) / (2 + lambda).
 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
@@ -71,8 +71,8 @@ def least_squares_lines(x: Floats, y: Floats) -> Lines:
 def expectiles(x: Floats, y: Floats, tau: float) -> Lines:
     """Return `expectile` of each row of two matrices (m, n): L0 and L1, each (m,).
 
-    The objective is convex, and quadratic as long as the same points lie above: weighted least squares are solved again
-    until they do.
+    The objective is convex, and quadratic as long as the same points lie above the line. Weighted least squares are
+    repeated until these points no longer change.
     """
     level, slope = least_squares_lines(x, y)
     active = np.arange(len(x))
@@ -90,8 +90,8 @@ def expectiles(x: Floats, y: Floats, tau: float) -> Lines:
 def weighted_lines(x: Floats, y: Floats, weights: Floats) -> Lines:
     """Return weighted least squares lines with L0, L1 >= 0 of each row of three matrices (m, n).
 
-    The unconstrained line passes through the centre of the cloud, so that at most one of its constants is negative;
-    where one is, the constrained optimum has it at zero, and the other follows in closed form.
+    The unconstrained line passes through the centre of the cloud, so that at most one of its constants is negative. If
+    one is, it is zero at the constrained optimum, and the other follows in closed form.
     """
     total = weights.sum(axis=1)
     centre, height = np.einsum("ij,ij->i", weights, x) / total, np.einsum("ij,ij->i", weights, y) / total
@@ -107,7 +107,7 @@ def weighted_lines(x: Floats, y: Floats, weights: Floats) -> Lines:
 
 
 def bounded_lines(slope: Floats, centre: Floats, height: Floats, through_origin: Callable[[], Floats]) -> Lines:
-    """Return least squares lines with L0, L1 >= 0, given those without: slope, and centre and height of the cloud."""
+    """Return least squares lines with L0, L1 >= 0, from the unconstrained slope and the centre of each cloud."""
     level = height - slope * centre
     flat, steep = slope <= 0, (level < 0) & (slope > 0)
     slope = np.where(flat, 0.0, slope)
@@ -119,12 +119,12 @@ def bounded_lines(slope: Floats, centre: Floats, height: Floats, through_origin:
 
 
 def squares(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return the mean squared residual of each row: what a least squares line makes small."""
+    """Return the mean squared residual of each row, which a least squares line minimises."""
     return np.mean((y - level[:, None] - slope[:, None] * x) ** 2, axis=1)
 
 
 def asymmetric_squares(tau: float) -> Misfit:
-    """Return the mean asymmetric square of each row's residuals: what an expectile makes small."""
+    """Return the function that an expectile minimises: the mean asymmetric square of each row's residuals."""
 
     def misfit(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
         residual = y - level[:, None] - slope[:, None] * x

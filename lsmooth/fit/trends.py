@@ -1,8 +1,8 @@
-"""Trends: lines through the middle of a cloud, where its noise is even, for many clouds at a time.
+"""Trends: lines through the middle of a cloud on a logarithmic scale, for many clouds at a time.
 
-Smoothness spreads over decades, with noise in proportion to itself. On a logarithmic scale that noise is even, and no
-few large points decide where the line runs. Huber's loss is quadratic for small residuals and linear for large ones, so
-that a tail of the noise does not draw the line out of the middle either.
+Smoothness spreads over decades, with noise in proportion to itself. On a logarithmic scale the noise is even, and a few
+large points do not decide where the line runs. Huber's loss is quadratic for small residuals and linear for large ones,
+so that a tail of the noise does not move the line either.
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ from numpy.typing import ArrayLike
 
 from lsmooth.fit.lines import Floats, Lines, line_of
 
-# 2 b, the mean of min(z², 1) over normal z: the scale of normal noise is then its standard deviation.
+# 2 b, the mean of min(z², 1) over normal z; with it, the scale of normal noise is its standard deviation.
 MEAN_SQUARE = 0.5160586
-# A search ends with the step that changes the logarithm of the line by no more than this share of the scale, in the
-# root mean square, or by rounding alone. Newton's next step would be shorter by far.
+# A search ends when a step changes the logarithm of the line, in the root mean square, by at most this share of the
+# scale, or only by rounding. Newton's next step would be far shorter.
 _SHORTEST_STEP = 1e-6
 _ROUNDING = 1e-15
-# Or where even a step so damped does not lower the loss.
+# A search also ends when a step with this damping does not lower the loss.
 _MOST_DAMPING = 1e8
 _MOST_STEPS = 100
-# Numbers that one pass holds at a time: few enough to stay in the processor's cache, and enough rows to share what each
-# call of NumPy costs.
+# Numbers held at a time: few enough for the processor's cache, and enough rows to share the cost of each NumPy call.
 _CHUNK = 1 << 17
 
 
 def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
-    """Return the line that runs through the middle of a cloud: Huber's regression on the logarithm of smoothness.
+    """Return the line through the middle of a cloud, by Huber's regression on the logarithm of smoothness.
 
         (L0, L1, s) = argmin over L0, L1 >= 0, s > 0 of sum_i s (h(r_i / s) + b),
         r_i = log smoothness_i - log(L0 + L1 grad_norm_i)
 
-    with h(u) = u^2/2 for |u| <= 1 and |u| - 1/2 beyond, and b = 0.258, with which s is the standard deviation of normal
-    noise (Huber, "Robust Statistics", 1981, Section 7.7: regression with the scale as a concomitant). A smoothness of 0
-    has no logarithm: it counts as the smallest positive one of the cloud.
+    with h(u) = u^2/2 for |u| <= 1 and |u| - 1/2 beyond. b = 0.258 makes s the standard deviation of normal noise
+    (Huber, "Robust Statistics", 1981, Section 7.7: regression with the scale as a concomitant). A smoothness of 0 has
+    no logarithm, and counts as the smallest positive smoothness of the cloud.
 
     Args:
         grad_norm: Gradient norms, finite and non-negative, (n,).
@@ -54,7 +53,7 @@ def trend(grad_norm: ArrayLike, smoothness: ArrayLike) -> tuple[float, float]:
 
 
 def logarithms(y: Floats) -> Floats:
-    """Return log smoothness of each row; 0 counts as the row's smallest positive one, and a row of zeros as 1."""
+    """Return log smoothness of each row; 0 counts as the row's smallest positive value, and a row of zeros as ones."""
     if (y > 0).all():
         return np.log(y)
     least = np.where(y > 0, y, np.inf).min(axis=1)
@@ -79,12 +78,12 @@ def middles(y: Floats) -> Floats:
 
 
 def _searched(x: Floats, z: Floats) -> Floats:
-    """Return L0 and L1 of rows of x and log y, (2, m): damped Newton steps, each the best within L0, L1 >= 0."""
+    """Return L0 and L1 of rows of x and log y, (2, m), by damped Newton steps within L0, L1 >= 0."""
     n = x.shape[1]
     middle = np.exp(np.median(z, axis=1)) / 2
     with np.errstate(divide="ignore"):
         scale = np.exp(np.log(np.where(x > 0, x, x.max(axis=1, keepdims=True))).mean(axis=1))
-    # Where all gradient norms are 0, there is a level alone.
+    # Rows whose gradient norms are all 0 get a flat line.
     lines = np.stack([middle, np.divide(middle, scale, out=np.zeros_like(middle), where=scale > 0)])
     trial, damping, least = lines.copy(), np.full(len(x), 1e-3), np.full(len(x), np.inf)
     models, expected = np.zeros((8, len(x))), np.zeros(len(x))
@@ -111,11 +110,11 @@ def _searched(x: Floats, z: Floats) -> Floats:
 
 
 def _model(x: Floats, z: Floats, lines: Floats, start: Floats) -> tuple[Floats, Floats]:
-    """Return n times the loss of each row's line, and numbers that model it nearby, (8, m).
+    """Return n times the loss of each row's line, and the numbers of its quadratic model nearby, (8, m).
 
-    The scale is eliminated: with J the derivatives of log(L0 + L1 x), the Hessian is sum J J' - (sum r J)(sum r J)' /
-    sum r^2 over the points within the scale, and sum pull J J' over all, where the whole is positive. The numbers are
-    three of the Hessian, two of the gradient, two of sum J^2, and the squared scale.
+    The scale is eliminated. With J the derivatives of log(L0 + L1 x), the Hessian is sum J J' - (sum r J)(sum r J)' /
+    sum r^2 over the points within the scale, plus sum pull J J' over all points if the total is positive definite. The
+    numbers are three entries of the Hessian, two of the gradient, two of sum J^2, and the squared scale.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         level = lines[1, :, None] * x
@@ -149,7 +148,7 @@ def _determinant(hessian: Floats) -> Floats:
 
 
 def _bounded_step(models: Floats, damping: Floats, lines: Floats) -> tuple[Floats, Floats]:
-    """Return the step (2, m) to the lowest point of damped models within L0, L1 >= 0, and the expected gain."""
+    """Return the step, (2, m), to the minimum of damped models within L0, L1 >= 0, and the expected gain."""
     first, both, second, *pull, weight, slope_weight, variance = models
     damped_first, damped_second = first + damping * weight, second + damping * slope_weight
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -172,14 +171,14 @@ def _total(a: Floats, b: Floats) -> Floats:
 
 
 def scales(residual: Floats, start: Floats | None = None) -> Floats:
-    """Return the squared scale s² that is best for each row of residuals, (m,): the mean of min(r², s²) is 2 b s².
+    """Return the best squared scale s² for each row of residuals, (m,), at which the mean of min(r², s²) is 2 b s².
 
-    The left side less the right is concave in s²: Newton's steps come down from above, wherever the slope is negative.
-    They end where the same points lie within the scale as before.
+    The left side minus the right is concave in s², so that Newton's steps approach the solution from above. They end
+    when the points within the scale no longer change.
 
     Args:
         residual: Residuals, (m, n).
-        start: Guesses, (m,); anything not positive is none.
+        start: First guesses, (m,); values that are not positive are ignored.
     """
     squares = residual**2
     n = squares.shape[1]
@@ -201,7 +200,7 @@ def scales(residual: Floats, start: Floats | None = None) -> Floats:
 
 
 def losses(residual: Floats, pull: Floats, scale: Floats) -> Floats:
-    """Return n times what a trend makes small, (m,): `pull` is the residuals cut off at their scale."""
+    """Return n times the loss that a trend minimises, (m,); `pull` is the residuals cut off at their scale."""
     n = residual.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         huber = (_total(pull, residual) - _total(pull, pull) / 2) / scale
@@ -209,10 +208,10 @@ def losses(residual: Floats, pull: Floats, scale: Floats) -> Floats:
 
 
 def log_misfit(x: Floats, y: Floats, level: Floats, slope: Floats) -> Floats:
-    """Return what a trend makes small, for each row's line, (m,)."""
+    """Return the loss that a trend minimises, for each row's line, (m,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         residual = logarithms(y) - np.log(level[:, None] + slope[:, None] * x)
-    # A line through the origin cannot pass a point at x = 0, and one at 0 passes zeros alone.
+    # A line that is 0 at some point has no finite logarithm there.
     possible = np.isfinite(residual).all(axis=1)
     residual[~possible] = 0.0
     scale = np.sqrt(scales(residual))

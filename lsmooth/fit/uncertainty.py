@@ -1,9 +1,9 @@
-"""How far the constants of a line may be from those of the process that the cloud is a sample of.
+"""Confidence intervals of the constants of a line, whose cloud is a sample of correlated steps.
 
-Least squares, expectile and quantile lines are averages in disguise: blocks of neighbouring steps are drawn again, and
-the line is fitted to each such resample. (Trends have intervals in closed form: `lsmooth.fit.sandwich`.) The envelope
-hangs on a few extreme points, for which resampling is inconsistent (a resample's highest point is the cloud's own with
-probability 0.63); its interval is simulated from the distribution of the points' distances to it.
+Least squares, expectile and quantile lines behave like averages: blocks of neighbouring steps are resampled, and the
+line is fitted to each resample. (Trends have intervals in closed form: `lsmooth.fit.sandwich`.) The envelope depends on
+a few extreme points, for which resampling is inconsistent: the highest point of a resample is the cloud's own with
+probability 0.63. Its interval is simulated from the distribution of the points' distances to the envelope.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from lsmooth.fit.quantiles import quantiles
 from lsmooth.fit.resampling import block_lengths
 from lsmooth.fit.squares import bounded_lines, expectiles
 
-# A resample holds at most so many points; from more, its deviations are scaled by the square root of the ratio.
+# Most points in a resample; deviations of resamples of larger clouds are scaled by the square root of the ratio.
 MOST_RESAMPLED = 5_000
-# Numbers that are fitted at a time: few enough to stay in the processor's cache.
+# Numbers held at a time: few enough for the processor's cache.
 _CHUNK = 1 << 17
-# Beyond this index of the distances, nothing tells a far bound from none: the normal distribution itself, which has
-# none, looks like 5 to 10 on samples of a thousand.
+# Beyond this tail index of the distances, a distant bound cannot be told from no bound: the normal distribution, which
+# has no bound, has an index of 5 to 10 on samples of a thousand.
 MOST_TAIL_INDEX = 3.0
-# The envelope's interval needs a few dozen points to learn how distances to it are distributed.
+# Fewest points from which the distribution of distances to the envelope is estimated.
 FEWEST_FOR_ENVELOPE = 40
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Ends of the intervals of (L0, L1), each (2,), NaN where there is none, and why there is none."""
+    """Ends of the intervals of (L0, L1), (2,) each, NaN if there is none, and the reason for that."""
 
     low: Floats
     high: Floats
@@ -71,7 +71,7 @@ def quantile_interval(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A cloud, x and y in the order of steps, (n,), and how often blocks of it are drawn for which confidence."""
+    """A cloud, x and y in the order of steps, (n,), with confidence, number of resamples, and random generator."""
 
     x: Floats
     y: Floats
@@ -86,21 +86,21 @@ def _resampled_interval(
     pull: Floats,
     lines_of: Callable[[Floats, Floats, int, NDArray[np.int64]], Floats],
 ) -> Interval:
-    """Return intervals of a line that is an average in disguise, by circular moving blocks over steps.
+    """Return intervals of a line that behaves like an average, by circular moving blocks over steps.
 
-    Blocks start at any step, and run on from the last step to the first, so that early and late steps count as often
-    as others. Their length is one and a half times the automatic choice of Politis and White (2004) for the line's
-    influence values (how much each point moves L0 and L1), the longer of the two: their choice is the best for a
-    variance, and intervals want longer blocks. Percentiles of the deviations are then widened by two factors for what
-    blocks miss: how much wider a studentized interval of the mean influence is than its percentile interval (blocks
-    are few, and their spread is itself uncertain), and how much larger the standard error is with all autocovariances
-    than with those inside a block.
+    Blocks start at any step, and continue from the last step to the first, so that early and late steps count as often
+    as others. The automatic choice of Politis and White (2004) gives a block length for the influence values of L0 and
+    of L1 (how much each point moves the constant). One and a half times the longer one is used: their choice is best
+    for a variance, and intervals need longer blocks. Percentiles of the deviations are then widened by two factors. One
+    is the ratio of a studentized interval of the mean influence to its percentile interval, since blocks are few and
+    their spread is itself uncertain. The other is the ratio of the standard error with all autocovariances to that with
+    the autocovariances inside a block.
 
     Args:
-        drawing: The cloud, and how it is drawn from.
-        line: L0 and L1 fitted to it, (2,).
-        pull: How hard each point pulls at the line, (n,).
-        lines_of: The lines of resamples: x, y, length of blocks and where they start to (resamples, 2).
+        drawing: The cloud, and how it is resampled.
+        line: L0 and L1 fitted to the cloud, (2,).
+        pull: Derivative of the fitted loss at each point's residual, (n,).
+        lines_of: Fits the lines of resamples, (resamples, 2), from x, y, block length and starts of blocks.
     """
     x, y, n = drawing.x, drawing.y, len(drawing.x)
     influence = _influence(x, pull)
@@ -117,10 +117,10 @@ def _resampled_interval(
 
 
 def _influence(x: Floats, pull: Floats) -> Floats:
-    """Return how each point moves L0 and L1, but for a common factor, centred, (2, n)."""
+    """Return how much each point moves L0 and L1, up to a common factor, centred, (2, n)."""
     centred = x - x.mean()
     spread = np.mean(centred**2)
-    # A power of 0 puts all points at one abscissa: only the level moves.
+    # With a power of 0 all points have the same x, and only the level moves.
     on_slope = pull * centred / spread if spread > 0 else np.zeros_like(x)
     influence = np.array([pull - on_slope * x.mean(), on_slope])
     return influence - influence.mean(axis=1, keepdims=True)
@@ -144,7 +144,7 @@ def drawn_sums(values: Floats, starts: NDArray[np.int64]) -> Floats:
 
 
 def _resampled_squares(x: Floats, y: Floats, length: int, starts: NDArray[np.int64]) -> Floats:
-    """Return the least squares line of each resample, (resamples, 2), from sums over its blocks alone."""
+    """Return the least squares line of each resample, (resamples, 2), from sums over its blocks."""
     middle = x.mean()
     offset = x - middle
     sums = _circular_sums(np.array([offset, y, offset**2, offset * y]), length)
@@ -175,7 +175,7 @@ def _widening(variances: Floats, sums: Floats, starts: NDArray[np.int64], length
     """Return the factors, at least 1, by which the intervals of L0 and L1 are widened, (2,)."""
     blocks = starts.shape[1]
     error = np.sqrt(np.mean(sums**2, axis=1) / (length * blocks * length))
-    # Influences are centred, so that the variance of what is drawn can be had from sums of squares.
+    # Influences are centred, so that sums of squares give the variance of a resample.
     means = np.array([drawn_sums(row, starts) for row in sums]) / blocks
     squares = np.array([drawn_sums(row, starts) for row in sums**2]) / blocks
     errors = np.sqrt(np.maximum(squares - means**2, 0) / (blocks - 1)) / length
@@ -197,25 +197,26 @@ def envelope_interval(
     resamples: int,
     generator: np.random.Generator,
 ) -> Interval:
-    """Return intervals of the envelope: of the line that the points' distribution ends at, above all points.
+    """Return intervals of the line above which the distribution of the points has none, the true envelope.
 
     With U the envelope, the relative distances w = 1 - y / U(x) of the points nearest to it follow a power law near
-    zero, P(w < t) = (t / c)^kappa. kappa and c are estimated from the sqrt(n) nearest points (Hill's estimator), the
-    share of points that do not merely accompany a neighbouring step from the intervals between the nearest (the
-    extremal index: Ferro and Segers, "Inference for clusters of extreme values", JRSS B 2003). Clouds of such points
-    are drawn at the cloud's own gradient norms, the envelope of each is found, and the percentiles of its deviation
-    from the line that it was drawn under give the interval, widened to hold the estimate. As an envelope lies within
-    its cloud, the line to draw under is first moved out by the median deviation, and everything is estimated again.
-    (Extremes of regressions have been simulated so by Chernozhukov and Fernández-Val, Review of Economic Studies
-    2011.) The distances are taken to be distributed alike at all gradient norms.
+    zero, P(w < t) = (t / c)^kappa. kappa and c are estimated from the sqrt(n) nearest points (Hill's estimator).
+    Extreme points may come in clusters of neighbouring steps; the share of independent ones is estimated from the
+    intervals between the nearest points (the extremal index: Ferro and Segers, "Inference for clusters of extreme
+    values", JRSS B 2003). Clouds of such points are then drawn below the line at the cloud's own gradient norms, and
+    the envelope of each is fitted. Percentiles of its deviation from the line give the interval, which is widened to
+    contain the estimate. Since a fitted envelope lies too low, the line to draw below is first raised by the median
+    deviation, and everything is estimated again. (Chernozhukov and Fernández-Val, Review of Economic Studies 2011,
+    simulate extremes of regressions in this way.) Distances are assumed to have the same distribution at all gradient
+    norms.
 
     Args:
         x: Gradient norms in the order of steps, (n,).
         y: Smoothness, (n,).
         line: L0 and L1 of the envelope, (2,).
-        confidence: Share of the intervals that are to hold the truth.
-        resamples: How many clouds to draw.
-        generator: Source of randomness.
+        confidence: Confidence of the intervals, between 0 and 1.
+        resamples: Number of clouds to draw.
+        generator: Source of random numbers.
     """
     n = len(x)
     none = np.full(2, np.nan)
@@ -231,9 +232,9 @@ def envelope_interval(
         order = np.argsort(distance)[: nearest + 1]
         farthest = distance[order[-1]]
         if not farthest > 1e-9:
-            # So many points on the line itself: it is known.
+            # This many points lie on the line itself, which is therefore known.
             return Interval(line, line)
-        # Against the fitted envelope itself, two distances are zero, and those next to them too small.
+        # The fitted envelope touches two points, and is too close to the next ones.
         index = tail_index(distance[order], skipped=4 if turn == 0 else 2)
         if index > MOST_TAIL_INDEX:
             return Interval(none, none, "no interval for the envelope: no bound in sight")
@@ -250,9 +251,9 @@ def envelope_interval(
 
 
 def tail_index(distances: Floats, skipped: int) -> float:
-    """Return kappa of P(w < t) ~ t^kappa from the nearest distances in rising order: Hill's estimator.
+    """Return Hill's estimate of kappa in P(w < t) ~ t^kappa from the nearest distances in ascending order.
 
-    The first `skipped` count as lying where the next one does.
+    The first `skipped` distances are replaced by the next one.
     """
     farthest = distances[-1]
     inner = np.maximum(distances[skipped:-1], 1e-12 * farthest)
@@ -261,7 +262,7 @@ def tail_index(distances: Floats, skipped: int) -> float:
 
 
 def extremal_index(positions: NDArray[np.intp]) -> float:
-    """Return the share of extreme points that come on their own account, from their positions in time.
+    """Return the share of independent extreme points, from their positions in time.
 
     The intervals estimator of Ferro and Segers (2003), equation 5: 1 for independent steps, 1 / (mean cluster size)
     where extremes come in clusters.
@@ -284,9 +285,9 @@ def _drawn_envelopes(
     resamples: int,
     generator: np.random.Generator,
 ) -> Floats:
-    """Return envelopes of clouds drawn under a line, (resamples, 2); of each only the nearest points are drawn."""
+    """Return envelopes of clouds drawn below a line, (resamples, 2); only the points nearest to it are drawn."""
     n = len(x)
-    # Four times as many as have been used: a farther one does not reach the envelope.
+    # Four times as many as were used for the estimate; farther points do not reach the envelope.
     expected = min(4 * nearest, n)
     count = max(2, round(expected * share))
     at = x[generator.integers(0, n, (resamples, count))]

@@ -126,8 +126,8 @@ def optimizer_inside(optimizer: Any) -> torch.optim.Optimizer:
         inner = inner.optimizer
     if not can_be_hooked(inner):
         raise InvalidArgumentError(
-            f"{type(optimizer).__name__} is not a torch.optim.Optimizer and lacks step() or param_groups; give the "
-            "recorder the object whose step() the loop calls."
+            f"{type(optimizer).__name__} is not a torch.optim.Optimizer, and lacks step(), param_groups or a __dict__; "
+            "give the recorder the object whose step() the loop calls."
         )
     return inner  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""What (L0, L1)-smoothness says about a run: a convergence bound, a descent check, a lower bound for gradient descent.
+"""Theorems on (L0, L1)-smoothness: a convergence bound, a descent check, and a lower bound for gradient descent.
 
 Statements follow the paper (Crawshaw, Liu, Orabona, Zhang, Zhuang, "Robustness to Unbounded Smoothness of Generalized
 SignSGD", NeurIPS 2022) in their setting and their names. Every number that is returned is proven in docs/theory.md,

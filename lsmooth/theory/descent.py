@@ -1,4 +1,4 @@
-"""Lemma 1 along a trace: changes of the loss that were seen, and those that (L0, L1)-smoothness allows."""
+"""Lemma 1 along a trace: compares changes of the loss with those that (L0, L1)-smoothness allows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DescentCheck:
         L0: Constant of the check, in the unit of smoothness.
         L1: Constant of the check, in that of smoothness over gradient norm.
         frame: One row for each usable step: `step`; `slope`, <grad f(x_t), d>; `predicted`, the largest change of the
-            loss that Lemma 1 allows; `seen`, f(x_{t+1}) - f(x_t) on the same batch; `reach`, L1 ‖d‖, up to 1 where
-            the lemma speaks; `holds`, whether seen <= predicted up to rounding.
+            loss that Lemma 1 allows; `seen`, f(x_{t+1}) - f(x_t) on the same batch; `reach`, L1 ‖d‖, which the lemma
+            needs to be at most 1; `holds`, whether seen <= predicted up to rounding.
         share: Share of the steps within reach where the bound holds; NaN without any.
         within_reach: Number of steps within reach.
     """
@@ -56,7 +56,7 @@ def descent_check(
 
     Args:
         trace: An open trace with the endpoint.
-        L0: Constant; fitted to the trace by default, as is L1.
+        L0: Constant; both are fitted to the trace by default.
         L1: Constant; give both or none.
         method: Line that is fitted, see `lsmooth.fit.estimate`; "envelope" lies above all points.
 

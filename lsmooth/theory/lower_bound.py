@@ -1,4 +1,4 @@
-"""A lower bound on the iterations of gradient descent, and an experiment that shows it."""
+"""A lower bound on the iterations of gradient descent, and an experiment that illustrates it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 
 def gd_lower_bound(L0: float, L1: float, M: float, delta: float, epsilon: float) -> float:
-    """Return the least number of iterations that gradient descent needs in the worst case, at its best constant step.
+    """Return a lower bound of the iterations of gradient descent in the worst case, at its best constant step.
 
     The functions have |f''| <= L0 + L1 |f'|, f(x_0) - inf f <= delta, and |f'| <= M wherever f(x) <= f(x_0). The aim
     is |f'(x)| <= epsilon. For every step eta > 0 there is one of these functions that takes at least
@@ -100,7 +100,7 @@ def lower_bound_experiment(
     delta: float | None = None,
     betas: tuple[float, float] = (0.9, 0.5),
 ) -> pd.DataFrame:
-    """Count the iterations of gradient descent and of generalized SignSGD as M grows, beside `gd_lower_bound`.
+    """Count the iterations of gradient descent and of generalized SignSGD as M grows, with `gd_lower_bound`.
 
     For each M, both start from slope M on `steep`, and from height delta on `flat` with slope just above epsilon. They
     run until |f'| <= epsilon, and the larger number counts. Gradient descent uses its best constant step for that M,

@@ -62,7 +62,7 @@ def test_there_is_none(returned):
 
 @pytest.mark.parametrize("returned", [(LOGITS, LOSS, OTHER), {"box": LOSS, "mask": OTHER}, Output(OTHER, LOSS)])
 def test_of_several_one_is_chosen(returned):
-    with pytest.raises(RecorderError, match=r"Which of the 2 scalars .* say it with loss=lambda returned"):
+    with pytest.raises(RecorderError, match=r"holds 2 scalars with a gradient, .* say it with loss=lambda returned"):
         loss_in(returned)
     assert loss_in(returned, lambda _: LOSS) is LOSS
     assert loss_in(returned, lambda _: NUMBER) is None

@@ -237,5 +237,5 @@ def test_an_optimizer_whose_step_cannot_be_replaced_is_refused(tmp_path):
     model = mlp()
     optimizer = Slotted()
     optimizer.param_groups = sgd(model).param_groups
-    with pytest.raises(InvalidArgumentError, match=r"Slotted is no torch\.optim\.Optimizer"):
+    with pytest.raises(InvalidArgumentError, match=r"Slotted is not a torch\.optim\.Optimizer"):
         lsmooth.Recorder(model, optimizer, tmp_path / "run.h5")

@@ -98,7 +98,7 @@ def test_deepspeed(tmp_path):
         "DeepSpeed is not measured, since its engine owns gradients and steps; use DistributedDataParallel or "
         "torch.distributed.fsdp.fully_shard."
     )
-    assert "ZeroOptimizer is no torch.optim.Optimizer" in refused(tmp_path, model, ZeroOptimizer(model.parameters()))
+    assert "ZeroOptimizer is not a torch.optim.Optimizer" in refused(tmp_path, model, ZeroOptimizer(model.parameters()))
 
 
 def test_a_trainer_that_runs_deepspeed(tmp_path):
