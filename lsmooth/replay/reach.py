@@ -77,10 +77,8 @@ class Reached:
 def reached(*starts: Any, reach: int = _REACH) -> Reached:
     """Return what closures and their arguments can reach.
 
-    Followed are the variables that functions read, the objects of bound methods, the arguments of partial functions,
-    attributes of objects, hooks, and items of small containers. So both networks are found where a closure computes the
-    loss of one by way of another (a generator's loss by the discriminator), and changes the buffers of both. Modules
-    that a model registers are part of the model.
+    Followed are variables that functions read, bound objects and arguments, attributes, hooks, and items of small
+    containers. So a closure that computes a generator's loss by a discriminator reaches both networks.
 
     Args:
         *starts: The closures and arguments.
@@ -88,8 +86,7 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
     """
     found = Reached()
     seen: set[int] = set()
-    # Nearest first, so that each object is visited at its shortest distance. The last entry says whether the object may
-    # be put back: things behind machinery are followed, to find models, but not put back themselves.
+    # Nearest first, at the shortest distance. Things behind machinery are followed (True becomes False), not put back.
     waiting = deque((start, 0, True) for start in starts)
     while waiting:
         value, distance, holds = waiting.popleft()
