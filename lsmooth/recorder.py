@@ -113,9 +113,9 @@ class Recorder:
             points. The numbers are the same, and come several times sooner where launching kernels takes longer than
             running them (small models, small batches). No closure may wait for the GPU then, and the graph takes as
             much memory as another evaluation.
-        offload: On a GPU, keep x_t and x_{t+1} in pinned memory of the host. The numbers are the same. It saves two copies
-            of the parameters on the device, and costs four copies to the device at each point. Models of up to 8 MB
-            stay on the device.
+        offload: On a GPU, keep x_t and x_{t+1} in pinned memory of the host. The numbers are the same. It saves two
+            copies of the parameters on the device, and costs four copies to the device at each point. Models of up to 8
+            MB stay on the device.
         autocast: False evaluates losses without autocast, so that the function is measured without the rounding of
             bfloat16. x_t is then evaluated again too (one evaluation more), and the trace holds that loss and gradient.
             Casts in the model's own code stay.
@@ -171,23 +171,10 @@ class Recorder:
         self._place, self._number = os.path.realpath(path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
         self._settings = settings = Settings.checked(
-            subject.device,
-            subject.names,
-            every=every,
-            gammas=gammas,
-            endpoint=endpoint,
-            coordinates=coordinates,
-            seed=seed,
-            probe=probe,
-            probe_size=probe_size,
-            norms=norms,
-            densities=densities,
-            critical=critical,
-            blocks=blocks,
-            cuda_graphs=cuda_graphs,
-            offload=offload,
-            autocast=autocast,
-        )
+            subject.device, subject.names, every=every, gammas=gammas, endpoint=endpoint, coordinates=coordinates,
+            seed=seed, probe=probe, probe_size=probe_size, norms=norms, densities=densities, critical=critical,
+            blocks=blocks, cuda_graphs=cuda_graphs, offload=offload, autocast=autocast,
+        )  # fmt: skip
         self._ranks = ranks = Ranks(model, subject.names, subject.parameters)
         settings.check_for(subject.device, alone=ranks.alone, sharded=ranks.sharded)
         header = header_of(subject, settings, ranks.size, metadata or {})
