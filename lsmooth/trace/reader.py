@@ -167,8 +167,8 @@ class Trace(TraceFile):
 
         With g = grad f(x_t) and Delta(gamma) = grad f(x_t + gamma d) - g, and d_S in the group's own norm,
 
-            steepness = -⟨g_S, d_S⟩ / (‖g_S‖ ‖d_S‖) with ‖g_S‖ in the dual norm: 1 for a step of steepest descent in this
-            norm, below 1 for any other step, and below 0 for a step uphill (Bernstein and Newhouse 2024);
+            steepness = -⟨g_S, d_S⟩ / (‖g_S‖ ‖d_S‖) with ‖g_S‖ in the dual norm: 1 for a step of steepest descent in
+            this norm, below 1 for any other step, and below 0 for a step uphill (Bernstein and Newhouse 2024);
             edge_ratio = ⟨Delta_S(1), d_S⟩ / -⟨g_S, d_S⟩: on a quadratic, the step raises the loss if it is above 2
             (generalized batch sharpness over its threshold; Andreyev and Beneventano 2024); needs `endpoint`;
             directional_GAMMA = ⟨Delta_S(gamma), d_S⟩ / (gamma ‖d_S‖²), and directional, the largest of them including
