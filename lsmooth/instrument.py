@@ -65,7 +65,7 @@ class Instrument:
         self.evaluation = Evaluation(
             parameters,
             norms.two.dtype,
-            plain_gradients=ranks.plain_gradients(),
+            takes_early=ranks.whole_gradients_arrive(),
             shares_gradient_memory=ranks.shares_gradient_memory(),
             player=Player(parameters, subject.device) if settings.cuda_graphs else None,
         )

@@ -208,6 +208,14 @@ class Ranks:
         """
         return self.alone and not self.sharded and self._ddp is None
 
+    def whole_gradients_arrive(self) -> bool:
+        """Say whether `.grad` may be taken away when a hook on it runs: it is autograd's alone, or that of a shard.
+
+        Under `fully_shard`, hooks run when a shard's gradient has been averaged, on the stream on which that was done;
+        the end of backward waits for it. Versions of PyTorch that run none leave all of them to the end.
+        """
+        return self._ddp is None and (self.alone or self.sharded)
+
     def shares_gradient_memory(self) -> bool:
         """Say whether the next backward pass writes into the memory of the last one's `.grad`."""
         return self._ddp is not None and self._ddp.gradient_as_bucket_view

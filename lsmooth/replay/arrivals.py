@@ -79,7 +79,7 @@ class Arrivals:
             self._left[position] -= 1
             if self._left[position] == 0 and self._consume is not None and parameter.grad is not None:
                 self._bucket.append(position)
-                self._filled += parameter.grad.numel() * parameter.grad.element_size()
+                self._filled += local(parameter.grad).nbytes
                 if self._filled >= self._bucket_bytes:
                     self._empty()
 

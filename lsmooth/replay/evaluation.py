@@ -37,7 +37,7 @@ class Evaluation:
     Args:
         parameters: The measured parameters.
         dtype: Dtype in which losses are kept.
-        plain_gradients: Whether nothing but autograd uses `.grad`, so that it may be taken away during backward.
+        takes_early: Whether `.grad` may be taken away during backward.
         shares_gradient_memory: Whether the next backward writes into the memory of the last one's `.grad`.
         player: Plays evaluations back as CUDA graphs; None for plain evaluations.
 
@@ -50,7 +50,7 @@ class Evaluation:
         parameters: Sequence[Tensor],
         dtype: torch.dtype,
         *,
-        plain_gradients: bool = True,
+        takes_early: bool = True,
         shares_gradient_memory: bool = False,
         player: Player | None = None,
     ) -> None:
@@ -60,10 +60,9 @@ class Evaluation:
         self._player = player
         total = sum(p.numel() * p.element_size() for p in parameters)
         self.bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
-        # Wrappers of parallel training average gradients on their own schedule, and a CUDA graph's gradients are
-        # complete only at its end.
+        # A CUDA graph's gradients are complete only at its end.
         whole = taken_whole(total, parameters[0].device)
-        self._takes_early = not whole and plain_gradients and player is None
+        self._takes_early = not whole and takes_early and player is None
 
     @contextlib.contextmanager
     def set_aside(self, step: Step) -> Iterator[Replay]:

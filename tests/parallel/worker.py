@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -190,6 +191,12 @@ def run(path, wrap, make=Net, make_optimizer=optimizer_for, *, how="closure", pa
     watched = state(model, optimizer)
     assert bare.keys() == watched.keys()
     return {"changed": [name for name in bare if not torch.equal(bare[name], watched[name])]}
+
+
+def as_if_large(path, *arguments, **options):
+    """Do what `run` does, gradients being taken as they arrive, as those of large models are."""
+    with mock.patch("lsmooth.replay.evaluation.taken_whole", return_value=False):
+        return run(path, *arguments, **options)
 
 
 def resumed(path, wrap):
@@ -481,6 +488,10 @@ CASES = {
     "fsdp-several-watched": lambda path: run(path, "fsdp", make_optimizer=Pair, how="watch"),
     "ddp-noisy": lambda path: run(path, "ddp-unused", Noisy, how="watch"),
     "fsdp": lambda path: run(path, "fsdp"),
+    "fsdp-large": lambda path: as_if_large(path, "fsdp", norms=("l2", "linf")),
+    "fsdp-large-watched": lambda path: as_if_large(path, "fsdp", how="watch", parts=2),
+    "fsdp-large-deferred": lambda path: as_if_large(path, "fsdp", parts=3, deferred=True),
+    "hsdp-large": lambda path: as_if_large(path, "hsdp"),
     "fsdp-adam": lambda path: run(path, "fsdp", make_optimizer=adam_for, gammas=[0.5, 1.0]),
     "fsdp-watched": lambda path: run(path, "fsdp", how="watch", parts=2),
     "fsdp-noisy": lambda path: run(path, "fsdp", Noisy),
