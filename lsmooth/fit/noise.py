@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from lsmooth.fit.groups import estimate
 from lsmooth.fit.lines import Floats
 from lsmooth.fit.longrun import covariances
 from lsmooth.join import Join
+from lsmooth.trace.attributes import probe_count
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import check_norm
 from lsmooth.trace.grouping import By, group_parameters
@@ -160,11 +160,7 @@ def _uncorrected(norm: str) -> str:
 
 def _probes_of(trace: Trace) -> int:
     """Return the number of probes of a run."""
-    probes = trace.metadata.get("probes")
-    if not isinstance(probes, int):
-        # Before format 1.2, the number stood only in a text.
-        match = re.match(r"mean of (\d{1,6}) probe losses", str(trace.metadata.get("objective")))
-        probes = int(match[1]) if match else 0
+    probes = probe_count(trace.metadata)
     if probes < 2:
         raise TraceError(f"{trace.path} does not say how many probes it has; record again.")
     return probes

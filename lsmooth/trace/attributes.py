@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
@@ -76,6 +78,16 @@ def read_metadata(file: h5py.File) -> dict[str, Any]:
     if not isinstance(found.get("user_metadata", {}), (dict, type(None))):
         raise ValueError("user_metadata is no object")
     return found
+
+
+def probe_count(metadata: Mapping[str, Any]) -> int:
+    """Return how many probes a run is measured on, by what its trace says of itself; 0 for each step's own loss."""
+    probes = metadata.get("probes")
+    if isinstance(probes, int):
+        return probes
+    # Until format 1.2, only a text said so.
+    match = re.match(r"mean of (\d{1,6}) probe losses", str(metadata.get("objective")))
+    return int(match[1]) if match else 0
 
 
 def printable(text: str, kept: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import TraceError
 from lsmooth.trace import layout
+from lsmooth.trace.attributes import probe_count
 from lsmooth.trace.density import Counts
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.growing import Rows
@@ -135,7 +136,10 @@ def _differences(old: TraceFile, header: Header) -> list[str]:
         found.append(f"only one of the two has {', '.join(sorted(set(ours) ^ set(theirs)))}")
     elif old.coordinate_names != list(header.coordinate_names):
         found.append("it follows other coordinates (another seed?)")
-    if old.metadata.get("layer_norms", []) != header.attributes.get("layer_norms", []):
+    if _function(old.metadata) != _function(header.attributes):
+        found.append(f"it measures {_function(old.metadata)}, this run measures {_function(header.attributes)}")
+    # As for its datasets, what the old trace's format did not have yet is no difference.
+    if old.has("layers/grad_diff") and old.metadata.get("layer_norms") != header.attributes.get("layer_norms"):
         found.append("its layers have other norms")
     if old.has("blocks/change") and old.metadata.get("blocks") != header.attributes.get("blocks"):
         found.append("its blocks of layers are others")
@@ -149,6 +153,12 @@ def _differences(old: TraceFile, header: Header) -> list[str]:
     if old.read("lr", slice(0, 0)).shape[1] != header.groups:
         found.append("its optimizer has another number of parameter groups")
     return found
+
+
+def _function(metadata: Mapping[str, Any]) -> str:
+    """Return in words of which loss a trace is."""
+    count = probe_count(metadata)
+    return f"the mean loss of {count} probes" if count else "each step's own loss"
 
 
 def _first_difference(what: str, theirs: list[str], ours: list[str]) -> str:

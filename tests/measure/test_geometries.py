@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from loops import Bare, Recorded, differences, everything, sgd, simple
+from older_format import rewrite_as
 from torch import nn
 
 import lsmooth
@@ -151,6 +152,15 @@ def test_a_trace_is_continued_with_the_same_norms_only(tmp_path):
         recorded(tmp_path / "run.h5", norms={"*": "l2"}, mode="a")
     with recorded(tmp_path / "run.h5", norms=OWN, mode="a") as trace:
         assert len(trace) == 8
+
+
+def test_an_older_trace_is_continued_with_norms_by_layer(tmp_path):
+    recorded(tmp_path / "run.h5").close()
+    rewrite_as(tmp_path / "run.h5", "1.1")
+    with recorded(tmp_path / "run.h5", norms=OWN, mode="a") as trace:
+        there = np.isfinite(trace.read("layers/grad_diff")).all(axis=(1, 2))
+        assert there.tolist() == [False] * 4 + [True] * 4
+        assert np.isfinite(trace.smoothness(norm="layers").smoothness).tolist() == there.tolist()
 
 
 def test_it_only_watches(tmp_path):

@@ -70,6 +70,10 @@ def test_continuing_refuses_a_checkpoint_of_another_run_or_too_late(path):
         ({"coordinates": 0}, "only one of the two has coordinate/displacement"),
         ({"groups": 1}, "its optimizer has another number of parameter groups"),
         ({"real": "float64"}, "its norms are not float64"),
+        (
+            {"attributes": {"objective": "mean of 1 probe losses", "probes": 1}},
+            "it measures each step's own loss, this run measures the mean loss of 1 probes",
+        ),
     ],
 )
 def test_continuing_refuses_another_run_and_names_the_difference(path, others, difference):
@@ -80,3 +84,18 @@ def test_continuing_refuses_another_run_and_names_the_difference(path, others, d
     assert difference in str(caught.value)
     assert path.read_bytes() == before
     assert Trace(path).state == "complete"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_an_older_trace_is_continued_by_as_many_probes_as_its_text_says(path, count):
+    """Until format 1.2, only a text said how many."""
+    objective = f"mean of {count} probe losses" if count else "the step's mini-batch loss"
+    older = header(attributes={"objective": objective}, noise=count > 1, format_version="1.1")
+    writer = TraceWriter(path, older)
+    writer.append(rows(older, 0, 5))
+    writer.close()
+    for other in {0, 1, 2} - {count}:
+        with pytest.raises(TraceError, match=r"this run measures|only one of the two has"):
+            TraceWriter(path, header(attributes={"probes": other}, noise=other > 1), "a")
+    TraceWriter(path, header(attributes={"probes": count}, noise=count > 1), "a").close()
+    assert len(Trace(path)) == 5
