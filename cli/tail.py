@@ -56,12 +56,13 @@ def command(trace: str, lines: int, follow: bool, interval: float) -> None:
             writing = opened.state == "being written"
             # A resumed run may continue from a step before the last line.
             shown = min(shown, opened.refresh())
-            # The new rows, and the rows before them that their blocks show.
-            first = max(0, shown - _LOOK_BACK + 1)
-            frame = opened.to_frame(slice(first, None)).assign(edge_ratio=edge_ratios(opened, slice(first, None)))
-            for row in range(shown - first, len(frame)):
-                click.echo(_line(columns, frame, row))
-            shown = len(opened)
+            if shown < len(opened):
+                # The new rows, and the rows before them that their blocks show.
+                first = max(0, shown - _LOOK_BACK + 1)
+                frame = opened.to_frame(slice(first, None)).assign(edge_ratio=edge_ratios(opened, slice(first, None)))
+                for row in range(shown - first, len(frame)):
+                    click.echo(_line(columns, frame, row))
+                shown = len(opened)
             if not (follow and writing):
                 break
             time.sleep(interval)

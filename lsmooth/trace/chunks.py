@@ -14,14 +14,15 @@ from typing import Any
 import h5py
 
 
-def check_chunks(datasets: Mapping[str, h5py.Dataset], names: Iterable[str], rows: int, *, closed: bool) -> None:
+def check_chunks(datasets: Mapping[str, h5py.Dataset], names: Iterable[str], rows: int, *, by_number: bool) -> None:
     """Check that datasets along `step` hold all of their first rows.
 
     Args:
         datasets: Datasets by name.
         names: Names of the datasets to check.
         rows: Number of rows that each must hold.
-        closed: Whether the run has closed the file with that number of rows.
+        by_number: Whether the number of chunks suffices, since no chunk can be missing while another one lies beyond
+            the rows.
 
     Raises:
         ValueError: A dataset lacks a chunk.
@@ -30,8 +31,7 @@ def check_chunks(datasets: Mapping[str, h5py.Dataset], names: Iterable[str], row
         dataset = datasets[name]
         lengths = (rows, *dataset.shape[1:])
         wanted = math.prod(-(-length // chunk) for length, chunk in zip(lengths, dataset.chunks, strict=True))
-        # A closed file has no chunks beyond its rows, so that counting all of them suffices.
-        held = dataset.id.get_num_chunks() if closed else _chunks_within(dataset, rows)
+        held = dataset.id.get_num_chunks() if by_number else _chunks_within(dataset, rows)
         if held < wanted:
             raise ValueError(f"{name} lacks rows that it counts, as after a loss of power, or in a copy made meanwhile")
 

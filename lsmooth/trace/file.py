@@ -25,10 +25,13 @@ from lsmooth.trace.density import Counts, read_density
 from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import Closed, read_closed, read_recent
-from lsmooth.trace.superblock import file_state
+from lsmooth.trace.superblock import FileState, file_state
 
 # Pauses, in seconds, between attempts to read while a writer changes the file; None marks the last attempt.
 _PAUSES = (0.0, 0.0, 0.0, 0.01, 0.01, 0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, None)
+
+# Nanoseconds after a write to a file from which on a further write gives the file another time.
+_TICK = 100_000_000
 
 # Number of elements of a large dataset that are held at a time.
 _BLOCK_ELEMENTS = 1 << 23
@@ -49,19 +52,23 @@ class TraceFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._counts: Counts | None = None
+        # How the file was when it was last looked through, and what it says of itself while nothing is added.
+        self._seen: FileState | None = None
+        self._settled: tuple[FileState, int] | None = None
         self._open()
 
     def _open(self) -> None:
         """Open the file and read everything that is not along `step`."""
         for pause in _PAUSES:
             # Asked before reading, since a writer may change the bytes that are read, and end before an error is seen.
-            writing, before = self._is_being_written(), file_state(self.path)
+            writing, before, stamp = self._is_being_written(), file_state(self.path), self._stamp()
             try:
                 self._file: h5py.File = opening.open_file(self.path)
                 with opening.reading(self.path, "header"):
-                    self._take_in(opening.read_contents(self._file, self.path))
+                    self._take_in(opening.read_contents(self._file, self.path), self._grown(writing, before))
                 # If the file has grown meanwhile, HDF5 may have read parts from different moments.
                 if pause is None or file_state(self.path) == before:
+                    self._seen, self._settled = before, stamp
                     return
                 self.close()
             except BaseException as error:
@@ -71,7 +78,11 @@ class TraceFile:
                     raise
             time.sleep(pause)
 
-    def _take_in(self, contents: opening.Contents) -> None:
+    def _grown(self, writing: bool, now: FileState | None) -> bool:
+        """Say whether a living run has added to the file that was looked through before, and nobody else."""
+        return writing and self._seen is not None and now is not None and self._seen[:2] == now[:2]
+
+    def _take_in(self, contents: opening.Contents, grown: bool) -> None:
         self.format_version, self.metadata = contents.format_version, contents.metadata
         self.parameters, self.parameter_sizes = contents.parameters, contents.parameter_sizes
         self.gammas, self.coordinate_names = contents.gammas, contents.coordinate_names
@@ -82,7 +93,8 @@ class TraceFile:
         self._closed = read_closed(self._file)
         if self._closed is not None and self._closed.rows != self._whole:
             raise ValueError(f"it was closed with {self._closed.rows} rows, and has {self._whole}")
-        check_chunks(contents.fields, self._fields, self._whole, closed=self._closed is not None)
+        # A closed file has no chunks beyond its rows. What a living run adds to chunks that were all there is there.
+        check_chunks(contents.fields, self._fields, self._whole, by_number=grown or self._closed is not None)
         self._length = self._whole + len(self._recent)
 
     def __enter__(self: _Opened) -> _Opened:
@@ -135,12 +147,23 @@ class TraceFile:
         Raises:
             TraceError: The file is gone or damaged.
         """
+        if self._file and self._settled is not None and self._settled == self._stamp():
+            return self._length
         self.close()
         self._open()
         for name in ("steps", "time", "status", "loss"):
             self.__dict__.pop(name, None)
         self._counts = None
         return self._length
+
+    def _stamp(self) -> tuple[FileState, int] | None:
+        """Return what changes with the next flush of a living run; None where none is at work, or one was just now."""
+        now = time.time_ns()
+        try:
+            state, written = file_state(self.path), os.stat(self.path).st_mtime_ns
+        except OSError:
+            return None
+        return (state, written) if state is not None and now - written > _TICK and self._is_being_written() else None
 
     def _is_being_written(self) -> bool:
         try:

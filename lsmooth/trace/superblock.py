@@ -16,6 +16,9 @@ from typing import Any
 
 from lsmooth.trace.disk import read_at, write_at
 
+# Device and number of a file, its size, and its first bytes.
+FileState = tuple[int, int, int, bytes]
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SIZE = 48
 _VERSION_AT, _FLAGS_AT, _CHECKSUM_AT = 8, 11, 44
@@ -85,7 +88,7 @@ class Mended(io.RawIOBase):
         super().close()
 
 
-def file_state(path: str | os.PathLike[str]) -> tuple[int, int, int, bytes] | None:
+def file_state(path: str | os.PathLike[str]) -> FileState | None:
     """Return values that change whenever a file is flushed or replaced; None if there is no file."""
     # Opening a pipe would wait for a process at its other end.
     if not os.path.isfile(path):

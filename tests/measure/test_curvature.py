@@ -8,6 +8,7 @@ import torch
 from coupled import Quadratic, Tiny, gradients
 from older_format import rewrite_as
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError, TraceError
@@ -136,6 +137,96 @@ def test_against_a_slow_reference_on_a_transformer(tmp_path, loop):
     np.testing.assert_allclose(trace.read("curvature/change")[:, 1], rows(0.75), **tolerance)
     np.testing.assert_allclose(trace.read("curvature/change_next"), rows(1.0), **tolerance)
     np.testing.assert_allclose(trace.read("grad_diff_next"), rows("norm"), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("loop", ["plain", "accumulates", "clips", "probes"])
+def test_of_short_steps_it_is_that_of_exact_hessian_vector_products(tmp_path, loop):
+    """Smoothness ‖H d‖ / ‖d‖, edge ratio and directional smoothness, global and by tensor, on a Transformer."""
+    model = Tiny().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    generator = torch.Generator().manual_seed(1)
+    count = 2 if loop in ("accumulates", "probes") else 1
+    parts = [[torch.randint(11, (3, 5), generator=generator) for _ in range(2)] for _ in range(count)]
+    copied = copy.deepcopy(model)
+    names, start = zip(*copied.named_parameters(), strict=True)
+    # Fused attention has no second derivatives.
+    with sdpa_kernel(SDPBackend.MATH):
+        slopes = torch.autograd.grad(sum(copied(x, y) for x, y in parts) / count, start, create_graph=True)
+    probe = [lambda x=x, y=y: model(x, y) for x, y in parts] if loop == "probes" else None
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", probe=probe) as recorder:
+        for x, y in parts:
+            recorder.backward(lambda x=x, y=y: model(x, y) / count)
+        if loop == "clips":
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+    d = [(parameter - before).detach() for parameter, before in zip(model.parameters(), start, strict=True)]
+    hd = torch.autograd.grad(sum((slope * move).sum() for slope, move in zip(slopes, d, strict=True)), start)
+    bent = np.array([float((row * move).sum()) for row, move in zip(hd, d, strict=True)])
+    down = -np.array([float((slope * move).sum()) for slope, move in zip(slopes, d, strict=True)])
+    moved = np.array([float(move.norm()) for move in d])
+    changed = np.array([float(row.norm()) for row in hd])
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        whole, by_tensor = trace.curvature(), trace.curvature("parameter")
+        smoothness = trace.smoothness().smoothness.item()
+        assert trace.parameters == list(names)
+        rough = trace.smoothness("parameter").smoothness.to_numpy()
+    size = np.linalg.norm(moved)
+    assert smoothness == pytest.approx(np.linalg.norm(changed) / size, rel=1e-3)
+    assert whole.edge_ratio.item() == pytest.approx(bent.sum() / down.sum(), rel=1e-3)
+    for column in ("directional", "directional_0.167", "directional_0.833", "loss_based"):
+        assert whole[column].item() == pytest.approx(bent.sum() / size**2, rel=1e-3)
+    np.testing.assert_allclose(by_tensor.directional, bent / moved**2, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(by_tensor.edge_ratio, bent / down, rtol=1e-2, atol=1e-9)
+    np.testing.assert_allclose(rough, changed / moved, rtol=1e-2)
+
+
+def test_of_a_sum_of_cosh_it_has_its_closed_form(tmp_path):
+    a = torch.linspace(0.5, 2, 12, dtype=torch.float64)
+    model = nn.ParameterList([nn.Parameter(torch.linspace(-1, 1.3, 12, dtype=torch.float64))])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    points = [model[0].detach().clone()]
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", gammas=(0.25, 0.5)) as recorder:
+        for _ in range(6):
+            optimizer.zero_grad()
+            recorder.backward(lambda: torch.cosh(a * model[0]).sum())
+            optimizer.step()
+            points.append(model[0].detach().clone())
+    x = torch.stack(points).numpy()
+    start, d, a = x[:-1], np.diff(x, axis=0), a.numpy()
+
+    def slope(x):
+        return a * np.sinh(a * x)
+
+    along = [((slope(start + gamma * d) - slope(start)) * d).sum(axis=1) for gamma in (0.25, 0.5, 1.0)]
+    size = (d**2).sum(axis=1)
+    table = lsmooth.Trace(tmp_path / "run.h5").curvature()
+    np.testing.assert_allclose(table.edge_ratio, along[2] / -(slope(start) * d).sum(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(table["directional_0.25"], along[0] / (0.25 * size), rtol=1e-9)
+    np.testing.assert_allclose(table["directional_0.5"], along[1] / (0.5 * size), rtol=1e-9)
+    np.testing.assert_allclose(
+        table.directional, np.max([along[0] / 0.25, along[1] / 0.5, along[2]], axis=0) / size, rtol=1e-9
+    )
+    above = np.cosh(a * x[1:]).sum(axis=1) - np.cosh(a * start).sum(axis=1) - (slope(start) * d).sum(axis=1)
+    np.testing.assert_allclose(table.loss_based, 2 * above / size, rtol=1e-9)
+    assert table.loss_based_trusted.all()
+
+
+def test_where_rounding_spoils_it_it_is_marked_by_group(tmp_path):
+    """A bias before batch norm has a gradient of 0 in exact arithmetic: its curvature is rounding, and not used."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = torch.randn(32, 4)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            recorder.backward(lambda: (model(x) - 1).square().mean())
+            optimizer.step()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 3}
+        usable = trace.curvature("parameter").groupby("group", observed=True).usable.all()
+        assert [name for name in trace.parameters if not usable[name]] == ["0.bias"]
+        assert trace.curvature().usable.all()
 
 
 def test_a_tensor_whose_gradient_does_not_arrive_at_a_point_changes_by_all_of_it(tmp_path):

@@ -16,6 +16,15 @@ from lsmooth.trace.layout import FIELDS
 
 TINY = {"embedding": 8, "heads": 1, "feed_forward": 8, "sequence": 6, "batch_size": 4, "report_every": 9, "steps": 30}
 RECORDING = {"every": 3, "coordinates": 2}
+EVERYTHING = {
+    **RECORDING,
+    "densities": True,
+    "critical": True,
+    "norms": ["l2", "linf", "spectral", {"layers": "spectral", "*": "linf"}],
+    "blocks": (3, 6),
+    "probe": 8,
+    "probe_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +32,9 @@ def planned():
     return make_plan("transformer-encoder", optimizer="generalized-signsgd", changes=TINY | {"lr": 1e-2})
 
 
-def begin(planned, path, **arguments):
+def begin(planned, path, recording=RECORDING, **arguments):
     plan, data = planned
-    return Session(plan, path, RECORDING, data=data, **arguments)
+    return Session(plan, path, recording, data=data, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +79,19 @@ def test_stopped_by_ctrl_c_and_resumed_the_trace_is_the_same(at, planned, whole,
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_killed_after_its_last_checkpoint_steps_are_made_again(planned, whole, tmp_path):
+@pytest.mark.parametrize("recording", [RECORDING, EVERYTHING], ids=["default", "everything"])
+def test_killed_after_its_last_checkpoint_steps_are_made_again(recording, planned, whole, tmp_path):
     """What a kill leaves: a checkpoint from step 7, a trace that is ahead of it."""
-    path = tmp_path / "run.h5"
-    session = begin(planned, path, checkpoint_seconds=1e9)
+    path, other = tmp_path / "run.h5", whole[0]
+    if recording is EVERYTHING:
+        other = tmp_path / "whole.h5"
+        with begin(planned, other, recording) as session:
+            session.train()
+        with lsmooth.Trace(other) as trace:
+            assert [field.name for field in FIELDS if not trace.has(field.name)] == []
+            assert not np.isnan(trace.critical_lr().critical_gamma).any()
+            assert trace.blocks().step.unique().tolist() == list(range(0, 30, 6))
+    session = begin(planned, path, recording, checkpoint_seconds=1e9)
     for _ in session.run.steps(session.recorder):
         if session.run.step == 7:
             session.save()
@@ -86,7 +104,11 @@ def test_killed_after_its_last_checkpoint_steps_are_made_again(planned, whole, t
     with Session.resume(path) as again:
         assert again.run.step == 7
         again.train()
-    assert_same_trace(path, whole[0])
+    assert_same_trace(path, other)
+    if recording is EVERYTHING:
+        with lsmooth.Trace(path) as a, lsmooth.Trace(other) as b:
+            for name in a.parameters:
+                np.testing.assert_array_equal(a.density(name).counts, b.density(name).counts)
 
 
 def test_a_finished_run_can_be_extended(planned, whole, tmp_path):

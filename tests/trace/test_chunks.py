@@ -20,17 +20,17 @@ def file(tmp_path):
         yield file
 
 
-@pytest.mark.parametrize("closed", [False, True])
-def test_a_dataset_that_lacks_a_chunk_is_refused_by_name(file, closed):
-    check_chunks(file, ["whole"], ROWS, closed=closed)
+@pytest.mark.parametrize("by_number", [False, True])
+def test_a_dataset_that_lacks_a_chunk_is_refused_by_name(file, by_number):
+    check_chunks(file, ["whole"], ROWS, by_number=by_number)
     np.testing.assert_array_equal(file["holed"][64:, 2], 0)
     with pytest.raises(ValueError, match="holed lacks rows that it counts"):
-        check_chunks(file, ["whole", "holed"], ROWS, closed=closed)
+        check_chunks(file, ["whole", "holed"], ROWS, by_number=by_number)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 32, 63, 64])
 def test_of_a_growing_file_only_the_rows_that_count_are_asked_for(file, rows):
-    check_chunks(file, ["holed"], rows, closed=False)
+    check_chunks(file, ["holed"], rows, by_number=False)
 
 
 def test_chunks_beyond_the_end_of_a_file_are_noticed(file):

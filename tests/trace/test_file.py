@@ -1,10 +1,14 @@
 """A trace file as it stands: datasets by rows and columns, and how far the run has come."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 from rows import header, rows
 
 from lsmooth.errors import TraceError
+from lsmooth.trace import chunks, opening
 from lsmooth.trace.file import TraceFile
 from lsmooth.trace.layout import CHUNK_STEPS
 from lsmooth.trace.writer import TraceWriter
@@ -87,6 +91,54 @@ def test_a_growing_file_is_followed(tmp_path):
         assert file.state == "being written"
         file.refresh()
         assert file.state == "complete"
+
+
+def test_a_look_at_a_growing_file_costs_what_is_new(tmp_path, monkeypatch):
+    """Chunks that were counted are not counted again, and a file that has not grown is not opened again."""
+    made, path = header(), tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, 3 * CHUNK_STEPS))
+    with TraceFile(path) as file:
+        calls = []
+        for module, name in ((chunks, "_chunks_within"), (opening, "open_file")):
+            real = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
+        for stop in range(3 * CHUNK_STEPS + 1, 5 * CHUNK_STEPS, 7):
+            writer.append(rows(made, stop - (1 if stop == 3 * CHUNK_STEPS + 1 else 7), stop))
+            assert file.refresh() == stop
+        assert set(calls) == {"open_file"}
+        # Longer ago than a file's time of writing is exact.
+        old = time.time_ns() - 10**9
+        os.utime(path, ns=(old, old))
+        file.refresh()
+        calls.clear()
+        assert file.refresh() == stop
+        np.testing.assert_array_equal(file.read("step"), 10 * np.arange(stop))
+        assert calls == []
+        file.close()
+        assert file.refresh() == stop
+        assert calls == ["open_file"]
+        # A row that is put into its place changes neither size nor first bytes of the file.
+        writer.append(rows(made, stop, stop + 1))
+        assert file.refresh() == stop + 1
+        writer.close()
+        calls.clear()
+        assert file.refresh() == stop + 1
+        assert file.state == "complete"
+        # And another file in its place is looked through.
+        TraceWriter(path, made, "w").append(rows(made, 0, CHUNK_STEPS))
+        calls.clear()
+        assert file.refresh() == CHUNK_STEPS
+
+
+def test_a_growing_file_that_lacks_chunks_is_refused_at_the_first_look(tmp_path, monkeypatch):
+    made, path = header(), tmp_path / "run.h5"
+    writer = TraceWriter(path, made)
+    writer.append(rows(made, 0, 3 * CHUNK_STEPS))
+    monkeypatch.setattr(chunks, "_chunks_within", lambda dataset, count: 0)
+    with pytest.raises(TraceError, match="lacks rows that it counts"):
+        TraceFile(path)
+    writer.close()
 
 
 def test_a_file_that_is_gone_is_said_to_be(tmp_path):

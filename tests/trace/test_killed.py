@@ -98,11 +98,11 @@ def test_killed_at_any_moment_all_that_was_flushed_is_read_by_everything(trainer
     assert sorted(lengths)[KILLS // 2] > CHUNK_STEPS
 
 
-@pytest.mark.parametrize(("every", "densities"), [(1, True), (3, False)])
-def test_killed_and_resumed_it_is_the_run_that_was_not(trainer, tmp_path, every, densities):
+@pytest.mark.parametrize(("every", "everything"), [(1, True), (3, False)])
+def test_killed_and_resumed_it_is_the_run_that_was_not(trainer, tmp_path, every, everything):
     steps = 150
     whole, path, checkpoint = tmp_path / "whole.h5", tmp_path / "run.h5", tmp_path / "run.pt"
-    trainer.start(path=whole, steps=steps, every=every, densities=densities)
+    trainer.start(path=whole, steps=steps, every=every, everything=everything)
     assert trainer.end() == 0
     generator = random.Random(every)
     for _ in range(5):
@@ -116,7 +116,7 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(trainer, tmp_path, every,
             block_seconds=0.005,
             told=told,
             every=every,
-            densities=densities,
+            everything=everything,
         )
         wait_for(lambda child=child, told=told: told.exists() or not Path(f"/proc/{child}").exists())
         time.sleep(generator.uniform(0, 0.05))
@@ -125,14 +125,15 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(trainer, tmp_path, every,
         if trainer.end() == 0:
             break
     # Where a kill came after the last checkpoint, or none came in time, the run is brought to its end here.
-    trainer.start(path=path, steps=steps, checkpoint=checkpoint, every=every, densities=densities)
+    trainer.start(path=path, steps=steps, checkpoint=checkpoint, every=every, everything=everything)
     assert trainer.end() == 0
     assert assert_begins_like(path, whole) == len(range(0, steps, every))
     with Trace(path) as trace, Trace(whole) as other:
         assert trace.state == "complete"
         assert trace.steps.tolist() == list(range(0, steps, every))
         assert trace.next_step == other.next_step == steps
-        if densities:
+        assert all(trace.has(field.name) for field in FIELDS) == everything
+        if everything:
             for parameter in trace.parameters:
                 np.testing.assert_array_equal(trace.density(parameter).counts, other.density(parameter).counts)
                 assert trace.density(parameter).steps == other.density(parameter).steps

@@ -27,7 +27,19 @@ def make():
     return model, optimizer, scheduler
 
 
-def run(path, steps, *, checkpoint=None, every_checkpoint=10, block_seconds=3.0, told=None, every=1, densities=False):
+def everything_of(model):
+    """Return the recorder's arguments with which every dataset is there."""
+    fixed = [(torch.full((5, 6), 0.3 * i), torch.tensor([0, 1, 2, 0, i])) for i in (1, 2)]
+    return {
+        "densities": True,
+        "critical": True,
+        "norms": ["linf", "spectral", {"0": "spectral", "*": "linf"}],
+        "blocks": ("module", 2),
+        "probe": [lambda x=x, y=y: nn.functional.cross_entropy(model(x), y) for x, y in fixed],
+    }
+
+
+def run(path, steps, *, checkpoint=None, every_checkpoint=10, block_seconds=3.0, told=None, every=1, everything=False):
     """Train `steps` steps in all, from the checkpoint on where there is one.
 
     Args:
@@ -38,7 +50,7 @@ def run(path, steps, *, checkpoint=None, every_checkpoint=10, block_seconds=3.0,
         block_seconds: How often measured steps are flushed, at least.
         told: A file that gets the number of rows flushed, whenever there are more.
         every: Measure every so many steps.
-        densities: Count all coordinates too.
+        everything: Measure all that there is.
     """
     handover.BLOCK_SECONDS = block_seconds
     if told is not None:
@@ -52,7 +64,8 @@ def run(path, steps, *, checkpoint=None, every_checkpoint=10, block_seconds=3.0,
         TraceWriter.append = append_and_tell
     model, optimizer, scheduler = make()
     mode = "a" if Path(path).exists() else "x"
-    with lsmooth.Recorder(model, optimizer, path, mode=mode, every=every, densities=densities) as recorder:
+    measured = everything_of(model) if everything else {}
+    with lsmooth.Recorder(model, optimizer, path, mode=mode, every=every, **measured) as recorder:
         first = 0
         if checkpoint is not None and Path(checkpoint).exists():
             state = torch.load(checkpoint)
