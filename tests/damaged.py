@@ -8,6 +8,7 @@ import numpy as np
 
 from lsmooth.cli import main
 from lsmooth.errors import TraceError
+from lsmooth.trace.curvature import edge_ratios
 from lsmooth.trace.reader import Trace
 
 
@@ -17,6 +18,12 @@ def facts(path):
         along = {name: trace.read(name) for name in sorted(trace._fields)}
         cloud = trace.cloud("module")
         along |= {"smoothness": cloud.smoothness, "cloud grad_norm": cloud.grad_norm}
+        along["edge"] = edge_ratios(trace)
+        if trace.has("critical_gamma"):
+            along["critical"] = trace.critical_lr().drop(columns=["step", "usable"]).to_numpy()
+        if trace.has("blocks/change"):
+            # Of made-up rows, all have numbers.
+            along["blocks"] = trace.blocks()[["own", "others", "own_smoothness"]].to_numpy().reshape(len(trace), -1)
         fixed = {
             "parameters": trace.parameters,
             "sizes": trace.parameter_sizes.tolist(),

@@ -26,6 +26,15 @@ MODULES_OF_NETWORK = {
 }
 
 
+# Arguments of `header` with which every dataset along `step` is there.
+EVERYTHING = {
+    "noise": True,
+    "critical": True,
+    "blocks": True,
+    "norms": ("linf", "spectral", "layers"),
+}
+
+
 def header(parameters=PARAMETERS, gammas=(0.25, 0.5), coordinates=3, **others):
     arguments = {
         "parameters": tuple(parameters),

@@ -181,6 +181,24 @@ def largest_on_segment(model, loss, start, end):
     return max(torch.linalg.eigvalsh(hessian(model, loss, point)).abs().max().item() for point in points)
 
 
+def test_the_edge_is_told_with_the_traces_numbers(tmp_path):
+    """Where the curvature is 4, lr 0.55 is beyond 2 / 4: that coordinate grows, and soon makes up the step."""
+    with traced(tmp_path / "run.h5", lr=0.55, curvatures=(1.7, 4.0)) as trace:
+        ratios = trace.curvature().edge_ratio.to_numpy()
+        raised = trace.read("loss_next") > trace.loss
+        edge = said(trace)[0]["edge"]
+    assert 0 < (ratios > 2).sum() < len(ratios)
+    assert edge.values == {
+        "median": pytest.approx(np.median(ratios), rel=1e-9),
+        "share_above": (ratios > 2).mean(),
+        "share_raised": raised.mean(),
+        "steps": 15,
+    }
+    assert f"was {np.median(ratios):.3g} in the median" in edge.text
+    # On a quadratic, the loss rises at those steps and at no others.
+    np.testing.assert_array_equal(ratios > 2, raised)
+
+
 def test_clipped_steps_are_held_against_the_limit_as_long_as_they_are(tmp_path):
     clipped = traced(tmp_path / "clipped.h5", lr=0.6, clip=1.0)
     text = said(clipped)[0]["stable step"].text

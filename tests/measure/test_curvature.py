@@ -162,7 +162,7 @@ def test_of_short_steps_it_is_that_of_exact_hessian_vector_products(tmp_path, lo
     d = [(parameter - before).detach() for parameter, before in zip(model.parameters(), start, strict=True)]
     hd = torch.autograd.grad(sum((slope * move).sum() for slope, move in zip(slopes, d, strict=True)), start)
     bent = np.array([float((row * move).sum()) for row, move in zip(hd, d, strict=True)])
-    down = -np.array([float((slope * move).sum()) for slope, move in zip(slopes, d, strict=True)])
+    down = -np.array([float((slope.detach() * move).sum()) for slope, move in zip(slopes, d, strict=True)])
     moved = np.array([float(move.norm()) for move in d])
     changed = np.array([float(row.norm()) for row in hd])
     with lsmooth.Trace(tmp_path / "run.h5") as trace:

@@ -104,16 +104,20 @@ def test_what_is_no_log_is_refused(tmp_path):
     assert not (tmp_path / "run.h5").exists()
 
 
-def test_tensorboard_shows_them(tmp_path):
+@pytest.mark.parametrize("by", [None, "module"])
+def test_tensorboard_shows_them(by, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(tmp_path / "board") as writer:
-        train(tmp_path / "run.h5", writer, every=10)
+        train(tmp_path / "run.h5", writer, every=10, log_by=by)
     events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()
-    assert sorted(events.Tags()["scalars"]) == sorted([SMOOTHNESS, GRAD_NORM, STABLE, EDGE])
+    # What stands before the slash is a folder: one of the whole model, and one of the groups for each quantity.
+    folders = ["lsmooth_smoothness", "lsmooth_grad_norm", "lsmooth_edge_ratio"] if by else []
+    groups = [f"{folder}/{group}" for folder in folders for group in ("0", "2")]
+    assert sorted(events.Tags()["scalars"]) == sorted([SMOOTHNESS, GRAD_NORM, STABLE, EDGE, *groups])
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         shown = events.Scalars(SMOOTHNESS)
         assert [event.step for event in shown] == trace.steps.tolist() == [0, 10, 20, 30, 40, 50, 60]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from damaged import damaged, facts, judge
 from forked import forked, without_rights
-from rows import header, rows
+from rows import EVERYTHING, header, rows
 
 from lsmooth.cli import main
 from lsmooth.errors import TraceError
@@ -28,7 +28,10 @@ HDF5_CRASHES = h5py.version.hdf5_version_tuple < (2, 0, 0)
 
 @pytest.mark.parametrize("end", ["complete", "cut off"])
 def test_damaged_files_read_right_or_end_in_one_sentence(tmp_path, end):
-    made = header(parameters=[f"layers.{i}.weight" for i in range(20)])
+    names = [f"layers.{i}.weight" for i in range(20)]
+    attributes = {"blocks": ["first"] * 10 + ["last"] * 10, "layer_norms": ["l2"] * 20, "probes": 2}
+    made = header(parameters=names, attributes=attributes, **EVERYTHING)
+    assert {field.name for field in made.fields()} == {field.name for field in layout.FIELDS}
     path = tmp_path / "run.h5"
     writer = TraceWriter(path, made)
     for start in range(0, 150, 50):
