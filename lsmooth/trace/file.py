@@ -52,7 +52,7 @@ class TraceFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._counts: Counts | None = None
-        # How the file was when it was last looked through, and what it says of itself while nothing is added.
+        # State of the file when it was last read, and its stamp if nothing had been written for a while.
         self._seen: FileState | None = None
         self._settled: tuple[FileState, int] | None = None
         self._open()
@@ -79,7 +79,7 @@ class TraceFile:
             time.sleep(pause)
 
     def _grown(self, writing: bool, now: FileState | None) -> bool:
-        """Say whether a living run has added to the file that was looked through before, and nobody else."""
+        """Say whether the file is the one that was checked before, and a living run writes to it."""
         return writing and self._seen is not None and now is not None and self._seen[:2] == now[:2]
 
     def _take_in(self, contents: opening.Contents, grown: bool) -> None:
@@ -93,7 +93,7 @@ class TraceFile:
         self._closed = read_closed(self._file)
         if self._closed is not None and self._closed.rows != self._whole:
             raise ValueError(f"it was closed with {self._closed.rows} rows, and has {self._whole}")
-        # A closed file has no chunks beyond its rows. What a living run adds to chunks that were all there is there.
+        # A closed file has no chunks beyond its rows. A living run adds whole chunks to a file checked before.
         check_chunks(contents.fields, self._fields, self._whole, by_number=grown or self._closed is not None)
         self._length = self._whole + len(self._recent)
 
