@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import IntFlag
-from typing import Literal
+from typing import Any, Literal
 
 from lsmooth.join import Join
 
@@ -83,6 +83,7 @@ class Geometry:
         words: The two norms in words, for `long_name`.
         dual_symbol: TeX subscript of the dual norm.
         label: Label in figures; empty for the default geometry.
+        since: The first format with this geometry.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Geometry:
     words: tuple[str, str]
     dual_symbol: str
     label: str
+    since: str = FIRST_FORMAT
 
     def dataset(self, quantity: str) -> str:
         """Return the name of a quantity's dataset in this geometry; the default geometry has no prefix."""
@@ -137,6 +139,7 @@ GEOMETRIES: dict[str, Geometry] = {
             ("the tensor's own norm", "dual of the tensor's own norm"),
             r"_\star",
             "geometry by layer",
+            since="1.2",
         ),
     )
 }
@@ -198,13 +201,12 @@ def _of_geometry(geometry: Geometry) -> tuple[Field, ...]:
     displacement, gradient = geometry.words
     by = ", by parameter tensor" + (_SINGULAR if geometry.name == "spectral" else "")
     needs = "" if geometry.name == "l2" else geometry.name
-    first = "1.2" if geometry.name == "layers" else FIRST_FORMAT
     of_step, of_gradient = geometry.sharded
 
     def field(
         quantity: str, dims: tuple[str, ...], meaning: str, join: Join, also: str = "", since: str = FIRST_FORMAT
     ) -> Field:
-        needed, since = f"{needs} {also}".strip(), max(since, first, key=version_number)
+        needed, since = f"{needs} {also}".strip(), max(since, geometry.since, key=version_number)
         return Field(geometry.dataset(quantity), dims, "real", "1", f"{meaning}{by}", join, since, needed)
 
     noise = field(
@@ -242,6 +244,16 @@ def geometry_fields() -> tuple[Field, ...]:
     return tuple(field for geometry in GEOMETRIES.values() if geometry.name != "l2" for field in _of_geometry(geometry))
 
 
+def _of_step(name: str, description: str, join: Join = Join.SAME, **others: Any) -> Field:
+    """Return a field of one number a step."""
+    return Field(name, ("step",), "float64", "1", description, join, **others)
+
+
+def _by_tensor(name: str, description: str, join: Join, **others: Any) -> Field:
+    """Return a field of one number for each step and parameter tensor."""
+    return Field(name, ("step", "parameter"), "real", "1", description, join, **others)
+
+
 _GRAD_NORM, _STEP_NORM, _GRAD_DIFF, _GRAD_DIFF_NEXT = _of_geometry(GEOMETRIES["l2"])
 # All datasets along `step`, in the order in which they are appended. `step` is the last, so that it counts a row only
 # when all of the row is in the file.
@@ -255,30 +267,16 @@ FIELDS = (
         column="time",
     ),
     Field("loss", ("step",), "float64", "1", "f(x_t), the loss of the step", Join.MEAN, column="loss"),
-    Field(
+    _of_step(
         "loss_next",
-        ("step",),
-        "float64",
-        "1",
         "f(x_{t+1}) on the same batch with the same randomness",
         Join.MEAN,
         needs="endpoint",
         column="loss_next",
     ),
-    Field(
-        "slope",
-        ("step",),
-        "float64",
-        "1",
-        "scalar product of grad f(x_t) and d, since format 1.1",
-        Join.SUM,
-        since="1.1",
-    ),
-    Field(
+    _of_step("slope", "scalar product of grad f(x_t) and d, since format 1.1", Join.SUM, since="1.1"),
+    _by_tensor(
         "weight_norm",
-        ("step", "parameter"),
-        "real",
-        "1",
         "2-norm of x_t, by parameter tensor, since format 1.2",
         Join.NORM,
         since="1.2",
@@ -286,11 +284,8 @@ FIELDS = (
         share=("update_ratio", "step_norm"),
     ),
     Field("lr", ("step", "group"), "float64", "1", "learning rate of each parameter group", column="lr"),
-    Field(
+    _of_step(
         "critical_gamma",
-        ("step",),
-        "float64",
-        "1",
         "first gamma, also beyond 1, at which f(x_t + gamma d) is above f(x_t); 0 where the scalar product of "
         "grad f(x_t) and d is not negative, infinite where there is none up to 1024, NaN where it was not found",
         since="1.2",
@@ -300,35 +295,18 @@ FIELDS = (
     ),
     Field("loss_along", ("step", "gamma"), "float64", "1", "f(x_t + gamma d), d = x_{t+1} - x_t", Join.MEAN),
     _GRAD_NORM,
-    Field(
-        "grad_noise",
-        ("step", "parameter"),
-        "real",
-        "1",
-        "standard deviation of the probes' gradients at x_t, norm-wise",
-        Join.NORM,
-        needs="noise",
-    ),
+    _by_tensor("grad_noise", "standard deviation of the probes' gradients at x_t, norm-wise", Join.NORM, needs="noise"),
     _STEP_NORM,
     _GRAD_DIFF,
     _GRAD_DIFF_NEXT,
-    Field(
+    _of_step(
         "total_grad_norm",
-        ("step",),
-        "float64",
-        "1",
         "2-norm of grad f(x_t), all parameter tensors together",
         total_of="grad_norm",
         column="grad_norm",
     ),
-    Field(
-        "total_step_norm",
-        ("step",),
-        "float64",
-        "1",
-        "2-norm of d, all parameter tensors together",
-        total_of="step_norm",
-        column="step_norm",
+    _of_step(
+        "total_step_norm", "2-norm of d, all parameter tensors together", total_of="step_norm", column="step_norm"
     ),
     Field(
         "total_grad_diff",
@@ -338,35 +316,21 @@ FIELDS = (
         "2-norm of grad f(x_t + gamma d) - grad f(x_t), all parameter tensors together",
         total_of="grad_diff",
     ),
-    Field(
+    _of_step(
         "grad_diff_noise",
-        ("step",),
-        "float64",
-        "1",
         "2-norm of the rounding in grad f(x_t + gamma d) - grad f(x_t) at the gamma of the estimate, all parameter "
         "tensors together",
         since="1.2",
         column="noise",
         finite=False,
     ),
-    Field(
+    _of_step(
         "rounding_bound",
-        ("step",),
-        "float64",
-        "1",
         "upper bound of a gradient's rounding error by the arithmetic of the loss, as a share of its 2-norm",
         since="1.2",
     ),
     *geometry_fields(),
-    Field(
-        "curvature/slope",
-        ("step", "parameter"),
-        "real",
-        "1",
-        "scalar product of grad f(x_t) and d, by parameter tensor",
-        Join.SUM,
-        since="1.2",
-    ),
+    _by_tensor("curvature/slope", "scalar product of grad f(x_t) and d, by parameter tensor", Join.SUM, since="1.2"),
     Field(
         "curvature/change",
         ("step", "gamma", "parameter"),
@@ -376,21 +340,15 @@ FIELDS = (
         Join.SUM,
         since="1.2",
     ),
-    Field(
+    _by_tensor(
         "curvature/change_next",
-        ("step", "parameter"),
-        "real",
-        "1",
         "scalar product of grad f(x_{t+1}) - grad f(x_t) and d, by parameter tensor",
         Join.SUM,
         since="1.2",
         needs="endpoint",
     ),
-    Field(
+    _by_tensor(
         "blocks/change",
-        ("step", "parameter"),
-        "real",
-        "1",
         "scalar product of grad f(x_t + d_S) - grad f(x_t) and d_S, by parameter tensor, d_S the step of the tensor's "
         "block alone; NaN at steps where blocks were not moved",
         Join.SUM,
@@ -398,11 +356,8 @@ FIELDS = (
         needs="blocks",
         finite=False,
     ),
-    Field(
+    _by_tensor(
         "blocks/grad_diff",
-        ("step", "parameter"),
-        "real",
-        "1",
         "2-norm of grad f(x_t + d_S) - grad f(x_t), by parameter tensor, d_S the step of the tensor's block alone",
         Join.NORM,
         since="1.2",

@@ -8,7 +8,7 @@ import pytest
 from rows import header, rows
 
 from lsmooth.trace import layout
-from lsmooth.trace.layout import CHUNK_STEPS, FIELDS, Status
+from lsmooth.trace.layout import CHUNK_STEPS, FIELDS, GEOMETRIES, Status
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
@@ -58,7 +58,7 @@ def test_the_pages_reader_leaves_out_a_row_that_was_cut_off(tmp_path):
 def test_the_tables_name_every_dataset_dimension_and_flag():
     for field in FIELDS:
         folder = field.name.split("/")[0]
-        name = f"{folder}/…" if folder in ("linf", "spectral", "layers") else field.name
+        name = f"{folder}/…" if folder in GEOMETRIES else field.name
         assert f"`{name}`" in PAGE
     for flag in Status:
         assert re.search(rf"\| {int(flag)} \| {str(flag.name).lower().replace('_', ' ')} \|", PAGE)
