@@ -79,6 +79,7 @@ class Instrument:
                 self.evaluation,
                 subject.model,
                 autocast=settings.autocast,
+                equal_part=ranks.equal_part if ranks.sharded and not ranks.alone else None,
             )
         followed = FollowedCoordinates(header.coordinate_names, header.coordinate_owners, header.coordinate_indices)
         self._quantities = quantities_of(parameters, settings.geometries, followed, norms, recording.densities)

@@ -114,6 +114,11 @@ class TensorNorms:
         # By position, what has arrived: norms by kind, and the parts of the product, see `products_of`.
         self._found: list[dict[str, Tensor] | None] = [None] * self._count
 
+    def sums(self) -> dict[Kind, list[bool]]:
+        """Say by kind which tensors have a norm that is a sum over entries: those of a tensor's parts add up."""
+        own = [kind == "l1" for kind in self._own]
+        return {kind: own if kind == "own" else [kind == "l1"] * self._count for kind in self._kinds}
+
     def missing(self) -> list[int]:
         """Return the positions of tensors that have not arrived yet."""
         return [position for position, found in enumerate(self._found) if found is None]

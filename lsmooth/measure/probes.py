@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,7 @@ class Probes:
         evaluation: Evaluates losses, and puts everything back.
         starts: Further objects to search for models and generators: the model.
         autocast: True keeps the autocast contexts in force at the step; False evaluates without autocast.
+        equal_part: Where ranks hold shards, makes of a rank's sums equal parts of the whole's (`Ranks.equal_part`).
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Probes:
         evaluation: Evaluation,
         *starts: object,
         autocast: bool = True,
+        equal_part: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._closures = tuple(closures)
         self._seed = seed
@@ -93,6 +95,9 @@ class Probes:
         self._starts = starts
         self._kept: _Kept | None = None
         self._autocast = autocast
+        self._equal_part = equal_part
+        device = parameters[0].device
+        self._sums = {kind: torch.tensor(which, device=device) for kind, which in norms.sums().items() if any(which)}
 
     def at_start(self) -> ProbedStart:
         """Evaluate the probes at x_t: losses, mean gradient and, for several probes, the standard deviation.
@@ -229,7 +234,12 @@ class Probes:
             if gradient is not None:
                 self._norms.add([position], [gradient / seen], [None])
         share = math.sqrt(seen / (seen + 1))
-        return {kind: norms * share for kind, norms in self._norms.result().items()}
+        found = self._norms.result()
+        if self._equal_part is not None:
+            # The root of a sum of squares, which is taken over probes, is none of what the shards have by themselves.
+            for kind, summed in self._sums.items():
+                found[kind] = torch.where(summed, self._equal_part(found[kind]), found[kind])
+        return {kind: norms * share for kind, norms in found.items()}
 
 
 def _changed_on_device(segment: Segment) -> Tensor | None:

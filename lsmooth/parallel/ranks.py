@@ -187,6 +187,15 @@ class Ranks:
             row[self._maxima] = largest
         return row
 
+    def equal_part(self, values: Tensor) -> Tensor:
+        """Return this rank's part of sums over shards, (n,): one all-reduce, after which all ranks' parts are equal.
+
+        `join` of the parts gives the sums. A norm over several such sums may be taken of the parts, and joined too.
+        """
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.size
+
     def agreed(self, values: Tensor, joins: Sequence[Join]) -> list[float]:
         """Join numbers over ranks, and return them on the host, the same on every rank; waits for one all-reduce.
 

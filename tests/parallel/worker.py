@@ -225,7 +225,7 @@ def probes(path, wrap):
     optimizer = adam_for(model)
     fixed = [data(50 + i) for i in range(3)]
     probe = [lambda x=x, y=y: model(x, y)["loss"] for x, y in fixed]
-    with lsmooth.Recorder(model, optimizer, path, probe=probe):
+    with lsmooth.Recorder(model, optimizer, path, probe=probe, norms=("linf", {"head": "l2", "*": "linf"})):
         loop(model, optimizer)
     return {}
 

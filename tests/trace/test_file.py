@@ -107,7 +107,15 @@ def test_a_look_at_a_growing_file_costs_what_is_new(tmp_path, monkeypatch):
             writer.append(rows(made, stop - (1 if stop == 3 * CHUNK_STEPS + 1 else 7), stop))
             assert file.refresh() == stop
         assert set(calls) == {"open_file"}
-        # Longer ago than a file's time of writing is exact.
+        # Written to twice within what a file's time of writing tells apart.
+        now = time.time_ns()
+        os.utime(path, ns=(now, now))
+        file.refresh()
+        writer.append(rows(made, stop, stop + 1))
+        os.utime(path, ns=(now, now))
+        stop += 1
+        assert file.refresh() == stop
+        # Longer ago than that.
         old = time.time_ns() - 10**9
         os.utime(path, ns=(old, old))
         file.refresh()
