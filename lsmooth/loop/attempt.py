@@ -18,6 +18,8 @@ from lsmooth.loop.step import BackwardPass, Companion, SkippedStep, Step
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.norms import tensor_norms
 from lsmooth.parallel.shards import local
+from lsmooth.replay.contents import Imprint
+from lsmooth.replay.contents import imprint as imprint_of_contents
 from lsmooth.replay.evaluation import joined
 from lsmooth.replay.segment import Segment
 from lsmooth.trace.layout import Status
@@ -28,16 +30,23 @@ if TYPE_CHECKING:
 
 _NONE_COLLECTED = (
     "optimizer.step() was called at measured step {} without recorder.backward; replace loss.backward() by "
-    "loss = recorder.backward(lambda: loss_fn(model(inputs), targets))."
+    "loss = recorder.backward(lambda: loss_fn(model(inputs), targets)), or, where gradients come from "
+    "torch.autograd.grad or torch.func, give the recorder probe=, a loss that it evaluates itself."
 )
 _NONE_WATCHED = (
     "optimizer.step() was called at measured step {}, but no backward pass came from a loss that the watched function "
     "or forward had returned; where the loop computes its loss elsewhere, use "
-    "loss = recorder.backward(lambda: loss_fn(model(inputs), targets)) in place of loss.backward()."
+    "loss = recorder.backward(lambda: loss_fn(model(inputs), targets)) in place of loss.backward(), or, where "
+    "gradients come from torch.autograd.grad or torch.func, give the recorder probe=, a loss that it evaluates itself."
+)
+_INSIDE_BACKWARD = (
+    "optimizer.step() was called inside of backward: an optimizer that steps in gradient hooks has no single step to "
+    "measure; step once, after backward."
 )
 _UNSEEN = (
     "The parameters change, but no step of the {} that the recorder was given is seen, so that nothing is measured; "
-    "give the recorder the optimizer whose step() the loop calls, and make a new recorder for a new optimizer."
+    "give the recorder the optimizer whose step() the loop calls, and make a new recorder for a new optimizer; if the "
+    "loop steps one by other methods (SAM), give the one inside, and probe=, a loss that is evaluated where it begins."
 )
 # The user is warned after this many measured steps in a row whose weights changed between backward and step.
 _MOVED_STEPS = 3
@@ -54,7 +63,7 @@ class _Collected:
     """What the backward passes since the last step have left so far; see `Step` for the fields."""
 
     gradient: StepGradient
-    versions: list[int]
+    imprints: list[Imprint]
     companions: list[Companion]
     foreign: Tensor | None
     passes: list[BackwardPass] = field(default_factory=list)
@@ -162,8 +171,8 @@ class Attempts:
         before = [local(p.grad) for p in held if p not in left_over and p.grad is not None]
         self._collected = _Collected(
             gradient=StepGradient(self._keeper, accumulates=any(p in left_over for p in held)),
-            versions=self.versions(),
-            companions=[Companion(p, p.detach().clone(), p._version) for p in subject.companions()],
+            imprints=self._imprints(),
+            companions=[Companion(p, p.detach().clone(), imprint_of_contents(p)) for p in subject.companions()],
             # 0 if zero_grad kept the tensors; anything else is the gradient of another function.
             foreign=tensor_norms(before, [None] * len(before), subject.device).sum() if before else None,
         )
@@ -186,6 +195,10 @@ class Attempts:
     def versions(self) -> list[int]:
         """Return the version counters of the parameters."""
         return [p._version for p in self.subject.parameters]
+
+    def _imprints(self) -> list[Imprint]:
+        # Version counters miss what is put in a parameter's place by `p.data = …`.
+        return [imprint_of_contents(p) for p in self.subject.parameters]
 
     def check_unchanged(self, versions: Sequence[int]) -> None:
         """Check that a backward pass has not changed parameters.
@@ -251,11 +264,13 @@ class Attempts:
         """
         collected = self._collected
         if collected is None or not collected.passes:
+            if self.begun and torch._C._current_graph_task_id() != -1:
+                raise RecorderError(_INSIDE_BACKWARD)
             raise RecorderError((_NONE_WATCHED if watched else _NONE_COLLECTED).format(self.number))
         subject = self.subject
         restored = {*subject.parameters, *(companion.parameter for companion in collected.companions)}
         others_moved = any(leaf._version != version for leaf, version in collected.leaves if leaf not in restored)
-        moved = self.versions() != collected.versions
+        moved = self._imprints() != collected.imprints
         self._moved = self._moved + 1 if moved else 0
         if self._moved == _MOVED_STEPS:
             self.faults.say(_MOVED.format(subject.optimizer_name), kind="moved")
@@ -337,7 +352,7 @@ class Attempts:
         if collected is not None and collected.losses:
             # The skipped step's row would come before that of a joint step still in progress; rows are in step order.
             self.joint.drop()
-            moved = self.versions() != collected.versions
+            moved = self._imprints() != collected.imprints
             flags = int(Status.NO_DISPLACEMENT) | (int(Status.MOVED) if moved else 0)
             self._skipped(SkippedStep(self.number, joined(collected.losses), self.subject.rates(), flags))
             self._unseen = self._unseen + 1 if moved else 0

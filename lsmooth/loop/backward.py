@@ -82,7 +82,11 @@ def _prepared(
             if surroundings is None:
                 subject = attempt.subject
                 surroundings = Surroundings.capture(
-                    closure, subject.model, device_type=subject.device.type, context=context
+                    closure,
+                    subject.model,
+                    device_type=subject.device.type,
+                    trained=subject.trained(),
+                    context=context,
                 )
             attempt.begin()
             begun.append(attempt)

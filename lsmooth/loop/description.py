@@ -15,6 +15,7 @@ from lsmooth.errors import InvalidArgumentError
 from lsmooth.loop.settings import Settings
 from lsmooth.loop.subject import Subject
 from lsmooth.measure.coordinates import choose_coordinates
+from lsmooth.trace.attributes import NUMBERS_OF_GROUPS
 from lsmooth.trace.header import Header
 
 
@@ -55,11 +56,7 @@ def header_of(
 
 
 def _description(subject: Subject, settings: Settings, ranks: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    groups = [
-        {key: plain(value) for key, value in group.items() if key != "params"}
-        for optimizer in subject.optimizers
-        for group in optimizer.param_groups
-    ]
+    groups = [_group(group) for optimizer in subject.optimizers for group in optimizer.param_groups]
     probes = len(settings.probes)
     objective = f"mean of {probes} probe losses" if probes else "the step's mini-batch loss"
     if probes and settings.probe_size is not None:
@@ -89,6 +86,14 @@ def _description(subject: Subject, settings: Settings, ranks: int, metadata: Map
         "objective": objective if ranks == 1 else f"{objective}, mean over {ranks} ranks",
         "user_metadata": _users(metadata),
     }
+
+
+def _group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a group of parameters says, but for the parameters."""
+    said = {str(key): plain(value) for key, value in group.items() if key != "params"}
+    # Readers compute with these; a group may have several of one, or a text in its place.
+    no_numbers = [name for name in NUMBERS_OF_GROUPS if not isinstance(said.get(name), (int, float))]
+    return said | dict.fromkeys(said.keys() & set(no_numbers))
 
 
 def _users(metadata: Mapping[str, Any]) -> Any:

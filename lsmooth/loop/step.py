@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lsmooth.loop.gradient import StepGradient
+from lsmooth.replay.contents import Imprint
 from lsmooth.replay.microbatch import Microbatch
 from lsmooth.replay.segment import Segment
 from lsmooth.trace.layout import NormKind
@@ -38,12 +39,12 @@ class Companion:
     Attributes:
         parameter: The parameter.
         value: A copy of its value then.
-        version: Its version counter then.
+        imprint: What changes when it is written to, as it was then.
     """
 
     parameter: Tensor
     value: Tensor
-    version: int
+    imprint: Imprint
 
 
 @dataclass(frozen=True)

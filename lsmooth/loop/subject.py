@@ -81,8 +81,12 @@ class Subject:
         trained = (p for p in (*self.model.parameters(), *held) if p.requires_grad and p not in mine)
         return list(dict.fromkeys(trained))
 
+    def trained(self) -> list[Tensor]:
+        """Return the parameters that a step may change, and their companions, which a recorder puts back."""
+        return [*self.parameters, *self.companions()]
+
     def rates(self) -> tuple[float | Tensor, ...]:
-        """Return the present learning rate of each parameter group; NaN for a group without one.
+        """Return the present learning rate of each parameter group; NaN for a group without a single one.
 
         Groups that an optimizer gained after the recorder was attached are left out.
         """
@@ -90,9 +94,7 @@ class Subject:
         for optimizer, count in zip(self.optimizers, self.group_counts, strict=True):
             known = [group.get("lr") for group in optimizer.param_groups[:count]]
             rates += known + [None] * (count - len(known))
-        return tuple(
-            math.nan if lr is None else lr.detach().clone() if isinstance(lr, Tensor) else float(lr) for lr in rates
-        )
+        return tuple(map(_one_rate, rates))
 
     def gained_parameters(self) -> bool:
         """Say whether an optimizer has gained parameters or groups since the recorder was attached."""
@@ -102,6 +104,16 @@ class Subject:
             or any(id(p) not in ours and is_measurable(p) for p in parameters_of(optimizer))
             for optimizer, count in zip(self.optimizers, self.group_counts, strict=True)
         )
+
+
+def _one_rate(lr: Any) -> float | Tensor:
+    """Return a group's learning rate; NaN for none, or for several in a tuple or tensor."""
+    if isinstance(lr, Tensor):
+        return lr.detach().clone() if lr.numel() == 1 else math.nan
+    try:
+        return float(lr)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def optimizers_inside(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
@@ -138,8 +150,8 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def is_measurable(parameter: Tensor) -> bool:
-    """Say whether a parameter is measured: every one, except frozen ones whose dtype has no gradient."""
-    return parameter.requires_grad or parameter.is_floating_point()
+    """Say whether a parameter is measured: every one, except frozen ones, if sparse or of integers."""
+    return parameter.requires_grad or (parameter.is_floating_point() and parameter.layout == torch.strided)
 
 
 def measured_parameters(

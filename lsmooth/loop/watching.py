@@ -235,7 +235,13 @@ class Watch:
         around = (subject.model, *self._models, *self._criteria)
         with self._attempts.contained():
             surroundings = Surroundings.capture(
-                function, args, kwargs, *around, device_type=subject.device.type, context=self._context()
+                function,
+                args,
+                kwargs,
+                *around,
+                device_type=subject.device.type,
+                trained=subject.trained(),
+                context=self._context(),
             )
             return self._outputs.recall(function, args, kwargs, during_replay, surroundings, subject.parameters)
         return None

@@ -45,26 +45,39 @@ class Content:
 class TensorState:
     """Contents of the tensors that a closure reaches: its inputs, frozen parameters, attributes of models.
 
-    Trained parameters are restored by `Segment`, and buffers by `ModuleState`.
+    Trained parameters are restored by `Segment`, and buffers by `ModuleState`. The parameters of another network, such
+    as a teacher that follows the model, are restored here, though they require a gradient.
     """
 
     contents: tuple[Content, ...] = ()
 
     @classmethod
-    def capture(cls, tensors: Iterable[Tensor], models: Iterable[nn.Module]) -> TensorState:
-        """Return the present contents of `tensors`, and of frozen parameters of `models`."""
+    def capture(
+        cls, tensors: Iterable[Tensor], models: Iterable[nn.Module], trained: Iterable[Tensor] | None = None
+    ) -> TensorState:
+        """Return the present contents of `tensors`, and of parameters of `models` that others do not restore.
+
+        Args:
+            tensors: Inputs and attributes.
+            models: Of these, frozen parameters are captured, and those that are not `trained`.
+            trained: Parameters that others restore; None for all that require a gradient.
+        """
         registered: dict[int, Tensor] = {}
-        frozen: dict[int, Tensor] = {}
+        others: dict[int, Tensor] = {}
+        moved = None if trained is None else {id(parameter) for parameter in trained}
         for module in dict.fromkeys(module for model in models for module in model.modules()):
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     registered[id(tensor)] = tensor
-            frozen |= {id(p): p for p in module._parameters.values() if p is not None and not p.requires_grad}
+            for parameter in module._parameters.values():
+                if parameter is None or (parameter.requires_grad and (moved is None or id(parameter) in moved)):
+                    continue
+                others[id(parameter)] = parameter
         free = [tensor for tensor in tensors if id(tensor) not in registered]
         # Views of parameters and buffers follow these, and are not captured themselves.
         known = {memory_of(t) for t in (*registered.values(), *(t for t in free if t.requires_grad))}
         free = [tensor for tensor in free if not tensor.requires_grad and memory_of(tensor) not in known]
-        return cls(tuple(_copied([(t, True) for t in free] + [(t, False) for t in frozen.values()])))
+        return cls(tuple(_copied([(t, True) for t in free] + [(t, False) for t in others.values()])))
 
     def after_forward(self) -> TensorState:
         """Return the same, after the forward pass, without copies of large tensors that it has not written to."""
@@ -154,7 +167,8 @@ def differs(tensor: Tensor, copy: Tensor) -> bool:
         return False
     # Compared as integers, since NaN is not equal to itself.
     a, b = (part.detach().view(_WHOLE[part.element_size()]) for part in (tensor, copy))
-    return not np.array_equal(a.numpy(), b.numpy())
+    # `Tensor.numpy` would forbid the loop to resize the memory for good.
+    return not np.array_equal(np.from_dlpack(a), np.from_dlpack(b))
 
 
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
@@ -184,6 +198,8 @@ def _is_plain(tensor: Tensor) -> bool:
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout == torch.strided
         and not tensor.is_inference()
+        # Views that read their memory conjugated or negated cannot be read as whole numbers.
+        and not (tensor.is_conj() or tensor.is_neg())
         and tensor.numel() > 0
     )
 

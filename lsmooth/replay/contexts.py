@@ -128,6 +128,11 @@ class ContextState:
             == {variable: id(value) for variable, value in self.variables.items()}
         )
 
+    def of_the_user(self) -> list[Any]:
+        """Return hooks and modes that are the user's, and that evaluations call."""
+        hooks = [hook for pair in self.saved_tensors_hooks or () for hook in pair]
+        return [*hooks, *self.function_modes, *(mode for mode in self.dispatch_modes if _is_users(mode))]
+
     def without_autocast(self) -> ContextState:
         """Return the same contexts with autocast off, also where closures enter it themselves."""
         return replace(self, autocast=self.autocast.none())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lsmooth.replay.arrivals import Arrivals, taken_whole
+from lsmooth.replay.contents import imprint
 from lsmooth.replay.graphs import Played, Player
 from lsmooth.replay.interrupts import DeferredSignals
 from lsmooth.replay.microbatch import Microbatch
@@ -134,7 +135,7 @@ class Evaluation:
             segment: The segment along which the parameters are moved; None if they stay.
             copies: Whether gradients are copied, since evaluations overwrite their memory.
         """
-        displaced = [(c, c.parameter.detach().clone()) for c in companions if c.parameter._version != c.version]
+        displaced = [(c, c.parameter.detach().clone()) for c in companions if imprint(c.parameter) != c.imprint]
         with put_back(states) as models:
             gradients = _Gradients.capture(self._holders(models, leaves), copies, self._shares_gradient_memory)
             try:

@@ -15,6 +15,7 @@ import numpy as np
 from lsmooth.replay.contents import imprint
 from lsmooth.replay.objects import ObjectState
 from lsmooth.replay.reach import DEEP, reached
+from lsmooth.replay.state import RandomState
 
 # At most this many holders beyond the reach of replays are looked at, and no larger arrays.
 _MOST = 20_000
@@ -43,12 +44,15 @@ class Leftovers:
         own = {id(tensor) for tensor in near.tensors}
         self._tensors = [(t, imprint(t)) for t in far.tensors if id(t) not in own and not t.is_inference()]
         self._ends = [(end, _state_of(end)) for end in far.ends]
+        drawn_from = [generator for generator in far.generators if not any(generator is own for own in near.generators)]
+        self._random = RandomState.capture(*drawn_from)
 
     def changed(self) -> list[str]:
         """Return a description of each thing that has changed since, each description once."""
         found = [f"the contents of {_name(holder)}" for holder, state in self._holders if not state.holds()]
         found += ["a tensor that it reaches" for tensor, then in self._tensors if imprint(tensor) != then]
         found += [_name(end) for end, then in self._ends if _state_of(end) != then]
+        found += [_name(generator) for generator in self._random.others_changed()]
         return list(dict.fromkeys(found))
 
 

@@ -254,7 +254,8 @@ def _unchanged_item(now: Any, then: Any) -> bool:
 def _places_in(holder: Any) -> list[_Place]:
     if isinstance(holder, types.FunctionType):
         cells: list[_Place] = [_Cell(cell) for cell in holder.__closure__ or ()]
-        return [*cells, _Globals(holder.__globals__, frozenset(names_read(holder.__code__)))]
+        names = frozenset(names_read(holder.__code__))
+        return [*cells, _Globals(holder.__globals__, names), _Mapping(vars(holder))]
     if isinstance(holder, ARRAYS):
         return [_Array(holder)]
     if isinstance(holder, (type, types.ModuleType)):

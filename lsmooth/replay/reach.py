@@ -26,22 +26,21 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 # item. Things further away than `_REACH` are not looked for.
 _STEP, _HALF = 2, 1
 _REACH = 4 * _STEP
-# Generators are looked for less far, in variables and their attributes. Those of data loaders lie deeper, and other
-# threads draw from them at any time.
-_REACH_OF_GENERATORS = 2 * _STEP
 _CONTAINERS = (list, dict, set, deque)
 # The first measured step looks this far for things that are changed and not put back.
 DEEP = 3 * _REACH
 # Types of arrays; arrays of at most this many bytes are put back.
 ARRAYS = (np.ndarray, bytearray, array.array)
 _SMALL_ARRAY = 1 << 16
+_LEAVES = (Tensor, *_GENERATORS, *ARRAYS, io.IOBase)
 # Containers with more items than this hold data, not models.
 _FEW = 64
 # Of longer containers, only lists are put back, and of these only the last `MANY` items.
 MANY = 4096
 # Modules and classes of machinery that runs loops (threads, files, optimizers, data loaders, recorders) and that no
 # loss reads. It is not put back: a step changes an optimizer, and other threads change the rest at any time.
-_MACHINERY = sys.stdlib_module_names - {"argparse", "builtins", "collections", "types"} | {"lsmooth", "h5py"}
+_HOLDS_DATA = {"_thread", "argparse", "builtins", "collections", "types", "weakref"}
+_MACHINERY = sys.stdlib_module_names - _HOLDS_DATA | {"lsmooth", "h5py"}
 _MACHINERY_INSIDE = (
     *("torch.optim", "torch.utils.data", "torch.utils.tensorboard", "torch.amp", "torch.cuda", "torch.distributed"),
     *("torch.nn.functional", "torch.nn.parallel", "torch._dynamo", "torch.jit", "torch.fx", "torch.multiprocessing"),
@@ -50,6 +49,15 @@ _MACHINES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.
 # Top-level packages that are not the user's own; other installed packages are recognised by their path.
 _INSTALLED = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "lsmooth", "h5py"}
 _NO_DATA = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property)
+# Functions of a class that torch calls; and those called by an operator or a statement that no loss consists of.
+_CALLED_BY_TORCH = frozenset(("forward", "backward", "setup_context"))
+_NOT_CALLED_BY_A_LOSS = frozenset(("__init__", "__new__", "__del__", "__repr__", "__reduce__", "__class_getitem__"))
+# Hooks that torch calls for every module.
+_GLOBAL_HOOKS = tuple(
+    hooks
+    for name, hooks in vars(torch.nn.modules.module).items()
+    if name.startswith("_global_") and name.endswith("_hooks")
+)
 # Attributes that every `nn.Module` has; of these, only hooks are followed.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -73,12 +81,25 @@ class Reached:
     holders: list[Any] = field(default_factory=list)
     ends: list[Any] = field(default_factory=list)
 
+    def take(self, value: Any) -> None:
+        """Take a tensor, a generator, an array, a file or an iterator, which lead no further."""
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, _GENERATORS):
+            if not isinstance(value, random.SystemRandom):
+                self.generators.append(value)
+        elif isinstance(value, ARRAYS) and _bytes_of(value) <= _SMALL_ARRAY:
+            self.holders.append(value)
+        else:
+            self.ends.append(value)
+
 
 def reached(*starts: Any, reach: int = _REACH) -> Reached:
     """Return what closures and their arguments can reach.
 
-    Followed are variables that functions read, bound objects and arguments, attributes, hooks, and items of small
-    containers. So a closure that computes a generator's loss by a discriminator reaches both networks.
+    Followed are variables that functions read, bound objects and arguments, attributes, hooks, items of small
+    containers, and methods of the user's own classes that code calls by their names. So a closure that computes a
+    generator's loss by a discriminator reaches both networks.
 
     Args:
         *starts: The closures and arguments.
@@ -86,9 +107,10 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
     """
     found = Reached()
     seen: set[int] = set()
+    methods = _Methods()
     # Nearest first, at the shortest distance. Things behind machinery are followed (True becomes False), not put back.
-    waiting = deque((start, 0, True) for start in starts)
-    while waiting:
+    waiting = deque((start, 0, True) for start in (*starts, *(hooks for hooks in _GLOBAL_HOOKS if hooks)))
+    while waiting or (waiting := deque(methods.called())):
         value, distance, holds = waiting.popleft()
         kind = type(value)
         # A weak proxy pretends to be its referent, which may be gone.
@@ -102,27 +124,24 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
                 if not _is_machinery(type(module)):
                     found.holders.append(module)
                 waiting.extend((item, far, True) for item, far in _held_by(module))
-        elif issubclass(kind, Tensor):
-            if holds:
-                found.tensors.append(value)
-        elif issubclass(kind, _GENERATORS):
-            if distance <= _REACH_OF_GENERATORS and not isinstance(value, random.SystemRandom):
-                found.generators.append(value)
-        elif issubclass(kind, ARRAYS):
-            if holds:
-                (found.holders if _bytes_of(value) <= _SMALL_ARRAY else found.ends).append(value)
-        elif issubclass(kind, io.IOBase) or (issubclass(kind, Iterator) and not hasattr(value, "__dict__")):
-            if holds:
-                found.ends.append(value)
+        elif issubclass(kind, _LEAVES) or (issubclass(kind, Iterator) and not hasattr(value, "__dict__")):
+            # Generators of data loaders lie deeper than attributes of variables, and other threads draw from them.
+            if distance <= reach // 2 if issubclass(kind, _GENERATORS) else holds:
+                found.take(value)
+                if issubclass(kind, Tensor) and value._backward_hooks:
+                    waiting.append((value._backward_hooks, distance, True))
         elif issubclass(kind, (type, types.ModuleType)):
             if holds and distance < reach and _is_own(value):
                 found.holders.append(value)
+                methods.of(value, distance)
                 waiting.extend((item, distance + _HALF, True) for item in own_data(value).values())
                 waiting.extendleft((base, distance, True) for base in getattr(value, "__bases__", ()))
         elif distance <= reach:
             machinery = _is_machinery(value if kind is types.FunctionType else kind)
-            if machinery and kind is types.FunctionType and distance > 0:
-                continue
+            if kind is types.FunctionType:
+                if machinery and distance > 0:
+                    continue
+                methods.named.update(names_read(value.__code__))
             holds = holds and not machinery
             contains = issubclass(kind, _CONTAINERS)
             if holds and (contains or (distance < reach and _may_change(value))):
@@ -134,6 +153,47 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
                 further = distance + (_HALF if contains else _STEP)
                 waiting.extend((item, further, holds) for item in _within(value))
     return found
+
+
+class _Methods:
+    """Functions of classes, which code calls by their names, or by an operator.
+
+    Attributes:
+        named: Names that code looks up.
+    """
+
+    def __init__(self) -> None:
+        self.named = set(_CALLED_BY_TORCH)
+        self._waiting: list[tuple[str, Any, int]] = []
+
+    def of(self, owner: type | types.ModuleType, distance: int) -> None:
+        """Take note of a class of the user's, found at a distance."""
+        if isinstance(owner, type):
+            self._waiting += [(name, item, distance) for name, item in vars(owner).items()]
+
+    def called(self) -> list[tuple[Any, int, bool]]:
+        """Return functions that code may call, each once, with their distances."""
+        found: list[tuple[Any, int, bool]] = []
+        waiting: list[tuple[str, Any, int]] = []
+        for name, item, distance in self._waiting:
+            by_operator = name[:2] == "__" == name[-2:] and name not in _NOT_CALLED_BY_A_LOSS
+            if by_operator or name in self.named:
+                found += [(function, distance, True) for function in _functions_of(item)]
+            else:
+                waiting.append((name, item, distance))
+        self._waiting = waiting
+        return found
+
+
+def _functions_of(item: Any) -> list[types.FunctionType]:
+    """Return the functions behind what a class holds under a name."""
+    if isinstance(item, property):
+        parts: list[Any] = [item.fget, item.fset, item.fdel]
+    elif isinstance(item, (staticmethod, classmethod)):
+        parts = [item.__func__]
+    else:
+        parts = [getattr(item, "func", item)]
+    return [part for part in parts if isinstance(part, types.FunctionType)]
 
 
 _LEADS_NOWHERE = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
@@ -218,7 +278,8 @@ def _within(value: Any) -> list[Any]:
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if is_bound(cell)]
         names = [value.__globals__[name] for name in names_read(value.__code__) if name in value.__globals__]
-        return [*cells, *names, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [*cells, *names, *defaults, *vars(value).values()]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, types.BuiltinMethodType):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,11 @@ class RandomState:
 
     def others_hold(self) -> bool:
         """Say whether the given generators, which `seeded` does not seed, are still in this state."""
-        return all(_same_state(_state_of(generator), state) for generator, state in self.others)
+        return not self.others_changed()
+
+    def others_changed(self) -> list[Generator]:
+        """Return those of the given generators that are no longer in this state."""
+        return [generator for generator, state in self.others if not _same_state(_state_of(generator), state)]
 
     def restore(self) -> None:
         """Put every generator back into this state."""
@@ -151,11 +155,7 @@ class ModuleState:
     def holds(self) -> bool:
         """Say whether buffers and flags are unchanged; off the CPU, buffers are judged by version counters alone."""
         return (
-            all(
-                module._buffers.keys() == named.keys()
-                and all(module._buffers[name] is buffer for name, buffer in named.items())
-                for module, named in self.buffers
-            )
+            all(_same_buffers(module._buffers, named) for module, named in self.buffers)
             and all(
                 not differs(buffer, copy) if copy is not None and buffer.device.type == "cpu" else now == version
                 for buffer, copy, version in self.contents
@@ -168,10 +168,7 @@ class ModuleState:
     def restore(self) -> None:
         """Restore the buffers (the same tensors with the same contents) and the flags."""
         for module, named in self.buffers:
-            now = module._buffers
-            if len(now) != len(named) or any(now.get(name, module) is not buffer for name, buffer in named.items()):
-                now.clear()
-                now.update(named)
+            _put_buffers(module._buffers, named)
         for buffer, copy, _ in self.contents:
             if copy is not None:
                 overwrite(buffer, copy)
@@ -181,6 +178,24 @@ class ModuleState:
         for parameter, flag in self.requires_grad:
             if parameter.requires_grad is not flag:
                 parameter.requires_grad_(flag)
+
+
+def _same_buffers(now: Any, then: Mapping[str, Tensor | None]) -> bool:
+    """Say whether a module's table of buffers, a scripted module's too, holds the same tensors as it did."""
+    held = dict(now)
+    return held.keys() == then.keys() and all(held[name] is buffer for name, buffer in then.items())
+
+
+def _put_buffers(now: Any, then: Mapping[str, Tensor | None]) -> None:
+    """Put the same tensors into a module's table of buffers; a scripted module's has no other ways than this."""
+    held = dict(now)
+    if held.keys() != then.keys():
+        now.clear()
+        now.update(then)
+        return
+    for name, buffer in then.items():
+        if held[name] is not buffer:
+            now[name] = buffer
 
 
 @dataclass(frozen=True)
@@ -212,6 +227,7 @@ class Surroundings:
         cls,
         *starts: Any,
         device_type: str,
+        trained: Sequence[Tensor] | None = None,
         context: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         seed: int | None = None,
     ) -> Surroundings:
@@ -220,16 +236,19 @@ class Surroundings:
         Args:
             *starts: The closures and arguments.
             device_type: Type of the device that the loss is computed on, such as "cuda".
+            trained: Parameters that others put back; None for all that require a gradient.
             context: Makes a context for forward and backward.
             seed: Seeds the random state, in place of the present one; None for the present one.
         """
+        contexts = ContextState.capture(device_type)
+        starts = (*starts, *contexts.of_the_user())
         found = reached(*starts)
         return cls(
             RandomState.capture(*found.generators) if seed is None else RandomState.seeded(seed, *found.generators),
             ModuleState.capture(*found.models),
-            ContextState.capture(device_type),
+            contexts,
             ObjectState.capture(found.holders),
-            TensorState.capture(found.tensors, found.models),
+            TensorState.capture(found.tensors, found.models, trained),
             tuple(tensor for tensor in found.tensors if tensor.requires_grad and tensor.is_leaf),
             context,
             starts,

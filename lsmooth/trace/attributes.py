@@ -55,6 +55,10 @@ def get_attributes(item: h5py.HLObject) -> dict[str, Any]:
     return {name: get_attribute(item, name) for name in item.attrs}
 
 
+# What a group of parameters says in numbers, or leaves open.
+NUMBERS_OF_GROUPS = ("lr", "momentum", "dampening", "weight_decay")
+
+
 def read_metadata(file: h5py.File) -> dict[str, Any]:
     """Return the root attributes of a trace, with the JSON in them decoded and without control characters.
 
@@ -72,7 +76,7 @@ def read_metadata(file: h5py.File) -> dict[str, Any]:
     if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
         raise ValueError("optimizer_groups is not a list of groups")
     for group in groups:
-        for name in ("lr", "momentum", "dampening", "weight_decay"):
+        for name in NUMBERS_OF_GROUPS:
             if not isinstance(group.get(name), (int, float, type(None))):
                 raise ValueError(f"{name} of optimizer_groups is no number")
     if not isinstance(found.get("user_metadata", {}), (dict, type(None))):

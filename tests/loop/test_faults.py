@@ -241,3 +241,109 @@ def test_a_loss_that_draws_another_batch_each_time_is_flagged_at_every_step(tmp_
         "At step 0 the gradient at x_t, evaluated a second time, diff",
     ]
     assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"not_repeated": 5}
+
+
+def traced():
+    return torch.jit.trace(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), torch.randn(4, 6))
+
+
+def with_sparse_weights():
+    class Diffusing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.edges = nn.Parameter(torch.eye(6).to_sparse(), requires_grad=False)
+            self.inside = mlp()
+
+        def forward(self, x):
+            return self.inside(torch.sparse.mm(self.edges, x.T).T)
+
+    return Diffusing()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("make", [traced, with_sparse_weights])
+def test_a_model_of_another_make_is_measured_and_left_as_it_was(tmp_path, make):
+    def run(path):
+        seed_all()
+        model = make()
+        optimizer = sgd(model)
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+        for x, y in batches(4):
+            optimizer.zero_grad()
+            recorder.backward(lambda: classify(model, x, y)) if recorder else classify(model, x, y).backward()  # noqa: B023
+            optimizer.step()
+        if recorder:
+            recorder.close()
+        return [t.to_dense().tolist() for t in (*model.parameters(), *model.buffers())]
+
+    assert run(None) == run(tmp_path / "run.h5")
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 4}
+
+
+class RateTwice(NoRate):
+    def __init__(self, parameters):
+        torch.optim.Optimizer.__init__(self, parameters, {"damping": 1.0, "lr": (0.1, 0.2), "weight_decay": "cosine"})
+
+
+def test_a_group_that_says_its_numbers_otherwise_leaves_a_trace_that_can_be_read(tmp_path):
+    def loop(model, optimizer, backward):
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            backward(lambda x=x, y=y: classify(model, x, y))
+            optimizer.step()
+
+    trace = unchanged(tmp_path, loop, None, RateTwice)
+    assert trace.status_counts() == {"measured": 3}
+    assert np.isnan(trace.lr).all()
+    assert trace.metadata["optimizer_groups"] == [{"damping": 1.0, "lr": None, "weight_decay": None}]
+
+
+class InTwoSteps(torch.optim.Optimizer):
+    """Goes uphill, and from there on, as sharpness-aware minimization does; other optimizers step inside of it."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+        self.inside = torch.optim.SGD(self.param_groups, lr=0.1)
+        self.before = []
+
+    @torch.no_grad()
+    def climb(self):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.before = [p.data.clone() for p in parameters]
+        for p in parameters:
+            p.add_(p.grad, alpha=0.05)
+        self.zero_grad()
+
+    def descend(self):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for p, before in zip(parameters, self.before, strict=True):
+            p.data = before
+        self.inside.step()
+        self.zero_grad()
+
+
+@pytest.mark.parametrize("given", ["outer", "inside", "inside, with a probe"])
+def test_an_optimizer_of_two_steps_leads_to_the_one_inside_and_a_probe(given, tmp_path):
+    model = mlp()
+    optimizer = InTwoSteps(model.parameters())
+    x, y = batches(1, seed=9)[0]
+    probe = {"probe": lambda: classify(model, x, y)} if "probe" in given else {}
+    recorder = lsmooth.Recorder(
+        model, optimizer if given == "outer" else optimizer.inside, tmp_path / "run.h5", every=1, **probe
+    )
+    with recorder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for inputs, targets in batches(6):
+            recorder.backward(lambda: classify(model, inputs, targets))  # noqa: B023
+            optimizer.climb()
+            recorder.backward(lambda: classify(model, inputs, targets))  # noqa: B023
+            optimizer.descend()
+    counts = lsmooth.Trace(tmp_path / "run.h5").status_counts()
+    if probe:
+        assert counts == {"measured": 6}
+        assert caught == []
+        return
+    assert "measured" not in counts
+    (said,) = [str(warning.message) for warning in caught]
+    assert "(SAM), give" in said
+    assert "probe=, a loss that is evaluated where" in said

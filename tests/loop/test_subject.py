@@ -91,6 +91,32 @@ def test_optimizers_that_step_inside_backward_are_refused(tmp_path, model):
         recorder.backward(lambda: classify(model, x, y))
 
 
+def test_an_optimizer_a_parameter_that_steps_inside_backward_is_named_as_such(tmp_path, model):
+    of_each = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    for p, optimizer in of_each.items():
+        p.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+    (x, y), *_ = batches(1)
+    with (
+        lsmooth.Recorder(model, list(of_each.values()), tmp_path / "run.h5") as recorder,
+        pytest.raises(RecorderError, match="inside of backward: an optimizer that steps in gradient hooks"),
+    ):
+        recorder.backward(lambda: classify(model, x, y))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_gradients_that_come_from_elsewhere_lead_to_a_probe(watched, tmp_path, model):
+    optimizer = sgd(model)
+    (x, y), *_ = batches(1)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        compute = recorder.watch(classify) if watched else classify
+        for p, gradient in zip(
+            model.parameters(), torch.autograd.grad(compute(model, x, y), list(model.parameters())), strict=True
+        ):
+            p.grad = gradient
+        with pytest.raises(RecorderError, match=r"torch\.autograd\.grad or torch\.func, give the recorder probe="):
+            optimizer.step()
+
+
 def test_models_on_the_meta_device_are_refused(tmp_path):
     model = nn.Linear(2, 2, device="meta")
     with pytest.raises(InvalidArgumentError, match="meta device"):

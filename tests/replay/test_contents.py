@@ -117,6 +117,58 @@ def test_a_teacher_that_the_loss_updates_moves_once_a_step(tmp_path):
     assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 3}
 
 
+@pytest.mark.parametrize("write", ["in place", "other memory"])
+@pytest.mark.parametrize("where", ["beside the model", "inside of it"])
+def test_a_teacher_that_requires_a_gradient_and_gets_none_moves_once_a_step(where, write, tmp_path):
+    def follow(teacher, model):
+        with torch.no_grad():
+            for theirs, ours in zip(teacher.parameters(), model.parameters(), strict=True):
+                if write == "in place":
+                    theirs.mul_(0.9).add_(0.1 * ours)
+                else:
+                    theirs.data = 0.9 * theirs.data + 0.1 * ours.data
+
+    def run(path):
+        seed_all()
+        student, teacher = mlp(), mlp()
+        optimizer = sgd(student)
+        model = torch.nn.ModuleList([student, teacher]) if where == "inside of it" else student
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+
+        def loss(x):
+            follow(teacher, student)
+            with torch.no_grad():
+                target = teacher(x)
+            return (student(x) - target - 1).square().mean()
+
+        for x, _ in batches(4):
+            optimizer.zero_grad()
+            recorder.backward(lambda: loss(x)) if recorder else loss(x).backward()  # noqa: B023
+            optimizer.step()
+        if recorder:
+            assert recorder.failure is None
+            recorder.close()
+        return [p.tolist() for p in (*student.parameters(), *teacher.parameters())]
+
+    assert run(None) == run(tmp_path / "run.h5")
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 4}
+
+
+def test_the_memory_of_inputs_may_be_given_back_and_conjugates_may_be_read(tmp_path):
+    model = mlp()
+    optimizer = sgd(model)
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5") as recorder:
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            large, wave = torch.randn(200, 600), torch.complex(x, x).conj()
+            negated = wave.imag
+            recorder.backward(lambda: classify(model, wave.real + negated + large.mean(), y))  # noqa: B023
+            optimizer.step()
+            assert negated.is_neg()
+            large.untyped_storage().resize_(0)
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 3}
+
+
 @pytest.mark.parametrize("fault", ["normalized in place", "one buffer for all", "numpy memory reused"])
 def test_losses_whose_inputs_change_have_the_numbers_of_those_whose_do_not(fault, tmp_path):
     def run(path, faulty):

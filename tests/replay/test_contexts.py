@@ -161,3 +161,38 @@ def test_what_a_loss_sets_for_good_is_set_back_after_a_replay(tmp_path):
     assert torch.get_float32_matmul_precision() == "highest"
     assert VARIABLE.get() == 2.0
     VARIABLE.reset(token)
+
+
+@pytest.mark.parametrize("name", ["saved tensors", "operators"])
+def test_what_a_context_counts_is_counted_once(name, tmp_path):
+    class Operators(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.products = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.products += function is torch.ops.aten.addmm.default
+            return function(*args, **(kwargs or {}))
+
+    def run(path):
+        model = mlp()
+        optimizer = sgd(model)
+        mode, packed = Operators(), []
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+
+        def pack(tensor):
+            packed.append(tensor.numel())
+            return tensor
+
+        with mode if name == "operators" else torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            for x, y in batches(3):
+                optimizer.zero_grad()
+                recorder.backward(lambda: classify(model, x, y)) if recorder else classify(model, x, y).backward()  # noqa: B023
+                optimizer.step()
+        if recorder:
+            recorder.close()
+        return mode.products, packed
+
+    alone = run(None)
+    assert alone == run(tmp_path / "run.h5")
+    assert alone[0] == 6 or len(alone[1]) > 6

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import re
+import threading
 import types
 import warnings
 from typing import ClassVar
@@ -65,11 +66,60 @@ def by_class():
     return type("Inherits", (CountedByClass,), {})()
 
 
+def by_methods():
+    """Return an object whose methods, each called in another way, count in a variable that none of them owns."""
+    seen = ()
+
+    class Own:
+        def add(self):
+            self._one()
+            self._two()
+            self.three  # noqa: B018
+            self()
+
+        def _one(self):
+            nonlocal seen
+            seen += (1,)
+
+        @staticmethod
+        def _two():
+            nonlocal seen
+            seen += (2,)
+
+        @property
+        def three(self):
+            nonlocal seen
+            seen += (3,)
+
+        def __call__(self):
+            nonlocal seen
+            seen += (4,)
+
+        def read(self):
+            return seen
+
+    return Own()
+
+
+def function():
+    def counted():
+        pass
+
+    counted.count = 0
+    return counted
+
+
+def of_a_thread():
+    local = threading.local()
+    local.count = 0
+    return local
+
+
 class Nested:
     """A chain of objects, the last of which counts."""
 
-    def __init__(self, depth):
-        self.inside = Nested(depth - 1) if depth else Counted()
+    def __init__(self, depth, last=Counted):
+        self.inside = Nested(depth - 1, last) if depth else last()
 
     def last(self):
         found = self
@@ -102,11 +152,19 @@ PUT_BACK = {
     "bytes": (bytearray, lambda b: b.append(1), bytes),
     "numbers": (lambda: array.array("d"), lambda a: a.append(1.0), list),
     "counter": (collections.Counter, lambda c: c.update("ab"), dict),
+    "variables of methods": (by_methods, lambda own: own.add(), lambda own: own.read()),
+    "function": (function, count_up, lambda counted: counted.count),
+    "thread's own": (of_a_thread, count_up, lambda local: local.count),
 }  # fmt: skip
 SAID = {
     "large array": (lambda: np.zeros(100_000), lambda a: np.add(a, 1, out=a), r"an array of shape \(100000,\)"),
     "large dict": (lambda: dict.fromkeys(range(5000)), lambda d: d.setdefault(len(d)), "a dict"),
     "far object": (lambda: Nested(5), lambda n: count_up(n.last()), "the contents of a .*Counted"),
+    "far generator": (
+        lambda: Nested(1, lambda: np.random.default_rng(0)),
+        lambda n: n.last().random(),
+        r"a numpy\.random\..*Generator",
+    ),
     "count": (itertools.count, next, "an itertools.count"),
     "iterator": (lambda: iter(list(range(1000))), next, "a list_iterator"),
     "generator": (lambda: (i for i in range(1000)), next, "a generator"),

@@ -2,6 +2,7 @@
 
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ CONTAINERS = {
     "set": ({1, 2}, lambda it: it.add(3)),
     "deque": (deque([1, 2, 3], maxlen=3), lambda it: it.append(4)),
     "mapping": (UserDict(a=1, b=2), lambda it: it.pop("a")),
+    "weak": (WeakKeyDictionary({Guarded: 1}), lambda it: it.__setitem__(OrderedDict, 2)),
     "object": (SimpleNamespace(a=1, b=2), lambda it: (delattr(it, "a"), setattr(it, "c", 3))),
     "nested": ({"a": [1, {"b": 2}]}, lambda it: it["a"][1].pop("b")),
 }
@@ -220,3 +222,62 @@ def test_a_variable_that_the_closure_sets_and_a_function_it_calls_reads_is_one_v
     torch.testing.assert_close(
         torch.tensor(trace.read("loss")), torch.tensor(trace.read("loss_along")[:, 0]), rtol=1e-2, atol=0
     )
+
+
+class Doubles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        COUNTS["forward"] += 1
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        COUNTS["backward"] += 1
+        return 2 * gradient
+
+
+class Counting(torch.nn.Module):
+    """Counts its calls in a variable of its Python module, on which its output depends."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = mlp()
+
+    def forward(self, x):
+        COUNTS["module"] += 1
+        return Doubles.apply(self.inside(x)) / COUNTS["module"]
+
+
+COUNTS = Counter()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_what_classes_count_in_variables_of_their_python_module_is_counted_once(watched, tmp_path):
+    def run(path):
+        COUNTS.clear()
+        seed_all()
+        model = Counting()
+        optimizer = sgd(model)
+        of_all = torch.nn.modules.module.register_module_forward_hook(lambda *_: COUNTS.update(["every module"]))
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+        inputs = [(x.requires_grad_(), y) for x, y in batches(3)]
+        compute = recorder.watch(lambda x, y: classify(model, x, y)) if recorder and watched else None
+        for x, y in inputs:
+            x.register_hook(lambda _: COUNTS.update(["input"]))
+            optimizer.zero_grad()
+            if compute is not None:
+                compute(x, y).backward()
+            elif recorder is not None:
+                recorder.backward(lambda: classify(model, x, y))  # noqa: B023
+            else:
+                classify(model, x, y).backward()
+            optimizer.step()
+        of_all.remove()
+        if recorder:
+            recorder.close()
+        return dict(COUNTS), [p.tolist() for p in model.parameters()]
+
+    alone = run(None)
+    assert alone == run(tmp_path / "run.h5")
+    assert alone[0]["forward"] == alone[0]["backward"] == alone[0]["module"] == alone[0]["input"] == 3
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 3}
