@@ -102,7 +102,7 @@ def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.
     surroundings = prepared.surroundings.without_unchanged()
     leaves, dtypes = tuple(reachable_leaves(loss)), dtypes_of(loss)
     outside = made_outside(prepared.graphs, loss)
-    again = prepared.closure if outside is None else functools.partial(_refused, outside)
+    again = prepared.closure if outside is None else functools.partial(refused, outside)
     scale = factor_of(scaler, loss.device)
     versions = [attempt.versions() for attempt in prepared.attempts]
     with counted_arrivals(parameters) as arrivals:
@@ -115,7 +115,7 @@ def _collect(prepared: _Prepared, closure: Closure, loss: Tensor, scaler: torch.
             attempt.collect(backward)
 
 
-def _refused(sentence: str) -> Tensor:
+def refused(sentence: str) -> Tensor:
     """Replace a closure that cannot be evaluated again: the error is raised only when a replay evaluates it."""
     raise RecorderError(sentence)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lsmooth.errors import RecorderError
-from lsmooth.loop.losses import Choice, loss_in
+from lsmooth.loop.losses import Pick
 from lsmooth.replay.microbatch import Closure, may_reach
 from lsmooth.replay.objects import ObjectState
 from lsmooth.replay.redone import CannotBeRedone, Output, Recipe, calls_of, made_of, make, rebuilt, tensors_in
@@ -82,7 +82,7 @@ class Recall:
         """The first call of the chain that a replay makes; the whole replay starts from its surroundings."""
         return self._chain()[0]
 
-    def closure(self, choose: Choice | None) -> Closure:
+    def closure(self, pick: Pick) -> Closure:
         """Return a closure that makes the calls before this one and this call again, and returns this call's loss."""
         chain = self._chain()
         changes = [None, *(_changed(before, call) for before, call in itertools.pairwise(chain))]
@@ -90,13 +90,13 @@ class Recall:
         def closure() -> Tensor:
             outputs: dict[Recall, Any] = {}
             if len(chain) == 1:
-                return _loss_of_replay(self._again(outputs), choose)
+                return _loss_of_replay(self._again(outputs), pick)
             for call, change in zip(chain, changes, strict=True):
                 if change is not None:
                     change.restore()
                 with call.surroundings.contexts.restored():
                     outputs[call] = call._again(outputs)
-            return _loss_of_replay(outputs[self], choose)
+            return _loss_of_replay(outputs[self], pick)
 
         return closure
 
@@ -239,11 +239,11 @@ def _name_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     return next((name for name, value in bound.items() if any(t is tensor for t in tensors_in(value))), "1")
 
 
-def _loss_of_replay(returned: Any, choose: Choice | None) -> Tensor:
+def _loss_of_replay(returned: Any, pick: Pick) -> Tensor:
     if returned is None:
         # Some training steps return None where the loss is not finite: this point has no gradient.
         return torch.tensor(math.nan, requires_grad=True)
-    loss = loss_in(returned, choose)
+    loss = pick(returned)
     if loss is None:
         raise RecorderError("The watched function returned a loss the first time, and none when called again.")
     return loss

@@ -12,7 +12,7 @@ import functools
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lsmooth.errors import InvalidArgumentError, RecorderError
 from lsmooth.loop.attempt import Attempts
-from lsmooth.loop.backward import factor_of
-from lsmooth.loop.losses import Choice, loss_in
+from lsmooth.loop.backward import factor_of, refused
+from lsmooth.loop.losses import Choice, Pick, bent_by, loss_in
 from lsmooth.loop.recalls import Context, OutputsOfCalls, Recall
 from lsmooth.loop.step import BackwardPass
 from lsmooth.replay.arrivals import count_arrivals
@@ -53,6 +53,23 @@ class _Backward:
     def end(self) -> None:
         for hook in self.hooks:
             hook.remove()
+
+
+_BENT = (
+    "The loop makes {} of a loss that is watched, so that the loss which it minimises cannot be evaluated again; "
+    "watch, in its place, a function of the same inputs that does that operation, too."
+)
+
+
+def _summed(call: _Call, gradient: Tensor) -> tuple[Closure, Tensor, Tensor]:
+    """Return a call's closure, its loss and the gradient that arrived there; of several losses, those of their sum."""
+    if call.loss.numel() == 1:
+        return call.closure, call.loss, gradient
+
+    def closure() -> Tensor:
+        return (call.closure() * gradient).sum()  # type: ignore[no-any-return]
+
+    return closure, (call.loss * gradient).sum(), torch.ones((), dtype=gradient.dtype, device=gradient.device)
 
 
 class _Hook:
@@ -107,6 +124,8 @@ class Watch:
         self._models: list[nn.Module] = []
         self._criteria: list[Callable[..., Any]] = []
         self._outputs = OutputsOfCalls()
+        # What watched losses are known by in autograd's graph.
+        self._key = object()
         self._closed = False
         self.on = False
         self.deaf = False
@@ -133,6 +152,9 @@ class Watch:
                 f"recorder.watch takes the function that computes the loss, not {type(function).__name__}; or a model "
                 "and a criterion."
             )
+        return self._wrap(function, scaler, during_replay, functools.partial(loss_in, choose=loss))
+
+    def _wrap(self, function: Any, scaler: torch.amp.GradScaler | None, during_replay: Context, pick: Pick) -> Any:
         self.on = True
         self._scaler = scaler
 
@@ -141,7 +163,7 @@ class Watch:
                 return function(*args, **kwargs)
             begun = self._begin_call(function, args, kwargs, during_replay)
             returned = function(*args, **kwargs)
-            self._end_call(begun, returned, loss)
+            self._end_call(begun, returned, pick)
             return returned
 
         # A loss object of a library may have further attributes and methods, which a function would hide.
@@ -167,10 +189,12 @@ class Watch:
         for model in models:
             self._hook_outputs(model)
         self._criteria.append(criterion)
+        # A criterion may leave it to the loop to take the mean of its losses.
+        pick = functools.partial(loss_in, choose=loss, entries=True)
         if isinstance(criterion, nn.Module):
-            self.hook_forward(criterion, scaler, during_replay, loss)
+            self._hook_calls(criterion, scaler, during_replay, pick)
             return criterion
-        return self.wrap(criterion, None, scaler, during_replay, loss)
+        return self._wrap(criterion, scaler, during_replay, pick)
 
     def hook_forward(
         self,
@@ -180,9 +204,14 @@ class Watch:
         loss: Choice | None = None,
     ) -> None:
         """Watch every call of `module`."""
+        self._hook_calls(module, scaler, during_replay, functools.partial(loss_in, choose=loss))
+
+    def _hook_calls(
+        self, module: nn.Module, scaler: torch.amp.GradScaler | None, during_replay: Context, pick: Pick
+    ) -> None:
         self.on = True
         self._scaler = scaler
-        self._hook(module, during_replay, lambda begun, returned: self._end_call(begun, returned, loss))
+        self._hook(module, during_replay, lambda begun, returned: self._end_call(begun, returned, pick))
 
     def _hook_outputs(self, model: nn.Module) -> None:
         """Note the tensors that every call of `model` returns."""
@@ -246,11 +275,11 @@ class Watch:
             return self._outputs.recall(function, args, kwargs, during_replay, surroundings, subject.parameters)
         return None
 
-    def _end_call(self, begun: Recall | None, returned: Any, choose: Choice | None) -> None:
+    def _end_call(self, begun: Recall | None, returned: Any, pick: Pick) -> None:
         loss = None
         # At steps that are not measured, an ambiguous loss is no error.
         with self._attempts.contained() if begun is not None else contextlib.suppress(RecorderError):
-            loss = loss_in(returned, choose)
+            loss = pick(returned)
         if loss is None or loss.grad_fn is None:
             if returned is None:
                 # In many frameworks, a training step returns None to skip its batch.
@@ -259,7 +288,9 @@ class Watch:
         call = None
         if begun is not None:
             begun.ended()
-            closure, surroundings = begun.closure(choose), begun.first.surroundings
+            closure, surroundings = begun.closure(pick), begun.first.surroundings
+            metadata: Any = loss.grad_fn.metadata
+            metadata[self._key] = True
             call = _Call(closure, surroundings, loss.detach().clone(), reachable_leaves(loss), dtypes_of(loss))
         loss.register_hook(lambda gradient: self._backward_from(call, gradient))
 
@@ -285,6 +316,10 @@ class Watch:
                 # for the skipped step does not serve the next one, which is left unmeasured.
                 attempts.pass_over()
         if call is not None and attempts.begun:
+            node: Any = torch._C._current_autograd_node()
+            operation = bent_by(node, lambda other: self._key in other.metadata)
+            if operation is not None:
+                call = replace(call, closure=functools.partial(refused, _BENT.format(operation)))
             contexts = ContextState.capture(attempts.subject.device.type)
             backward.calls.append((call, gradient.detach().clone(), contexts))
 
@@ -311,11 +346,12 @@ class Watch:
         factor = factor_of(self._scaler, self._attempts.subject.device)
         microbatches: list[Microbatch] = []
         losses: list[Tensor] = []
-        for call, seed, contexts in backward.calls:
+        for call, arrived, contexts in backward.calls:
+            closure, loss, seed = _summed(call, arrived)
             weight = seed if factor is None else seed / factor.to(seed.device)
             microbatches.append(
                 Microbatch(
-                    call.closure,
+                    closure,
                     call.surroundings,
                     scale=factor,
                     weight=weight,
@@ -324,7 +360,7 @@ class Watch:
                     dtypes=call.dtypes,
                 )
             )
-            losses.append(call.loss * weight)
+            losses.append(loss * weight)
         leaves = tuple(leaf for call, _, _ in backward.calls for leaf in call.leaves)
         return BackwardPass(tuple(microbatches), tuple(losses), backward.arrivals, leaves)
 

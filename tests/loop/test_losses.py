@@ -66,3 +66,20 @@ def test_of_several_one_is_chosen(returned):
         loss_in(returned)
     assert loss_in(returned, lambda _: LOSS) is LOSS
     assert loss_in(returned, lambda _: NUMBER) is None
+
+
+def test_a_choice_that_computes_a_loss_is_refused():
+    logits = torch.ones(4, 2, requires_grad=True)
+    returned = {"class": logits.mean(), "box": logits.square().sum()}
+    assert loss_in(returned, lambda losses: losses["box"]) is returned["box"]
+    with pytest.raises(RecorderError, match="loss= has computed a new tensor"):
+        loss_in(returned, lambda losses: sum(losses.values()))
+    with pytest.raises(RecorderError, match="loss= has computed a new tensor"):
+        loss_in(returned, lambda losses: losses["box"] / 2)
+
+
+def test_losses_that_the_loop_reduces_are_one_where_that_is_allowed():
+    assert loss_in(LOGITS) is None
+    assert loss_in(LOGITS, entries=True) is LOGITS
+    assert loss_in(LOGITS.detach(), entries=True) is None
+    assert loss_in((LOGITS, LOSS), entries=True) is LOSS

@@ -1,6 +1,7 @@
 """A model and a criterion, watched together: measured as with `recorder.backward`, the loop being left as it is."""
 
 import contextlib
+import functools
 import gc
 import weakref
 from dataclasses import dataclass
@@ -289,3 +290,65 @@ def test_what_is_no_model_or_no_criterion_is_refused(tmp_path):
                 recorder.watch(models, criterion)
         with pytest.raises(InvalidArgumentError, match="takes the function that computes the loss, not Tensor"):
             recorder.watch(torch.ones(1))
+
+
+WEIGHTS = torch.linspace(0.5, 2, 8)
+# What a loop makes of a criterion's losses, one an example: each has a weight.
+REDUCED = {
+    "mean": torch.mean,
+    "sum of weighted": lambda losses: (losses * WEIGHTS).sum() / 8,
+    "masked": lambda losses: losses[WEIGHTS > 1].mean(),
+    "halves": lambda losses: losses[:4].mean() + 0.5 * losses[4:].mean(),
+}
+# Weights that depend on the losses themselves.
+BENT = {
+    "Sqrt": lambda losses: losses.mean().sqrt(),
+    "Log": lambda losses: 3 * losses.mean().log(),
+    "Mul": lambda losses: ((1 - torch.exp(-losses)) ** 2 * losses).mean(),
+    "Div": lambda losses: losses.sum() / losses.mean(),
+    "Pow": lambda losses: losses.square().mean(),
+    "Abs": lambda losses: (losses.mean() - 0.1).abs() + 0.1,
+    "Topk": lambda losses: losses.topk(3)[0].mean(),
+    "Logsumexp": lambda losses: losses.logsumexp(0),
+}
+
+
+@pytest.mark.parametrize("module", [False, True])
+@pytest.mark.parametrize("name", REDUCED)
+def test_a_criterion_may_leave_the_mean_to_the_loop(name, module, tmp_path):
+    plain = nn.CrossEntropyLoss(reduction="none") if module else functools.partial(F.cross_entropy, reduction="none")
+
+    def run(watched):
+        seed_all()
+        net = mlp(nn.Dropout(0.2))
+        optimizer = sgd(net)
+        with lsmooth.Recorder(net, optimizer, tmp_path / f"{watched}.h5") as recorder:
+            criterion = recorder.watch(net, plain) if watched else plain
+            for x, y in batches(4):
+                optimizer.zero_grad()
+                for part in (2, 4):
+                    if watched:
+                        (REDUCED[name](criterion(net(x), y)) / part).backward()
+                    else:
+                        recorder.backward(lambda: REDUCED[name](plain(net(x), y)) / part)  # noqa: B023
+                optimizer.step()
+        return [p.tolist() for p in net.parameters()]
+
+    assert run(True) == run(False)
+    with lsmooth.Trace(tmp_path / "True.h5") as trace, lsmooth.Trace(tmp_path / "False.h5") as other:
+        assert trace.status_counts() == {"measured": 4}
+        for field in ("loss", "loss_along", "grad_diff", "grad_norm"):
+            np.testing.assert_allclose(trace.read(field), other.read(field), rtol=1e-5, err_msg=field)
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_what_gives_losses_weights_that_change_along_the_step_is_named(name, tmp_path):
+    net = mlp()
+    optimizer = sgd(net)
+    with lsmooth.Recorder(net, optimizer, tmp_path / "run.h5") as recorder:
+        criterion = recorder.watch(net, functools.partial(F.cross_entropy, reduction="none"))
+        (x, y) = batches(1)[0]
+        # A penalty beside the loss is no part of what is made of it.
+        (BENT[name](criterion(net(x), y)) + 0 * net(x).exp().sum()).backward()
+        with pytest.raises(RecorderError, match=rf"The loop makes {name}Backward\d of a loss that is watched"):
+            optimizer.step()
