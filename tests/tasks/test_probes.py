@@ -147,6 +147,28 @@ def test_a_run_measures_what_the_recorder_does_with_these_probes_by_hand(name, p
         assert (trace.read("grad_noise").sum(axis=1) > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "every", "calls"),
+    [
+        ("transformer-encoder", 1, [17, 13, 13]),
+        ("transformer-encoder", 2, [17, 1, 15]),
+        # Batch norm changes its buffers.
+        ("resnet20", 1, [17, 15, 15]),
+    ],
+)
+def test_what_a_step_with_probes_costs(name, every, calls, plans, tmp_path):
+    """Training's loss, and two probes at seven positions; at the first step, once more at x_t."""
+    plan, data = plans[name]
+    recording = {**RECORDING, "every": every}
+    with Session(plan, tmp_path / "run.h5", recording, data=data, checkpoint_seconds=None) as session:
+        loss, seen, counts = session.run.problem.loss, [], []
+        session.run.problem.loss = lambda *batch: seen.append(1) or loss(*batch)
+        for _ in zip(range(3), session.run.steps(session.recorder), strict=False):
+            counts.append(len(seen))
+            seen.clear()
+    assert counts == calls
+
+
 def test_probes_change_nothing_of_the_run(plans, tmp_path):
     plan, data = plans["awd-lstm"]
     bare = plan.start(data)
