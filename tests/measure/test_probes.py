@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from coupled import Tiny, gradients
 from loops import Bare, Function, Recorded, batches, classify, differences, everything, mlp, seed_all, sgd, simple
 from torch import nn
 
@@ -47,6 +48,39 @@ def test_probes_measure_the_mean_of_fixed_batches(tmp_path):
     np.testing.assert_allclose(trace.read("grad_norm"), [row[1] for row in expected], rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(trace.read("grad_noise"), [row[2] for row in expected], rtol=1e-8, atol=1e-14)
     assert trace.metadata["objective"] == "mean of 3 probe losses"
+
+
+@pytest.mark.parametrize("loop", ["plain", "accumulates", "clips"])
+def test_noise_against_a_slow_reference_on_a_transformer(tmp_path, loop):
+    """By copies of the model, whatever the loop makes of its own gradients."""
+    model = Tiny().double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    generator = torch.Generator("cpu").manual_seed(1)
+    device = next(model.parameters()).device
+    fixed = [[torch.randint(11, (3, 5), generator=generator, device="cpu").to(device) for _ in "xy"] for _ in range(3)]
+    probe = [lambda x=x, y=y: model(x, y) for x, y in fixed]
+    expected = []
+    with lsmooth.Recorder(model, optimizer, tmp_path / "run.h5", probe=probe, norms="linf") as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            for x, y in fixed[: 2 if loop == "accumulates" else 1]:
+                recorder.backward(lambda x=x, y=y: 3 * model(x, y))
+            if loop == "clips":
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            start = {name: value.clone() for name, value in model.state_dict().items()}
+            expected.append([list(gradients(model, start, [part]).values()) for part in fixed])
+            optimizer.step()
+    with lsmooth.Trace(tmp_path / "run.h5") as trace:
+        assert trace.status_counts() == {"measured": 3}
+        for dataset, order in (("grad_noise", 2), ("linf/grad_noise", 1)):
+            found = trace.read(dataset)
+            for step, parts in enumerate(expected):
+                for position, of_tensor in enumerate(zip(*parts, strict=True)):
+                    spreads = [
+                        i / (i + 1) * (of_tensor[i] - sum(of_tensor[:i]) / i).abs().pow(order).sum().pow(2 / order)
+                        for i in (1, 2)
+                    ]
+                    assert found[step, position] == pytest.approx(float((sum(spreads) / 2).sqrt()), rel=1e-7)
 
 
 def test_probes_change_nothing(tmp_path):
