@@ -109,6 +109,22 @@ def test_links_lead_somewhere(page):
     assert dead_links(page, prose(page)) == []
 
 
+# What Markdown takes for emphasis. The pages write emphasis with asterisks, and indices with underscores.
+# Neither reaches beyond a paragraph or a cell.
+INDICES_LOST = re.compile(r"(?<![\w\\])_(?!_)(?:(?!\n\n|(?<!\\)\|).)+?(?<![_\\])_(?!\w)", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_no_index_of_a_formula_is_lost_as_emphasis(page):
+    lines = re.sub(r"`[^`\n]+`", "", prose(page))
+    assert INDICES_LOST.findall(lines) == []
+
+
+def test_a_lost_index_is_seen():
+    assert INDICES_LOST.findall("asks for ‖∇_i f(X) − ∇_i f(Y)‖_(i) of x_t and x_{t+1}") == ["_i f(X) − ∇_i f(Y)‖_"]
+    assert INDICES_LOST.findall(r"asks for ‖∇\_i f(X) − ∇\_i f(Y)‖\_(i) of x_t and x_{t+1}") == []
+
+
 def test_dead_links_are_seen():
     text = "[a](gone.md) [b](docs/recorder.md#no-heading) [c](#nowhere) [d](docs/recorder.md#resuming) ![e](no.png)"
     dead = ["gone.md", "docs/recorder.md#no-heading", "#nowhere", "no.png"]
