@@ -164,7 +164,7 @@ def _engine(options: Mapping[str, Any], device: str) -> Engine:
 
 
 def _make(comparison: Comparison, jobs: Mapping[str, Plan], engine: Engine, label: str) -> None:
-    """Make the runs that the results do not hold, and show how far they are."""
+    """Make the runs that the results do not hold, and show their progress."""
     from lsmooth.cli.progress import ProgressOfRuns
 
     missing = comparison.missing(jobs)
@@ -212,7 +212,7 @@ def _row(standing: Standing, frame: pd.DataFrame) -> list[str]:
 
 
 def _notes(standing: Standing) -> Iterator[str]:
-    """Yield what went wrong with a contestant, a sentence each."""
+    """Yield one sentence for each thing that went wrong with a contestant."""
     if standing.chosen is None:
         yield f"{standing.label}: no settings of the grid trained without diverging or failing"
     if standing.diverged:

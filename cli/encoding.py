@@ -49,7 +49,7 @@ def _plain(character: str) -> str:
     """Return a character in ASCII: its replacement, its letters without accents, or "?"."""
     if character in _REPLACEMENTS:
         return _REPLACEMENTS[character]
-    # Imported here, for those whose terminals need it: the module takes its time.
+    # Imported here: the module loads slowly, and few terminals need it.
     import unicodedata
 
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"

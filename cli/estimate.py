@@ -15,7 +15,7 @@ from lsmooth.trace.layout import NORMS
 if TYPE_CHECKING:
     import pandas as pd
 
-# A note on more groups than this names only the first ones.
+# A note that concerns more groups than this names only the first ones.
 _MOST_NAMES = 4
 # Options that do not go with --compare.
 _NOT_COMPARED = {
@@ -236,7 +236,7 @@ def _json(about: dict[str, Any], frame: pd.DataFrame, comparing: bool) -> str:
 
 
 def _medians(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the medians over usable steps of what a trace has of its blocks, a row a block, and how many steps."""
+    """Return the medians of block quantities over usable steps, one row per block, and the number of steps."""
     usable = frame[frame["usable"]]
     known = usable.drop(columns=["step", "usable"]).groupby("group", observed=False)
     table = known.median().assign(points=known.size())
@@ -311,7 +311,7 @@ def _estimates(frame: pd.DataFrame) -> list[str]:
     ]
     fitted = frame[frame[level].notna()]
     lines: list[str] = []
-    # Where the terminal has no room for intervals to three figures, two have to do.
+    # A terminal without room for intervals to three figures gets two.
     for figures in (3, 2) if len(fitted) else ():
         cells = [
             fitted["group"].astype(str),
@@ -344,7 +344,7 @@ def _reasons(frame: pd.DataFrame) -> list[str]:
 
 
 def _with_intervals(frame: pd.DataFrame, name: str, figures: int) -> list[str]:
-    """Return a constant of each row to three figures, with its interval to `figures` where there is one."""
+    """Return a constant of each row to three figures, with its interval, if any, to `figures` figures."""
     from lsmooth.cli.table import numbers
 
     values = numbers(frame[name])
@@ -354,5 +354,5 @@ def _with_intervals(frame: pd.DataFrame, name: str, figures: int) -> list[str]:
     return [value + (next(intervals) if has else "") for value, has in zip(values, known, strict=True)]
 
 
-# What prints the results where an option asks for something other than estimates.
+# The functions that print where an option asks for something other than estimates.
 _SHOWN = {"of_noise": _noise, "of_blocks": _blocks, "comparing": _comparison}

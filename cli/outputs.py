@@ -14,7 +14,7 @@ def refusal(path: Path, force: bool, instead: str = "choose another name") -> st
         path: The file.
         force: Whether a regular file at this path may be replaced. No other kind ever is: to replace a device file, for
             which root has the permission, damages the system.
-        instead: The mend for a file that exists already, beside --force.
+        instead: What the user can do about an existing file, besides --force.
     """
     if path.is_dir():
         return f"{path} is a folder; choose another name."

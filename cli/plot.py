@@ -140,7 +140,7 @@ def command(
 
 
 def _checked_output(output: str, force: bool) -> Path:
-    """Return where a figure goes, or say why it cannot go there."""
+    """Return the path for a figure; raise InvalidArgumentError where none can be written there."""
     path = Path(output)
     suffix = path.suffix.lower()
     if not suffix:
@@ -152,7 +152,7 @@ def _checked_output(output: str, force: bool) -> Path:
 
 
 def _folder(output: str, force: bool) -> dict[str, Path]:
-    """Return the file of each kind in a folder, or say why they cannot go there."""
+    """Return the path for each kind in a folder; raise InvalidArgumentError where they cannot be written there."""
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InvalidArgumentError(f"{output} is a file; --all writes into a folder.")
@@ -214,7 +214,7 @@ def _show(traces: Sequence[Trace], kind: str, options: Options, dpi: int | None,
 
 
 def _window() -> Figure | None:
-    """Return a figure in a window, or None where there is no display or nothing that could draw on it."""
+    """Return a figure in a window, or None without a display or a matplotlib backend for it."""
     import os
     import sys
 
@@ -222,7 +222,7 @@ def _window() -> Figure | None:
         return None
     import matplotlib.pyplot as plt
 
-    # Those of matplotlib's backends that only write files; it falls back to agg where no other can be loaded.
+    # Backends of matplotlib that only write files; agg is its choice where no window can be opened.
     if plt.get_backend().lower() in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
         return None
     return plt.figure(layout="constrained")

@@ -1,4 +1,4 @@
-"""Progress of training runs: a bar in a terminal, and a line now and then where the output is a file or a pipe."""
+"""Progress of training runs: a bar in a terminal; a line from time to time in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ProgressOfRuns:
 
     Args:
         names: The runs.
-        label: The work that they do, in words.
+        label: What the runs do, such as "training".
         metric: The metric to print of a run that has ended.
     """
 
@@ -146,7 +146,7 @@ class ProgressOfRuns:
             self._bar.__exit__(kind, error, traceback)
 
     def tick(self, name: str, moment: Moment) -> None:
-        """Show how far a run is."""
+        """Show the progress of a run."""
         self._at_work[name] = moment
         self._move(name, min(0.99, moment.step / moment.total))
 
@@ -174,7 +174,7 @@ class ProgressOfRuns:
 
 
 def outcome(result: RunResult, metric: str) -> str:
-    """Return in words what a run came to."""
+    """Return the outcome of a run in words."""
     if result.outcome == "failed":
         return f"failed ({result.message})"
     if result.outcome == "diverged":

@@ -1,4 +1,4 @@
-"""Tables in the terminal: columns that line up, no wider than there is room, with every name whole."""
+"""Tables in the terminal: aligned columns, no wider than the terminal, with no name cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 _GAP = "  "
 # FIGURE SPACE puts decimal points below each other. It is printed as a space, or left out where there is no room.
 _PADDING = "\N{FIGURE SPACE}"
-# Names of facts that are longer than this stand out of their column.
+# A longer name of a fact runs past its column.
 _LONGEST_NAME = 20
 
 
@@ -21,7 +21,7 @@ class Column:
     """One column of a table.
 
     Attributes:
-        head: What stands above it; of several lines where it has newlines.
+        head: Its heading; newlines make several lines.
         left: Whether cells begin at its left edge; numbers end at its right edge.
         width: Characters that it takes; `table` finds them itself.
         dispensable: Whether a terminal that is too narrow may do without it.
@@ -124,6 +124,6 @@ def wrapped(text: str) -> list[str]:
 
 
 def listed(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return facts with their names in a column, indented; a name that is too long for the column stands out."""
+    """Return facts as indented lines, names in one column; a name longer than the column runs past it."""
     size = max(10, *(len(name) for name, _ in pairs if len(name) <= _LONGEST_NAME))
     return [f"{_GAP}{name:<{size}} {text}" for name, text in pairs]

@@ -1,4 +1,4 @@
-"""Dotted names in fewer and fewer letters, for labels and for tables; without matplotlib, which tables do not need."""
+"""Shorter and shorter forms of dotted names, for labels and tables. Tables need no matplotlib, nor does this."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 def abbreviations(name: str) -> Iterator[str]:
-    """Yield a dotted name whole, then with one part more, from the left, cut to its first letter each time.
+    """Yield shorter and shorter forms of a dotted name: each has one more part, from the left, cut to its first letter.
 
     Numbers stay, also those at the end of a part (`l2` for linear2), since they tell layers apart.
 

@@ -1,4 +1,4 @@
-"""What stands beside the axes of gradient norm and smoothness."""
+"""The labels of the axes of gradient norm and smoothness."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ BOTH_ENDS_LABEL = r"smaller of both ends' $|\partial_j f|$"
 
 
 def x_label(points: Points) -> str:
-    """Return what stands below an axis of gradient norms."""
+    """Return the label of an axis of gradient norms."""
     if points.by == "coordinate":
         return BOTH_ENDS_LABEL
     return rf"gradient norm $\|\nabla f(x_t)\|{GEOMETRIES[points.norm].dual_symbol}$"
 
 
 def y_label(norm: str) -> str:
-    """Return what stands beside an axis of smoothness."""
+    """Return the label of an axis of smoothness."""
     label = GEOMETRIES[norm].label
     # A line of its own: one line of both is longer than a figure of a single column is high.
     return f"{Y_LABEL}\n({label})" if label else Y_LABEL

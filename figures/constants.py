@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Constant = Literal["L0", "L1"]
 _LABELS = {"L0": "$L_0$", "L1": "$L_1$"}
 _MARKERS = ("o", "D", "s", "^", "v")
-# Beyond so many rows methods are drawn on one line, not side by side.
+# With more rows than this, methods are drawn on one line, not side by side.
 _APART = 40
 
 
@@ -118,7 +118,7 @@ def constants_panels(
 
 
 def constants_height(layers: int) -> float:
-    """Return how high, in inches, a figure of the constants of so many layers is."""
+    """Return the height, in inches, of a figure with the constants of this many layers."""
     return min(8.0, max(1.8, 0.75 + 0.15 * layers))
 
 

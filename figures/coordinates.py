@@ -75,7 +75,7 @@ def coordinate_grid(
 
 
 def _named(series: list[Points], coordinates: Sequence[str], linear: bool) -> list[Points]:
-    """Return the coordinates of these names, of which one at least can be drawn."""
+    """Return the coordinates with these names; raise InvalidArgumentError if one is unknown or none can be drawn."""
     by_name = {points.group: points for points in series}
     for name in coordinates:
         if name not in by_name:
@@ -89,7 +89,7 @@ def _named(series: list[Points], coordinates: Sequence[str], linear: bool) -> li
 def _from_different_layers(series: list[Points], panels: int, linear: bool) -> list[Points]:
     """Choose coordinates: layers in turn, in each those with the most points first.
 
-    Those that have less than half as many points as the best of all fill what panels are left.
+    Coordinates with less than half as many points as the best one only fill panels that would stay empty.
     """
     shown: dict[int, int] = {}
     for place, points in enumerate(series):
@@ -102,7 +102,7 @@ def _from_different_layers(series: list[Points], panels: int, linear: bool) -> l
             if series
             else "No coordinate is followed; there is nothing to draw."
         )
-    # Coordinates that did not move at any step that was measured well have crosses alone.
+    # A coordinate may have flagged points alone, where it moved at no well-measured step.
     shown = {place: count for place, count in shown.items() if count} or shown
     enough = max(shown.values()) / 2
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""Figures 2, 4 and 5: training curves, the mean over seeds and how sure it is."""
+"""Figures 2, 4 and 5: training curves, the mean over seeds with its confidence interval."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def training_curves(
 
     Args:
         frame: One row for each run and x, with columns `x`, `y`, `hue` and, where there are several runs, "seed".
-        x: Column that goes to the right, such as "epoch" or "step".
-        y: Column that goes up, such as "train_loss" or "valid_accuracy".
+        x: Column of the horizontal axis, such as "epoch" or "step".
+        y: Column of the vertical axis, such as "train_loss" or "valid_accuracy".
         hue: Column that tells lines apart.
         ax: Where to draw; a new figure in the house style by default.
         log: A logarithmic y axis in place of a linear one.
@@ -81,7 +81,7 @@ def training_curves(
 
 
 def _check(frame: pd.DataFrame, x: str, y: str, hue: str) -> str | None:
-    """Return the column of seeds, where there is one; raise InvalidArgumentError of a frame that has no curves."""
+    """Return the column of seeds, or None; raise InvalidArgumentError for a frame without curves."""
     for column in (x, y, hue):
         if column not in frame.columns:
             raise unknown_name("column in the frame", column, map(str, frame.columns))
@@ -125,7 +125,7 @@ def _draw_curve(ax: Axes, mine: pd.DataFrame, label: str, place: int, x: str, y:
 
 
 def complete_rows(mine: pd.DataFrame, x: str, y: str, runs: int) -> pd.DataFrame:
-    """Return the rows of one line at each `x` where all its seeds have a row, up to where the first of them diverged.
+    """Return the rows of one line at each `x` that all its seeds have, up to where the first of them diverged.
 
     The mean of the seeds that are left would flatter the line.
     """

@@ -1,4 +1,4 @@
-"""All coordinates of a tensor at once: how many of them are how smooth, at which size of their derivative."""
+"""All coordinates of a tensor at once, counted by the size of their derivative and by their smoothness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import QuadMesh
 
-# Bins a side, where points are given and not counts.
+# Bins per axis, where points are given and not counts.
 _BINS = 60
 
 
@@ -34,7 +34,7 @@ def coordinate_density(
     colorbar: bool = True,
     legend: bool = True,
 ) -> Axes:
-    """Draw how many coordinates fell where, in the plane of derivative size and smoothness, over all measured steps.
+    """Draw counts of coordinates over the plane of derivative size and smoothness, summed over all measured steps.
 
     Args:
         data: A trace recorded with `Recorder(densities=True)`, its path, or what `Trace.density(…)` returns; or points
@@ -90,7 +90,7 @@ def _draw_counts(ax: Axes, density: Density) -> QuadMesh:
         grad_edges,
         smoothness_edges,
         np.ma.masked_equal(counts, 0).T,
-        # Few are light and many dark, on paper that is white where there is none.
+        # Light for few and dark for many, so that the scale begins near the white of empty cells.
         cmap=sequential().reversed(),
         norm=LogNorm(1, max(2, int(counts.max()))),
         rasterized=True,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # On a quadratic, steps above this raise the loss.
 _EDGE = 2.0
-# The picture ends where so large a share of the values does: a single step may have a ratio of thousands.
+# The axis shows this share of the values: a single step may have a ratio of thousands.
 _SHOWN = 0.99
 
 

@@ -28,7 +28,7 @@ LEAVES = "↑"
 
 @dataclass(frozen=True)
 class FittedLine:
-    """A line in a figure, and what is said of it.
+    """A line in a figure, with the text that describes it.
 
     Attributes:
         method: Name of the method that fitted it.

@@ -29,7 +29,7 @@ _COLUMNS = ("step", "smoothness", "grad_norm")
 
 @contextmanager
 def opened(data: Data) -> Iterator[Data]:
-    """Give what a path names as an open trace, closed afterwards, and other data as they are."""
+    """Open the trace that a path names, and close it afterwards; pass other data through."""
     if isinstance(data, (str, os.PathLike)):
         with Trace(data) as trace:
             yield trace
@@ -153,9 +153,9 @@ def spread(total: int, most: int) -> list[int]:
 
 
 def run_names(runs: Sequence[Data]) -> list[str]:
-    """Return short names of runs: their traces' file names, with as much of the folders as tells them apart.
+    """Return short names of runs: the file names of their traces, with as many folders as tell them apart.
 
-    Runs that are no files, or one file twice, have their place as a name.
+    Runs that are not files, and files given twice, are named by their position.
     """
     stems = [
         Path(run.path if isinstance(run, Trace) else run).with_suffix("")

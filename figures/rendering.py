@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lsmooth.errors import InvalidArgumentError
 
-# Inches, half a letter: letters are not equally wide at the resolution of the file and at that of the figure.
+# Inches, half a letter: the width of letters depends on the resolution, which the file and the figure may not share.
 _SLACK = 0.05
 
 
@@ -61,7 +61,8 @@ def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
             figure.savefig(content, format=suffix.lower()[1:], dpi=dpi)
             complete = _fits(figure)
             if not complete:
-                # At few dots an inch, letters are wider than where the figure is measured: it is laid out there, too.
+                # At a low resolution letters are wider than in the figure itself, so the layout is made at that
+                # resolution too.
                 figure.draw_without_rendering()
                 complete = _fits(figure)
         except UserWarning:
@@ -84,7 +85,7 @@ def render(figure: Figure, suffix: str, dpi: int | None = None) -> bytes:
 
 @contextmanager
 def missing_glyphs_told_once() -> Iterator[None]:
-    """Say in one warning which letters the fonts lack; matplotlib warns of each letter, each time."""
+    """Name in one warning all letters that the fonts lack; matplotlib warns of each letter at each use."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=r"Glyph \d+")
         yield
@@ -111,7 +112,7 @@ def _with_code(letter: str) -> str:
 
 
 def _fits(figure: Figure) -> bool:
-    """Say of a figure that has been drawn whether all of it is inside, and legends inside of what they explain."""
+    """Return whether all parts of a drawn figure are inside it, and each legend inside its Axes."""
     width, height = figure.get_size_inches()
     edges = figure.get_tightbbox()
     if min(edges.x0, edges.y0, width - edges.x1, height - edges.y1) < -_SLACK:
@@ -121,7 +122,7 @@ def _fits(figure: Figure) -> bool:
         if legend is None:
             continue
         box, panel = legend.get_window_extent(), ax.get_window_extent()
-        # One that stands above its Axes is where it should be.
+        # A legend above its Axes was placed there on purpose.
         down = 0.0 if box.y0 > panel.y1 else min(box.y0 - panel.y0, panel.y1 - box.y1)
         if min(box.x0 - panel.x0, panel.x1 - box.x1, down) < -_SLACK * figure.dpi:
             return False

@@ -24,7 +24,7 @@ class LogTicks(Locator):
     """Major ticks of a logarithmic axis: whole decades, or 1-2-5, or evenly spaced values where it spans little.
 
     Args:
-        most: How many ticks there may be; two of them are never closer than this part of the axis.
+        most: Largest number of ticks; it also sets the smallest distance between two of them.
     """
 
     def __init__(self, most: int = 5) -> None:
@@ -66,7 +66,7 @@ class LogTicks(Locator):
         return [most[0], most[-1]] if len(most) >= 2 else most
 
     def _apart(self, ticks: list[float], decades: float) -> list[float]:
-        """Leave out ticks that stand too close to the one before; labels with a power of ten need twice the room."""
+        """Leave out ticks that are too close to the one before; labels with a power of ten need twice the distance."""
         least = decades / self._most * (0.8 if ticks and _all_short(ticks) else 1.6)
         kept: list[float] = []
         for tick in ticks:
@@ -76,12 +76,12 @@ class LogTicks(Locator):
 
 
 def _all_short(values: Sequence[float]) -> bool:
-    """Say whether plain numbers are short enough for all of them."""
+    """Return whether all ticks can be labelled by short plain numbers."""
     return min(values) >= 0.009 and max(values) < 1e4
 
 
 def _all_decades(values: Sequence[float]) -> bool:
-    """Say whether all values are whole powers of ten."""
+    """Return whether all values are whole powers of ten."""
     return all(abs(math.log10(value) - round(math.log10(value))) < 1e-9 for value in values)
 
 
@@ -89,8 +89,7 @@ class LogLabels(Formatter):
     """Labels of a logarithmic axis: plain numbers where all of them are short, powers of ten otherwise.
 
     Args:
-        alike: Whether whole decades beside an axis that needs powers of ten are powers too, so that both axes are
-            written alike.
+        alike: Whether whole decades are written as powers of ten where the other axis needs powers.
     """
 
     def __init__(self, alike: bool = False) -> None:
@@ -107,7 +106,7 @@ class LogLabels(Formatter):
         return [power_of_ten(value) for value in values]
 
     def _beside_powers(self) -> bool:
-        """Say whether the other axis of these Axes needs powers of ten."""
+        """Return whether the other axis of these Axes needs powers of ten."""
         axis: Any = self.axis
         ax = getattr(axis, "axes", None)
         if ax is None:
@@ -185,7 +184,7 @@ def make_steps(ax: Axes, which: Which, most: int = 5) -> None:
 
 
 def count(value: float) -> str:
-    """Return a count in few characters: 950, 20k, 1.5M."""
+    """Return a count as a short text: 950, 20k, 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
@@ -193,7 +192,7 @@ def count(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a percentage that says 0 % and 100 % only of none and all."""
+    """Return a percentage; 0 % and 100 % mean exactly none and all."""
     if 0 < share < 1:
         return "<1 %"
     if 99 < share < 100:

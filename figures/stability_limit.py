@@ -23,7 +23,7 @@ from lsmooth.trace.reader import Displacement, Trace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Fewer points than this show their course themselves.
+# With fewer points than this, no running median is needed to see the trend.
 _LEAST_FOR_MEDIAN = 30
 
 
@@ -146,7 +146,7 @@ def _draw_critical(
 
 
 def _draw_median(ax: Axes, points: Points, good: NDArray[np.bool_]) -> None:
-    """Draw the running median of the usable points, where they are many."""
+    """Draw the running median of the usable points, where there are enough of them."""
     if good.sum() < _LEAST_FOR_MEDIAN:
         return
     window = max(9, int(good.sum()) // 20)

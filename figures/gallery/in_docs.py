@@ -23,5 +23,5 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point a page's pictures to where they stand in the site."""
+    """Rewrite the paths of a page's pictures to their places in the site."""
     return markdown.replace(_IN_REPOSITORY, _IN_SITE)

@@ -1,4 +1,4 @@
-"""One page that tells a run: self-contained HTML with interactive figures, which opens without a network."""
+"""One page about a run: self-contained HTML with interactive figures, which opens without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page says of a run in words and tables."""
+"""The facts of a run that a page gives in words and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.layout import GEOMETRIES, Status
 from lsmooth.trace.reader import Trace
 
-# Intervals of more points than this take minutes; an even choice of steps says the same.
+# Intervals of more points than this take minutes, and evenly chosen steps give nearly the same ones.
 _MOST_FITTED = 20_000
 
 # Below this factor over the middle 90 % of gradient norms, smoothness is said to hardly grow.
@@ -39,7 +39,7 @@ class RunFacts:
     """What the page says of one run.
 
     Attributes:
-        name: What tells the run apart.
+        name: Short name that tells the run from the others.
         verdict: The most important finding, in one sentence.
         run: Facts of the run: name and text.
         measured: How it was measured: name and text.
@@ -84,7 +84,7 @@ def facts_of(trace: Trace, name: str) -> RunFacts:
 
 
 def verdict(trace: Trace) -> str:
-    """Say in one sentence whether smoothness grows with the gradient norm, how much, and by which constants."""
+    """Return one sentence: whether smoothness grows with the gradient norm, how much, and with which L0 and L1."""
     if not len(trace):
         return "No step has been measured yet."
     cloud = trace.cloud()
@@ -106,7 +106,7 @@ def verdict(trace: Trace) -> str:
 
 
 def _estimates(trace: Trace, by: str, *methods: str) -> pd.DataFrame:
-    """Return what `lsmooth.estimate` says of an even choice of steps, which are all where they are not many."""
+    """Return what `lsmooth.estimate` finds for evenly chosen steps; for all steps, where there are few."""
     cloud = trace.cloud(by)
     stride = max(1, -(-len(cloud.steps) // _MOST_FITTED))
     return estimate(every_nth(cloud, stride), method=methods or ("trend", "envelope"))

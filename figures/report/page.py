@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def report_page(traces: Sequence[Trace]) -> str:
-    """Return a page that tells one run or several side by side, as HTML that needs no other file and no network.
+    """Return a page about one run, or several side by side, as HTML that needs no other file and no network.
 
     Names and metadata of a trace are escaped, and the page allows no script but its own.
 
@@ -86,7 +86,7 @@ def _hash(script: str) -> str:
 
 
 def _safe(text: str) -> Any:
-    """Mark text of our own as needing no escapes."""
+    """Mark text that lsmooth itself wrote as safe, so that it is not escaped."""
     from markupsafe import Markup
 
     if "</script" in text.lower() or "</style" in text.lower():

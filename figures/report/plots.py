@@ -1,4 +1,4 @@
-"""The interactive figures of a page, drawn by Bokeh. No text of a trace reaches Bokeh but as plain text."""
+"""The interactive figures of a page, drawn by Bokeh. Texts of a trace reach Bokeh as plain text only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lsmooth.figures.stability_limit import running_median
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.reader import Trace
 
-# Points (of print) that a layer's name may be wide.
+# Largest width of a layer's name, in typographic points.
 _NAME = 105
 # Points of all runs together, which keeps a page below 6 MB: 20 bytes a point, a third more as text.
 MOST_POINTS = 100_000
@@ -63,7 +63,7 @@ class RunPlots:
         stability: Smoothness over iterations, against 2/lr.
         edge: Edge ratio over iterations, against 2.
         groups: Names of the layers, in the order of the sources that `layer` can show.
-        thinned: How many steps stand for all of them in `cloud`; 0 where all are drawn.
+        thinned: Number of steps drawn in `cloud`, where not all are; 0 where all are drawn.
     """
 
     cloud: Any
@@ -140,7 +140,7 @@ def _thin(cloud: Cloud, most: int) -> Cloud:
 
 
 def _compact(values: ArrayLike) -> NDArray[Any]:
-    """Return numbers in half their size, where single precision has their range."""
+    """Return numbers in single precision, half the size, where its range holds them."""
     array = np.asarray(values, dtype=np.float64)
     size = np.abs(array[np.isfinite(array) & (array != 0)])
     return array if len(size) and (size.min() < 1e-37 or size.max() > 1e37) else array.astype(np.float32)
@@ -162,7 +162,7 @@ def _source(cloud: Cloud, column: int, chosen: NDArray[np.bool_]) -> ColumnDataS
 
 
 def _figure(name: str, x_label: str, y_label: str, **how: Any) -> Any:
-    """Return an empty figure that is as wide as its place; colours come from the page's theme."""
+    """Return an empty figure that fills the width of its place; colours come from the page's theme."""
     made = new_bokeh_figure(
         name=name,
         height=how.pop("height", 340),
@@ -199,7 +199,7 @@ def _label_short_spans(axis: Any, limits: tuple[float, float]) -> None:
     first, last = np.floor(np.log10(limits))
     if last - first > 3:
         return
-    # With a decade more on both sides, for readers who zoom out.
+    # One decade more on both sides, for readers who zoom out.
     decades = 10.0 ** np.arange(first - 1, last + 2)
     axis.ticker = FixedTicker(
         ticks=[float(f"{digit * decade:.1g}") for decade in decades for digit in (1, 2, 5)],
