@@ -10,7 +10,7 @@ from lsmooth.errors import unknown_name
 if TYPE_CHECKING:
     from lsmooth.tasks.task import Task
 
-# name -> module and class; a task's module is imported when the task is asked for.
+# Name of a task -> its module and class. The module is imported when the task is asked for.
 _HOME = {
     "transformer-encoder": ("lsmooth.tasks.transformer_encoder", "TransformerEncoder"),
     "transformer-translation": ("lsmooth.tasks.transformer_translation", "TranslationTask"),

@@ -22,7 +22,7 @@ class AveragingState(TypedDict):
 
 
 def has_stopped_improving(losses: Sequence[float], interval: int) -> bool:
-    """Say whether the last validation loss is above the best of those more than `interval` checks before it."""
+    """Return whether the last validation loss is above the best of those more than `interval` checks before it."""
     *before, last = losses
     return len(before) > interval and last > min(before[:-interval])
 
@@ -58,13 +58,13 @@ class LateAverage(Generic[M]):
         self._average = get_swa_multi_avg_fn()
 
     def check(self, loss: float) -> None:
-        """Take a validation loss in; averaging starts with the next step where it says so."""
+        """Add a validation loss; where it stopped improving, averaging starts with the next step."""
         if not self.started:
             self._losses.append(loss if math.isfinite(loss) else math.inf)
             self.started = has_stopped_improving(self._losses, self._interval)
 
     def after_step(self) -> None:
-        """Take the weights of a step into the mean, once averaging has started."""
+        """Add the weights after a step to the mean, once averaging has started."""
         if not self.started:
             return
         if self.mean is None:

@@ -41,7 +41,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd-momentum-normalized": {"lr": 2.0, "momentum": 0.9, "weight_decay": 5e-6},
 }
 
-# Output and cell state of a layer, (1, batch, units) each; a stack has one pair a layer.
+# Output and cell state of one layer, (1, batch, units) each; a state has one such pair per layer.
 LayerState = tuple[Tensor, Tensor]
 State = tuple[LayerState, ...]
 
@@ -51,10 +51,10 @@ class AWDLSTMSettings(Settings):
     """Hyperparameters of AWD-LSTM.
 
     Attributes:
-        embedding: Width of the embedding, and of the last layer's output, which the same weights decode.
+        embedding: Width of the embedding and of the last layer's output: both use the same weight matrix.
         hidden: Units of all layers but the last.
         layers: Number of LSTM layers.
-        bptt: Words in a sequence, about: half as many in one batch of twenty, and normal noise of deviation 5.
+        bptt: Usual number of words in a sequence; half as many in one batch of twenty. Lengths are normal, deviation 5.
         dropout: Of the last layer's output, one mask a sequence.
         dropout_hidden: Between layers, one mask a sequence.
         dropout_input: Of the embedded words, one mask a sequence.
@@ -62,8 +62,8 @@ class AWDLSTMSettings(Settings):
         weight_drop: Share of hidden-to-hidden weights dropped in a batch.
         alpha: Of the activation penalty (AR), alpha times the mean square of the last layer's dropped output.
         beta: Of the slowness penalty (TAR), beta times the mean square of the last layer's change from word to word.
-        nonmono: Average weights, and evaluate the mean, from the first report on whose validation loss is above the
-            best of those more than so many reports before; None for no averaging.
+        nonmono: n of `LateAverage`, in reports: weights are averaged, and their mean evaluated, from the first report
+            whose validation loss is above the best of those more than n reports earlier. None for no averaging.
     """
 
     batch_size: int = 40
@@ -106,7 +106,7 @@ class WeightDropLSTM(nn.Module):
 
     def __init__(self, inputs: int, units: int, weight_drop: float) -> None:
         super().__init__()
-        # cuDNN copies weights into one piece of memory at each call: they are new at each.
+        # Dropped weights are new tensors in each call, so cuDNN cannot keep them in one piece of memory.
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
         self.weight_drop = weight_drop
         self.weight_ih = nn.Parameter(torch.empty(4 * units, inputs))
@@ -127,12 +127,12 @@ class WeightDropLSTM(nn.Module):
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not cpu_has_bfloat16_lstm():
             with torch.autocast("cpu", enabled=False):
                 return _lstm(x.float(), (state[0].float(), state[1].float()), weights, self.training)
-        # Evaluated without autocast, a state that training has left in bfloat16 does not fit float32's weights.
+        # Training under autocast leaves a bfloat16 state, which does not fit the float32 weights without autocast.
         return _lstm(x, (state[0].to(x.dtype), state[1].to(x.dtype)), weights, self.training)
 
 
 def _lstm(x: Tensor, state: LayerState, weights: list[Tensor], training: bool) -> tuple[Tensor, LayerState]:
-    """Call what nn.LSTM calls; nn.LSTM itself would take dropped weights for parameters."""
+    """Call the function under nn.LSTM, since nn.LSTM itself would register dropped weights as parameters."""
     output, h, c = torch.lstm(
         x, state, weights, has_biases=True, num_layers=1, dropout=0.0, train=training, bidirectional=False,
         batch_first=True,
@@ -182,11 +182,11 @@ class AWDLSTM(nn.Module):
         return tuple((weight.new_zeros(1, batch, size), weight.new_zeros(1, batch, size)) for size in self.units)
 
     def forward(self, words: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
-        """Predict the word after each word.
+        """Return logits of the word after each word, the new state, and the last layer's outputs.
 
         Args:
             words: int64 (batch, sequence).
-            state: What the text so far has left behind.
+            state: State after the text so far.
 
         Returns:
             Logits (batch, sequence, vocabulary), the state after the last word, and the last layer's outputs
@@ -216,7 +216,7 @@ class AWDLSTM(nn.Module):
 
 
 class Window(NamedTuple):
-    """A batch: words and those that follow them, int64 (batch, sequence); the length drawn for it."""
+    """A batch: words and the words that follow them, int64 (batch, sequence) each, and the length drawn for it."""
 
     words: Tensor
     following: Tensor
@@ -224,7 +224,7 @@ class Window(NamedTuple):
 
 
 def draw_lengths(words: int, bptt: int, rng: np.random.Generator) -> Sequence[int]:
-    """Draw the lengths of an epoch's sequences: normal around bptt, or in one of twenty around its half, at least 5.
+    """Draw the lengths of an epoch's sequences: normal around bptt, for one in twenty around bptt / 2; at least 5.
 
     Merity et al. 2018, Section 5. The last may reach beyond the text.
 
@@ -264,8 +264,8 @@ class AWDLSTMProblem(Problem):
     def compile(self) -> None:
         """Compile what comes before and after the recurrent layers, for sequences of any length.
 
-        The layers themselves would be written out word by word, in a graph of its own for each length of sequence:
-        minutes each time, and lengths vary from batch to batch.
+        The recurrent layers would be unrolled word by word, into one graph for each length of sequence. Each takes
+        minutes to compile, and lengths vary from batch to batch.
         """
         # Not a decorator: that would import the compiler, which takes a second, with this module.
         self.network.recur = torch.compiler.disable(self.network.recur)  # type: ignore[method-assign]
@@ -308,7 +308,7 @@ class AWDLSTMProblem(Problem):
         return carried[1]
 
     def _twin(self) -> AWDLSTM:
-        """Return a model of the same form without values, which takes none of the run's random numbers."""
+        """Return a model of the same form without values, so that no random numbers of the run are used up."""
         with torch.device("meta"):
             model = AWDLSTM(len(self.corpus.vocabulary), self.settings)
         return model.to_empty(device=self.device)
@@ -335,7 +335,7 @@ class AWDLSTMProblem(Problem):
     def metrics(self, split: Split) -> dict[str, Tensor | float]:
         """Return loss in nats a word and perplexity, the state carried through the text.
 
-        They are those of the mean weights, once there are any.
+        Once averaging has started, they are those of the mean weights.
         """
         network = self.network
         if self._average is not None and self._average.mean is not None:

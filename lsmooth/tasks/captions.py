@@ -139,7 +139,7 @@ def caption_pairs(count: int, seed: int) -> list[Pair]:
     A longer list begins with the shorter one. No German caption comes twice.
 
     Args:
-        count: How many pairs; the grammar has more than 700 million.
+        count: Number of pairs; the grammar has more than 700 million.
         seed: Of the generator.
     """
     rng = random.Random(seed)

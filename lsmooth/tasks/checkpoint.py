@@ -133,7 +133,8 @@ class Checkpoint:
         recorder: `Recorder.state_dict()`.
         recording: The recorder's arguments, as `Session` has them.
         ranks: Where several processes train together, `TrainingRun.state_of_rank()` of each; else empty.
-        run_id: What the run's trace says too, so that neither is taken for another's; None from an older lsmooth.
+        run_id: Identifier that the run's trace has too, so that trace and checkpoint are matched; None from an older
+            lsmooth.
     """
 
     plan: Plan
@@ -154,9 +155,9 @@ def checkpoint_path(trace: str | os.PathLike[str]) -> Path:
 
 
 def find_checkpoint(trace: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint that a trace's run goes on from.
+    """Return the path of the checkpoint from which a trace's run is resumed.
 
-    An older lsmooth left out the trace's suffix (`run.checkpoint.pt`): that file, where it is the only one.
+    An older lsmooth left out the trace's suffix (`run.checkpoint.pt`); that file is used where no newer one exists.
     """
     path, older = checkpoint_path(trace), Path(trace).with_suffix(".checkpoint.pt")
     return older if older.exists() and not path.exists() else path
@@ -229,7 +230,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[Any, bool]:
-    """Return what a file holds, and whether it has a checksum, which then is right."""
+    """Return the content of a file, and whether it has a checksum; a wrong checksum raises CheckpointError."""
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is a folder or a device, not a checkpoint.")

@@ -30,8 +30,9 @@ class Contestant:
     """One line of the table: an optimizer, with or without clipping, and the settings it may choose from.
 
     Attributes:
-        label: What the table calls it.
-        candidates: Plans with settings from the grid, by a short text that tells them apart; one for no choice.
+        label: Its name in the table.
+        candidates: Plans with settings from the grid, by a short text that tells them apart; a single one where there
+            is no choice.
     """
 
     label: str
@@ -43,7 +44,7 @@ def contestants(
     grid: Mapping[str, Sequence[str]] | None = None,
     clip: Sequence[float | None] | None = None,
 ) -> list[Contestant]:
-    """Return who takes part.
+    """Return the contestants: one for each optimizer and clipping threshold.
 
     Args:
         plans: A plan for each optimizer, with its default hyperparameters.
@@ -104,7 +105,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """What came of a contestant.
+    """The results of a contestant.
 
     Attributes:
         label: Its label.
@@ -129,9 +130,9 @@ class Comparison:
     """A comparison under way.
 
     Args:
-        entries: Who takes part; see `contestants`.
+        entries: The contestants; see `contestants`.
         seeds: Seeds of the final runs; settings are chosen with the first of them.
-        results: Where results are kept; runs that are in there are not made again.
+        results: Where results are kept; runs that it holds already are not made again.
     """
 
     def __init__(self, entries: Sequence[Contestant], seeds: Sequence[int], results: Results) -> None:
@@ -166,7 +167,7 @@ class Comparison:
     def make(
         self, jobs: Mapping[str, Plan], engine: Engine, tick: Tick, finished: Callable[[str, RunResult], None]
     ) -> None:
-        """Make those of the runs that the results do not hold, and keep what they come to.
+        """Make those runs that the results do not hold, and keep their results.
 
         A run that fails is not kept, so that a comparison that is continued tries it again.
 
@@ -198,7 +199,7 @@ class Comparison:
         return [name for name in jobs if name not in self._results]
 
     def standings(self) -> list[Standing]:
-        """Return what came of everyone, in the order of the contestants."""
+        """Return the results of all contestants, in their order."""
         found = []
         for entry in self._entries:
             chosen = self._chosen(entry)

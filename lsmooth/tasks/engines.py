@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from lsmooth.errors import InvalidArgumentError, LsmoothError
 
-# A run whose worker disappears is made again so many times in all.
+# Times that a run is tried in all, where its worker disappears.
 ATTEMPTS = 3
 _TICK_SECONDS = 1.0
 
@@ -26,7 +26,7 @@ class EngineError(LsmoothError):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         outcome: "finished", "diverged", or "failed" (it raised an error).
@@ -41,7 +41,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Moment:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         step: Optimizer steps done.
@@ -66,7 +66,7 @@ class Engine(Protocol):
     """Makes runs, several at a time."""
 
     def run(self, jobs: Sequence[Job], tick: Tick, finished: Finished) -> None:
-        """Make all runs; `tick(name, moment)` says how far one is, `finished(name, result)` hands a result over."""
+        """Make all runs; call `tick(name, moment)` as one progresses, and `finished(name, result)` at its end."""
 
 
 def execute(plan: Mapping[str, Any], threads: int, tick: Callable[[Moment], None] = lambda moment: None) -> RunResult:
@@ -75,7 +75,7 @@ def execute(plan: Mapping[str, Any], threads: int, tick: Callable[[Moment], None
     Args:
         plan: The plan in plain values.
         threads: Threads that torch computes with on the CPU.
-        tick: Told how far the run is, about once a second.
+        tick: Called with the progress of the run, about once a second.
     """
     import torch
 
@@ -105,7 +105,7 @@ class LocalEngine:
     """Processes on this machine.
 
     Args:
-        jobs: How many runs are made at a time.
+        jobs: Number of runs at a time.
         threads: Threads of each.
     """
 

@@ -180,11 +180,11 @@ class GPT2Problem(Problem):
         )
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the batches of an epoch: int64 (batch, context + 1), the last word only to be predicted.
+        """Yield the batches of an epoch: int64 (batch, context + 1); the last token is only predicted, not read.
 
         Windows that do not fill a batch are left out of the epoch.
         """
-        # On the device at once: no batch waits for a copy.
+        # The whole order is copied to the device once, so that no batch waits for a copy.
         order = torch.randperm(self._windows, generator=epoch_generator(self.seed, epoch)).to(
             self.texts["train"].device
         )
@@ -193,7 +193,7 @@ class GPT2Problem(Problem):
             yield self._read("train", order[number * size : (number + 1) * size])
 
     def drawn(self, which: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return windows of the context's length, a token more each."""
+        """Return windows, int64 (n, context + 1)."""
         return self._read("train", which.to(self.texts["train"].device))
 
     def _read(self, split: Split | str, windows: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def load_hub(source: str, name: str, configuration: str | None = None, revision:
     try:
         found = datasets.load_dataset(other) if other else datasets.load_dataset(name, configuration, revision=revision)
     except Exception as error:
-        # Whatever it is (no network, no such name, a broken cache), the user can only try elsewhere.
+        # Whatever the cause (no network, no such name, a broken cache), the user has the same remedies.
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(
             f"{other or name} could not be loaded with datasets ({reason}); check the name and the connection, or "

@@ -22,15 +22,15 @@ from lsmooth.tasks.task import Problem
 
 
 def ranks_wanted() -> int:
-    """Return how many processes `torchrun` started, 1 without it."""
+    """Return the number of processes that `torchrun` started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join(device: str) -> str:
-    """Join the processes that `torchrun` started, before any of them makes a model; return this one's device.
+    """Join the processes that `torchrun` started, before a model is built; return the device of this process.
 
     Args:
-        device: "cuda" stands for a GPU a process.
+        device: "cpu", or "cuda" for one GPU per process.
 
     Raises:
         InvalidArgumentError: The device is one that several processes cannot share.
@@ -51,7 +51,7 @@ def join(device: str) -> str:
 
 
 def leave() -> None:
-    """Leave the processes that train together, as the last thing before the end of this one."""
+    """Leave the group of processes; the last thing that a process does before it ends."""
     dist.destroy_process_group()
     # DistributedDataParallel keeps gloo's threads alive. One that waits for the interpreter, to let go of what it held
     # during the last operation, crashes the process if that is ending by then (pytorch/pytorch#179291).
@@ -59,14 +59,14 @@ def leave() -> None:
 
 
 def on_rank_0(value: Any) -> Any:
-    """Return what the first process found, on every one."""
+    """Return the value of the first process on every process."""
     found = [value]
     dist.broadcast_object_list(found, src=0)
     return found[0]
 
 
 class _Loss(nn.Module):
-    """Computes a problem's loss in a forward pass, which is where DistributedDataParallel listens.
+    """Computes a problem's loss in `forward`, the call that DistributedDataParallel wraps.
 
     The model hangs under the name that torch.compile's wrapper has for it: parameters are named as without.
     """
@@ -89,7 +89,7 @@ class Parallel:
 
     Attributes:
         rank: This process's rank.
-        size: How many there are.
+        size: Number of processes.
         model: What the recorder is given: the problem's model in DistributedDataParallel.
     """
 
@@ -97,7 +97,7 @@ class Parallel:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._sums = problem.loss_is_a_sum
         self.model = nn.parallel.DistributedDataParallel(_Loss(problem))
-        # Hosts talk among themselves: no GPU is waited for.
+        # A group of CPU processes, so that their messages wait for no GPU.
         self._hosts = dist.new_group(backend="gloo")
         self._asked: Any = None
         self._flags = torch.zeros(0, dtype=torch.int32)
@@ -121,7 +121,7 @@ class Parallel:
         return everyone or []
 
     def ask(self, wishes: Sequence[bool]) -> None:
-        """Begin to tell the others of wishes, without waiting for them."""
+        """Begin to send this rank's wishes to the others, without waiting for them."""
         self._flags = torch.tensor(wishes, dtype=torch.int32)
         self._asked = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._hosts, async_op=True)
 

@@ -86,7 +86,7 @@ class Plan:
         """Build model and optimizer, at step 0.
 
         Args:
-            data: What the task found under `data` already, to save finding it again.
+            data: Data that the task found under `data` already; None to look for it.
             parallel: Whether the processes of torch.distributed train it together.
         """
         task: Task = tasks.get(self.task)
@@ -140,7 +140,7 @@ def make_plan(
     """
     chosen = tasks.get(task)
     optimizer = chosen.optimizer if optimizer is None else optimizer
-    # Said before data is read, which may take long: an optimizer that there is not.
+    # An unknown optimizer is refused before data is read, which may take long.
     optim.hyperparameters(optimizer)
     check_device(device)
     found = chosen.find_data(data)

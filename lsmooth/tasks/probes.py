@@ -35,7 +35,7 @@ def probes_of(run: TrainingRun, count: int, size: int) -> list[Callable[[], Any]
             f"{count} examples cannot be cut into probes of {size}; give a multiple of {size}, such as "
             f"{max(1, round(count / size)) * size}, or another probe size."
         )
-    # Epochs draw from (seed, epoch): three numbers are none of theirs.
+    # Epochs draw from (seed, epoch); a seed of three numbers gives other draws than any of theirs.
     rng = np.random.default_rng((problem.seed, 0, 1))
     which = torch.from_numpy(rng.choice(problem.examples, count, replace=False))
     return [run.loss_on(problem.drawn(part, rng), None) for part in which.split(size)]

@@ -220,7 +220,7 @@ def generate_images(count: int, seed: int) -> Images:
     centre = margin[:, None] + rng.uniform(size=(count, 2)) * (SIDE - 1 - 2 * margin)[:, None]
     grid = np.arange(SIDE, dtype=np.float64)
     pixels = np.empty((count, 3, SIDE, SIDE), np.uint8)
-    # In blocks, so that memory stays small.
+    # In blocks, to save memory.
     for start in range(0, count, 1000):
         block = slice(start, min(count, start + 1000))
         down = (grid[None, :, None] - centre[block, 0, None, None]) / size[block, None, None]
@@ -239,7 +239,7 @@ def generate_images(count: int, seed: int) -> Images:
 
 
 def _shapes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return for each class (10, n, 32, 32) which points lie inside its shape of unit size, centred at 0."""
+    """Return masks, bool (10, n, 32, 32): the points inside the shape of each class, of unit size and centred at 0."""
     radius = np.hypot(x, y)
     reach = np.maximum(np.abs(x), np.abs(y))
     box = reach < 0.9
@@ -309,7 +309,7 @@ def augmented(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
 
 
 def drawn_augmentation(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the offsets (n, 2) and flips (n,) of so many images; see `augmented`."""
+    """Draw offsets (n, 2) and flips (n,) for n images; see `augmented`."""
     return torch.from_numpy(rng.integers(0, 9, (count, 2))), torch.from_numpy(rng.integers(0, 2, count).astype(bool))
 
 
@@ -353,7 +353,7 @@ class ResNet20Problem(Problem):
         self.settings = settings
         self.splits = {"test": data.test.to(device)}
         if hold_out:
-            # Which ones does not depend on the seed: settings are chosen on the same images in all runs.
+            # The split does not depend on the seed, so that settings are chosen on the same images in all runs.
             order = torch.from_numpy(np.random.default_rng(0).permutation(len(train)))
             held_out = len(train) // 10
             self.splits["valid"] = train.take(order[:held_out]).to(device)

@@ -58,7 +58,7 @@ class Results:
         self._runs: dict[str, tuple[dict[str, Any], RunResult]] = {}
         if not path.parent.is_dir():
             raise ResultsError(f"There is no folder {path.parent} to write {path.name} into; create it first.")
-        # Who holds the lock on the file at this path writes it: each new version is locked before it gets the name.
+        # The holder of the lock on the file at this path may write it: each new version is locked before it is renamed.
         self._lock: int | None = None
         begun = self._begin(mode)
         try:
@@ -82,7 +82,7 @@ class Results:
             raise
 
     def _begin(self, mode: str) -> bool:
-        """Say whether the file is begun here; of several that begin it at once, one does."""
+        """Return whether this object creates the file; of several that try at once, one does."""
         if self.path.exists() and mode != "x":
             return False
         try:
@@ -117,7 +117,7 @@ class Results:
         return iter(self._runs)
 
     def check(self, name: str, plan: Mapping[str, Any]) -> None:
-        """Raise a ResultsError if the run of this name is there, but was made by another plan."""
+        """Raise a ResultsError if there is a run of this name that was made by another plan."""
         if name in self._runs:
             theirs, ours = self._runs[name][0], json.loads(json.dumps(plan))
             for key in [key for key in ours if theirs.get(key) != ours[key]]:

@@ -52,7 +52,7 @@ class Session:
             `probe_size` of them at a time.
         data: What the task found already; None to find it.
         mode: "x" refuses an existing trace, "w" replaces it.
-        checkpoint_seconds: Write a checkpoint so often; None for no checkpoints at all.
+        checkpoint_seconds: Seconds between two checkpoints; None for no checkpoints at all.
         checkpoint: Continue from this one (see `resume`).
         parallel: Whether the processes of torch.distributed train together; the first of them writes.
 
@@ -95,7 +95,7 @@ class Session:
                 check_fits(checkpoint, plan, task_data)
         self.run: TrainingRun = plan.start(task_data, parallel=parallel)
         with warnings.catch_warnings():
-            # What it would warn of is an error here.
+            # The recorder warns of a trace that it cannot write; here that is an error, raised below.
             warnings.simplefilter("ignore", TraceWarning)
             self.recorder = Recorder(
                 self.run.model,
@@ -142,7 +142,7 @@ class Session:
         checkpoint_seconds: float | None = 120.0,
         parallel: bool = False,
     ) -> Session:
-        """Go on with the run of a trace from its checkpoint, on another device or for more steps if wanted.
+        """Resume the run of a trace from its checkpoint, on another device or for more steps if wanted.
 
         Args:
             trace: The trace; its checkpoint is looked for beside it.
@@ -183,13 +183,13 @@ class Session:
         """
         self.save()
         parallel = self.run.parallel
-        # torchrun passes a Ctrl-C on to processes that have had it, and a SIGTERM to one after the other.
+        # torchrun sends a Ctrl-C again to processes that have had it, and a SIGTERM to one after the other.
         with _stop_requests(strikes=parallel is None) as stop, _compiling(stop):
             for _ in self.run.steps(self.recorder):
                 watch(self)
                 wishes = [self._due(), stop.is_set()]
                 if parallel is not None:
-                    # All do the same after the same step: what any of them wished for at the one before.
+                    # All ranks act after the same step, on the wishes that any rank had after the step before.
                     wishes = parallel.heard() or [False, False]
                 if wishes[0]:
                     self.save()
@@ -214,7 +214,7 @@ class Session:
         ranks = [] if parallel is None else parallel.on_rank_0(self.run.state_of_rank())
         if parallel is not None and parallel.rank:
             return
-        # What the trace holds has to reach at least as far as the checkpoint.
+        # The trace must hold all steps before the checkpoint, or a resumed run would leave a gap.
         self.recorder.flush()
         try:
             save_checkpoint(

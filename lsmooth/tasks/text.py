@@ -97,7 +97,7 @@ def find_corpus(
         patterns: Sets of file names, by split; the first set whose "train" and "valid" are in the folder is read.
         files: The same in words, for the error.
         column: Name of the hub's column with the text.
-        max_words: Keep so many of the most frequent words, the rest become `<unk>`; None for all.
+        max_words: Number of words to keep, the most frequent ones; the others become `<unk>`. None keeps all.
 
     Raises:
         DataError: Nothing is there; the message names the files.

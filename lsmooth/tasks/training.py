@@ -22,11 +22,11 @@ from lsmooth.tasks.task import Problem, Split
 
 @dataclass(frozen=True)
 class Report:
-    """How a run stands: at the end of an epoch, of `report_every` steps, or of the run.
+    """Losses and metrics at the end of an epoch, of `report_every` steps, or of the run.
 
     Attributes:
         step: Optimizer steps done.
-        epoch: The same in epochs.
+        epoch: Epochs done, with fractions.
         train_loss: Mean training loss since the last report, as it is shown (`Problem.shown_loss`).
         clipped: Steps since the last report whose gradient was clipped.
         steps: Steps since the last report.
@@ -55,7 +55,7 @@ class TrainingRun:
         problem: Model, batches and loss.
         optimizer: Its groups' `lr` are the base rates that `problem.lr_factor` multiplies.
         max_norm: Clip gradients to this 2-norm before each step; None for no clipping.
-        report_every: Report after so many steps; None for after each epoch.
+        report_every: Steps between two reports; None for a report after each epoch.
         amp: Run forward passes in bfloat16 where autocast deems it safe and the device can.
         parallel: This process's share, where several train together.
 
@@ -131,7 +131,7 @@ class TrainingRun:
         self.problem.model.train()
         since = time.monotonic()
         while not self.done:
-            # From a checkpoint: the batches of its epoch that were trained on already are passed over.
+            # In a resumed epoch, the batches that were trained on already are skipped.
             for batch in itertools.islice(self.problem.batches(self._epoch), self._batches_done, None):
                 self._train_on(batch, backward)
                 if self._due():
@@ -166,9 +166,9 @@ class TrainingRun:
         return {name: _to_device(value, torch.device("cpu")) for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, in a run of the same plan."""
+        """Continue from the moment of a `state_dict`, in a run of the same plan."""
         self.problem.model.load_state_dict(state["model"])
-        # Hyperparameters are the plan's: of a checkpoint, they would be believed unchecked.
+        # Hyperparameters come from the plan, which is checked; those in a checkpoint are not.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.problem.load_state_dict(state.get("problem", {}))
@@ -190,7 +190,8 @@ class TrainingRun:
             batch: The batch.
             carried: As for `Problem.loss`, which says what the closure returns.
         """
-        # The closure reads no attribute of the run: what it reads is looked through at each measured step.
+        # The closure holds no reference to the run: the recorder searches all that a closure reads at each measured
+        # step.
         problem, parallel, amp, device_type = self.problem, self.parallel, self._amp, self._device_type
         weight = 1.0
         if parallel is not None:

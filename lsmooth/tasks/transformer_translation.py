@@ -62,7 +62,7 @@ class TranslationSettings(Settings):
         width: Of embeddings and layers (d_model).
         heads: Attention heads.
         feed_forward: Width of the layers' hidden layer.
-        layers: Of the encoder, and of the decoder.
+        layers: Layers of the encoder, and as many of the decoder.
         dropout: Share of activations dropped.
         label_smoothing: Share of the target's probability that is spread over all words.
         warmup: Steps over which the learning rate grows.
@@ -166,7 +166,7 @@ def noam(step: int, width: int, warmup: int) -> float:
 class Pairs(NamedTuple):
     """Sentence pairs as word numbers, each `<s> … </s>` and padded with 0: int64 (n, longest); lengths int64 (n,).
 
-    The lengths stay on the CPU: batches are cut by them.
+    The lengths stay on the CPU, where batches are chosen by them.
     """
 
     source: Tensor
@@ -183,7 +183,7 @@ class Pairs(NamedTuple):
 
         Args:
             which: Their indices, int64 (m,) on the CPU.
-            there: The same on the device of the word numbers; given, so that no batch waits for a copy.
+            there: The same on the device of the word numbers; passed in, so that no batch waits for a copy.
         """
         source_lengths, target_lengths = self.source_lengths[which], self.target_lengths[which]
         return Pairs(
@@ -358,7 +358,7 @@ class TranslationProblem(Problem):
         logits = self.model(batch.source, batch.target[:, :-1])
         gold = batch.target[:, 1:]
         there = gold != PAD
-        # Under autocast too: a sum over thousands of tokens has no place in bfloat16.
+        # In float32 under autocast too: bfloat16 is too coarse for a sum over thousands of tokens.
         log_shares = functional.log_softmax(logits.float(), dim=-1)
         plain = -log_shares.gather(2, gold[..., None])[..., 0]
         smoothing = self.settings.label_smoothing
