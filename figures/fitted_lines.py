@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A line may make the y axis longer by this share of the points' own span; a longer line leaves the picture.
 _MOST_EXTENSION = 0.35
-# What is kept free beyond a line's ends, as a share of the axis: a line that ends at the edge looks as if it went on.
+# Share of the axis that stays free beyond a line's ends: a line that ends at the edge looks as if it went on.
 _MARGIN = 0.02
 LEAVES = "↑"
 
@@ -52,7 +52,7 @@ class FittedLine:
 
     @property
     def short(self) -> tuple[str, ...]:
-        """The same in fewer characters, for the title of a panel: forms that take less and less width."""
+        """Method and constants in shorter and shorter forms, for the title of a panel."""
         name = f"{self.method}{LEAVES}" if self.leaves else self.method
         return tuple(
             f"{name} $L_0$ {short_number(self.level, digits)},{space}$L_1$ {short_number(self.slope, digits)}"
@@ -77,7 +77,7 @@ def check_lines(lines: Sequence[str]) -> None:
 def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) -> list[FittedLine]:
     """Fit lines to the usable points and draw them over the range of gradient norms that was seen.
 
-    The points have been drawn: the y axis is made longer for lines that leave it a little.
+    The points must have been drawn already: the y axis is made longer for lines that leave it a little.
     """
     from lsmooth import fit
 
@@ -103,7 +103,7 @@ def draw_lines(ax: Axes, points: Points, lines: Sequence[str], *, linear: bool) 
 
 
 def why_no_line(points: Points) -> str:
-    """Return why no line can be fitted to the points, in few words; "" where one can."""
+    """Return, in few words, why no line can be fitted to the points; "" where one can."""
     from lsmooth.fit.batches import FEWEST
     from lsmooth.fit.lines import at_one_norm
 

@@ -22,7 +22,7 @@ from lsmooth.trace.reader import Displacement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# More columns than this are narrower than what print resolves; several steps then share one.
+# More columns than this would be too narrow for print; several steps then share one.
 MOST_COLUMNS = 120
 _MISSING = "#DDDDDD"
 
@@ -73,7 +73,7 @@ def layer_heatmap(
 
 
 def heatmap_height(layers: int) -> float:
-    """Return how high, in inches, a heatmap of so many layers is."""
+    """Return the height, in inches, of a heatmap of this many layers."""
     return min(8.0, max(2.2, 0.6 + 0.135 * layers))
 
 
@@ -145,7 +145,7 @@ def _draw(
 
 
 def _label_steps(ax: Axes, edges: NDArray[np.float64]) -> None:
-    """Label columns, which are equally wide, with whole steps of the run."""
+    """Label the columns, all of one width, with step numbers of the run."""
     low, high = edges[0], edges[-1]
     steps = MaxNLocator(nbins=3, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
     shown = [step for step in steps if low <= step <= high]

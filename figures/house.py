@@ -111,7 +111,7 @@ def _house_settings() -> Any:
 
 
 def _use_style(name: str | dict[str, Any]) -> None:
-    """Put settings, those of a style file, or of a style that matplotlib knows, on top of those that hold."""
+    """Apply settings: a dict, a style file, or a style that matplotlib knows."""
     import matplotlib.style
 
     if isinstance(name, dict):
@@ -164,7 +164,7 @@ def arranging(figure: Figure | SubFigure | None, width: float, height: float) ->
 
 
 def settle(figure: Figure | SubFigure) -> None:
-    """Make the ticks now: matplotlib makes them when they are first drawn, in whatever style holds by then."""
+    """Make the ticks now: otherwise matplotlib makes them when drawing, in the style of that moment."""
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
             axis.get_major_ticks()

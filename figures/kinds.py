@@ -1,4 +1,4 @@
-"""The kinds of figure that `lsmooth plot` and the gallery draw: what each takes, how large it is, and who draws it.
+"""The kinds of figure that `lsmooth plot` and the gallery draw: what each takes, its size, and its function.
 
 This table loads no drawing library: commands ask it before anything is drawn.
 """
@@ -49,7 +49,7 @@ class Kind:
         draw: Draws traces into an empty figure of the size that it will have.
         size: Returns the width and height in inches that the kind needs by default: a single column where it can.
         several: Whether it takes several traces.
-        by: What `--by` is when it is not given; None where the kind does not group parameters.
+        by: Default of `--by`; None where the kind does not group parameters.
         linear: Whether it has logarithmic axes that `--linear` makes linear.
         norm: Whether it depends on the geometry.
         marginals: Whether distributions can stand beside it.
@@ -65,7 +65,7 @@ class Kind:
 
 
 def check_options(name: str, traces: Sequence[object], options: Options) -> None:
-    """Raise InvalidArgumentError where a kind of figure does not have what is asked of it."""
+    """Raise InvalidArgumentError for an option that a kind of figure does not have."""
     kind = KINDS[name]
     if len(traces) > 1 and not kind.several:
         several = ", ".join(known for known, other in KINDS.items() if other.several)
@@ -84,7 +84,7 @@ def check_options(name: str, traces: Sequence[object], options: Options) -> None
 def draw_kind(kind: str, traces: Sequence[Trace], figure: Figure, options: Options) -> Figure:
     """Draw a kind of figure into an empty one, and return it."""
     check_options(kind, traces, options)
-    # Sizes count while a figure is drawn: names are shortened to what there is room for.
+    # The size is set before drawing, since names are shortened to the room that they have.
     figure.set_size_inches(*(options.size or KINDS[kind].size(traces, options)))
     if options.title is not None:
         _title(figure, options.title)
@@ -122,12 +122,12 @@ def _group_count(trace: Trace, by: str) -> int:
     return len(trace.coordinate_names) if by == "coordinate" else len(group_parameters(trace.parameters, by))
 
 
-# Panels of one figure at most; of more groups, an even choice is drawn.
+# Largest number of panels in a figure; of more groups, evenly chosen ones are drawn.
 _PANELS = 12
 
 
 def _panels(groups: int, runs: int) -> int:
-    """Return how many panels there are of so many groups of each run."""
+    """Return the number of panels for this many groups of each run."""
     return min(_PANELS, runs * min(groups, max(1, _PANELS // runs)))
 
 

@@ -1,4 +1,4 @@
-"""Names made to fit: parameters have long ones, and a panel of a printed figure is an inch wide."""
+"""Names shortened to fit: parameters have long ones, and a panel of a printed figure may be an inch wide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ELLIPSIS = "…"
 
 
 def text_width(text: str, size: float) -> float:
-    """Return how wide a line of text is in points, set in the current font at a size in points."""
+    """Return the width, in points, of a line of text in the current font at a size in points."""
     return size * _em_width(text, tuple(matplotlib.rcParams["font.family"]))
 
 
@@ -35,7 +35,7 @@ def _em_width(text: str, family: tuple[str, ...]) -> float:
 
 
 def shorten(text: str, width: float, size: float) -> str:
-    """Return `text` with its middle left out, so that it is at most `width` points wide; the end says most."""
+    """Return `text` with its middle left out, at most `width` points wide; the end, which says most, stays."""
     if text_width(text, size) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):
@@ -49,7 +49,7 @@ def shorten(text: str, width: float, size: float) -> str:
 def abbreviate(name: str, width: float, size: float) -> str:
     """Return a dotted name at most `width` points wide: `e.l.0.self_attn.out_proj` for encoder.layers.0.….
 
-    Parts are cut to their first letter from the left, as many as it takes.
+    As many parts as needed are cut to their first letter, from the left.
     """
     for short in abbreviations(name):
         if text_width(short, size) <= width:
@@ -80,7 +80,7 @@ def wrap_name(name: str, width: float, size: float, lines: int = 2) -> str:
 
 
 def wrap_words(text: str, width: float, size: float) -> str:
-    """Return a text in as many lines as it takes for none to be wider than `width` points."""
+    """Return a text broken into lines of at most `width` points."""
     rows: list[str] = []
     for word in text.split():
         if rows and text_width(f"{rows[-1]} {word}", size) <= width:
@@ -95,7 +95,7 @@ _UNITS = re.compile(r"\S+ = \S+|\([^()]*\)\S*|\S+")
 
 
 def wrap_label(text: str, width: float, size: float) -> str:
-    """Return a label of a legend in as many lines as it takes for none to be wider than `width` points.
+    """Return a label of a legend broken into lines of at most `width` points.
 
     Lines break between words, but not within `a = b` or brackets. A single word that is too wide, such as a name, has
     its middle left out.
@@ -145,7 +145,7 @@ def caption(ax: Axes, names: Iterable[tuple[str, str]], share: float = 0.9) -> s
 
 
 def math_width(text: str, size: float) -> float:
-    """Return how wide a line with mathematics in it is, in points."""
+    """Return the width, in points, of a line that contains mathematics."""
     from matplotlib.textpath import text_to_path
 
     font = FontProperties(family=list(matplotlib.rcParams["font.family"]), size=size)
@@ -154,14 +154,14 @@ def math_width(text: str, size: float) -> float:
 
 
 def label_rows(ax: Axes, names: Sequence[str], width: float, height: float, first: float = 0.0) -> str:
-    """Name the rows of a vertical axis from the top down, a unit apart, as many as are legible.
+    """Name the rows of a vertical axis from the top down, one unit apart; only as many as stay legible.
 
     Args:
         ax: The Axes.
         names: One name a row.
-        width: Points that a label may be wide.
-        height: Points that the Axes are high.
-        first: Where the first name stands.
+        width: Largest width of a label, in points.
+        height: Height of the Axes, in points.
+        first: Position of the first name on the axis.
 
     Returns:
         What abbreviated names stand for, to go below the label of the horizontal axis; "" where all are whole.

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 _CORNERS = {"upper left": (False, True), "upper right": (True, True), "lower right": (True, False)}
 _CORNERS["lower left"] = (False, False)
-# So many points of each series are looked at; matplotlib's own "best" looks at all of them, which takes long.
+# Points of each series that are looked at; matplotlib's own "best" looks at all of them, which takes long.
 _SAMPLE = 4000
 # A longer y axis has other tick labels, which may leave less width. The second round knows them.
 _ROUNDS = 2
-# Part of the Axes' width that a legend may take.
+# Largest share of the Axes' width for a legend.
 _WIDTH_SHARE = 0.94
-# Where a legend takes a larger part of the height, a longer y axis would squeeze the points into the rest.
+# Largest share of the height: beyond it, a longer y axis would squeeze the points into the rest.
 _LARGEST_SHARE = 0.68
-# Points between a legend and what it must not hide; at few dots an inch, rows are higher than where they are measured.
+# Points of distance from a legend to what it must not hide; at a low resolution, rows are higher than measured here.
 _CLEARANCE = 6.0
 # Limits of a logarithmic axis that has been made longer.
 _SMALLEST, _LARGEST = 1e-300, 1e300
@@ -56,7 +56,7 @@ def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = ()) -
         share = (min(1.0, (box.width + clearance) / panel.width), min(1.0, (box.height + clearance) / panel.height))
         corner, missing = _free_corner(_seen(ax, shown), share)
         if missing and share[1] < _LARGEST_SHARE:
-            # As a part of the axis: after it has grown by this, what was free has become the legend's share.
+            # Share of the axis to add, so that the free part becomes as high as the legend.
             _lengthen(ax, missing / (1 - share[1]), upwards=_CORNERS[corner][1])
         ax.legend(handles, wrapped, loc=corner, ncols=columns).set_in_layout(False)
         if not missing:
@@ -74,13 +74,13 @@ def _lay_out(ax: Axes) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         with warnings.catch_warnings():
-            # Of a figure that is too small for its labels; it is still so when it is drawn.
+            # The warning that a figure is too small for its labels comes again when it is drawn.
             warnings.simplefilter("ignore")
             engine.execute(figure)
 
 
 def _arranged(ax: Axes, labels: Iterable[str]) -> tuple[list[str], int]:
-    """Return labels broken into lines that fit the Axes, and in how many columns they go."""
+    """Return labels broken into lines that fit the Axes, and the number of columns."""
     settings = matplotlib.rcParams
     size = FontProperties(size=settings["legend.fontsize"]).get_size_in_points()
     panel = ax.get_window_extent()
@@ -103,7 +103,7 @@ def _arranged(ax: Axes, labels: Iterable[str]) -> tuple[list[str], int]:
 
 
 def _seen(ax: Axes, shown: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return where the points stand that are inside of the Axes, as parts of their width and height, (n, 2)."""
+    """Return the positions of the points inside the Axes, as shares of their width and height, (n, 2)."""
     places = [np.empty((0, 2))]
     for both in shown:
         with np.errstate(all="ignore"):
@@ -114,7 +114,7 @@ def _seen(ax: Axes, shown: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]
 
 
 def _free_corner(seen: NDArray[np.float64], share: tuple[float, float]) -> tuple[Any, float]:
-    """Return the corner that lacks the least height for a legend of this share of the Axes, and what it lacks."""
+    """Return the corner that lacks the least height for a legend of this size, and the height that it lacks."""
     lacking = {}
     for name, (right, top) in _CORNERS.items():
         inside = seen[:, 0] >= 1 - share[0] if right else seen[:, 0] <= share[0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
 
-# Up to so many points seaborn draws each in its exact colour; more are drawn by shades, which is faster.
+# Up to this many points, seaborn draws each in its exact colour; more are drawn by shades, which is faster.
 _EXACT = 30_000
 _SHADES = 64
 # Points beyond this are an image in PDF and SVG: as vectors they would be megabytes.
@@ -46,8 +46,8 @@ def draw_points(
         points: What to draw.
         colours: Colour scale over iterations.
         linear: Linear axes in place of logarithmic ones.
-        most_ticks: How many labelled ticks an axis has at most.
-        size: Area of a point in points squared, where there are few.
+        most_ticks: Largest number of labelled ticks on an axis.
+        size: Area of a point, in points squared, where there are few points.
     """
     shown = points.drawable(log=not linear)
     good, flagged = shown & points.usable, shown & ~points.usable
@@ -76,7 +76,7 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], colours: Norma
     places = np.flatnonzero(good)
     np.random.default_rng(_ORDER_SEED).shuffle(places)
     total = len(places)
-    # Many points are drawn smaller, so that the shape of the cloud stays visible; a few, so that they are seen at all.
+    # Many points are drawn smaller, so that the shape of the cloud stays visible, and a few larger, to be seen at all.
     area = size * (2.0 if total < 100 else min(1.0, max(0.06, (1500 / total) ** 0.5)))
     look: dict[str, Any] = {"zorder": 2.0, "rasterized": total > VECTOR}
     x, y, step = points.grad_norm[places], points.smoothness[places], points.steps[places]
@@ -96,7 +96,7 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], colours: Norma
         return
     shades = np.minimum((np.asarray(colours(step)) * _SHADES).astype(np.int64), _SHADES - 1)
     palette = sequential()((np.arange(_SHADES) + 0.5) / _SHADES)
-    # One artist a shade, a few times over: the shades mix as points in random order would.
+    # One artist per shade, several times over, so that shades overlap as points in random order would.
     rounds = 4
     for part in np.array_split(np.arange(total), rounds):
         by_shade = part[np.argsort(shades[part], kind="stable")]

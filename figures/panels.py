@@ -154,12 +154,12 @@ def draw_panels(
 
 
 def _grid(figure: Figure | SubFigure, rows: int, columns: int, panels: int, shared: bool) -> NDArray[np.object_]:
-    """Return the Axes of so many panels, row by row."""
+    """Return the Axes of this many panels, row by row."""
     axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel()
     for ax in axes[panels:]:
         ax.remove()
     if shared:
-        # An Axes above a place that stays empty has no neighbour below to carry its labels.
+        # Axes above an empty place have no neighbour below to carry their labels.
         for ax in axes[max(0, panels - columns) : panels]:
             ax.tick_params(labelbottom=True)
     kept: NDArray[np.object_] = axes[:panels]
@@ -188,7 +188,7 @@ def _set_titles(
     columns: int,
     layout: PanelLayout,
 ) -> str:
-    """Say above each panel whose points they are, with the constants of its lines and how many points are special.
+    """Title each panel with its name, the constants of its lines, and its numbers of flagged and left-out points.
 
     Returns:
         What abbreviated names stand for.
@@ -206,13 +206,13 @@ def _set_titles(
 
 
 def _no_line(points: Points, fitted: Sequence[FittedLine], layout: PanelLayout) -> tuple[str, ...]:
-    """Return why a panel has no line, in forms that take less and less width; nothing where it has one."""
+    """Return the reason why a panel has no line, in shorter and shorter forms; no form where it has one."""
     reason = why_no_line(points) if layout.lines and not fitted else ""
     return (f"no line: {reason}", f"no line:\n{reason}", "no line") if reason else ()
 
 
 def _counts(points: Points, linear: bool) -> tuple[str, ...]:
-    """Return how many points are flagged and how many have no place, in forms that take less and less width."""
+    """Return the numbers of flagged points and of points without a place, in shorter and shorter forms."""
     shown = points.drawable(log=not linear)
     numbers = [
         f"{count:,} {what}"
@@ -242,5 +242,5 @@ def _explain_beside(bar: Colorbar, drawn: Sequence[Sequence[FittedLine]]) -> Non
 
 
 def panels_height(rows: int, lines: int = 0) -> float:
-    """Return how high, in inches, a figure with so many rows of panels, and lines in them, is."""
+    """Return the height, in inches, of a figure with this many rows of panels and lines in them."""
     return 0.7 + (1.35 + 0.13 * lines) * rows + (0.2 if lines else 0.0)

@@ -46,7 +46,7 @@ class SmoothnessCallback(Callback):
         path: Where the trace goes.
         loss: Name of the module's method that returns the loss, under optimization by hand; `training_step` calls it,
             and `self.manual_backward` on what it returns.
-        every: Measure every so many optimizer steps, or those for which `every(step)` is true.
+        every: Measure every `every`-th optimizer step, or the steps for which `every(step)` is true.
         mode: "x" refuses an existing file (unless a run is being resumed), "w" replaces it.
         **arguments: All else that `lsmooth.Recorder` takes.
 
@@ -109,14 +109,14 @@ class SmoothnessCallback(Callback):
         return self.recorder.state_dict() if self.recorder is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take in what a checkpoint holds of the recording."""
+        """Keep what a checkpoint holds of the recording, for the recorder that continues it."""
         self._checkpoint = state_dict or None
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
-        """Refuse trainings that are not measured.
+        """Refuse kinds of training that cannot be measured.
 
         Raises:
-            RecorderError: This is one.
+            RecorderError: The training is of such a kind.
         """
         kind, strategy = type(module).__name__, trainer.strategy
         if not module.automatic_optimization and self._loss is None:

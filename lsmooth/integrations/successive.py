@@ -1,4 +1,4 @@
-"""Which file a callback's next training is recorded in: one callback may see several, one after another."""
+"""The choice of a file for each training of a callback, which may see several, one after another."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class SuccessivePaths:
         return path, mode
 
     def begun(self, path: str, *, resumed: bool) -> None:
-        """Take note that the training's recorder has been made, with the path that `begin` had returned."""
+        """Note that the training's recorder has been made, with the path that `begin` returned."""
         self._path = path
         self._trainings += int(not self._trainings or (self._finished and not resumed))
         self._finished = False
 
     def ended(self) -> None:
-        """Take note that the training has come to its end."""
+        """Note that the training has come to its end."""
         self._finished = True

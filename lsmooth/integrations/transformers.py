@@ -38,7 +38,7 @@ class SmoothnessCallback(TrainerCallback):
 
     Args:
         path: Where the trace goes.
-        every: Measure every so many optimizer steps, or those for which `every(step)` is true.
+        every: Measure every `every`-th optimizer step, or the steps for which `every(step)` is true.
         mode: "x" refuses an existing file (unless a run is being resumed), "w" replaces it.
         **arguments: All else that `lsmooth.Recorder` takes.
 

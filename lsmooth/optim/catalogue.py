@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where an optimizer's class is, what can be set about it, and what its name itself sets."""
+    """The class of an optimizer, its hyperparameters with defaults, and those that its name itself sets."""
 
     module: str
     cls: str
@@ -99,7 +99,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     except InvalidArgumentError:
         raise
     except ValueError as error:
-        # torch's own optimizers say what is wrong, but not whose it is.
+        # torch's own optimizers say what is wrong, but not which optimizer refused it.
         raise InvalidArgumentError(f"{name} refuses its hyperparameters: {error}.") from error
 
 

@@ -1,4 +1,4 @@
-"""The base of the optimizers here: hyperparameters are checked in every group, those added later included."""
+"""The base class of the optimizers here: it checks the hyperparameters of every group, of later ones too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lsmooth.errors import InvalidArgumentError, OptimizerError
 
 
 class CheckedOptimizer(Optimizer):
-    """An optimizer that checks the hyperparameters of every group, those added later included.
+    """An optimizer that checks the hyperparameters of every group, also of groups added later.
 
     A subclass checks one group in `_check` and updates all parameters in `_update`.
     """

@@ -27,7 +27,7 @@ class SGDClip(MomentumOptimizer):
     Args:
         params: Parameters, parameter groups, or (from PyTorch 2.6 on) named parameters.
         lr: Learning rate, a number or a tensor of one element.
-        max_norm: The longest step, in parameter space: what is longer than max_norm / lr is clipped.
+        max_norm: The longest step, in parameter space: a gradient or momentum longer than max_norm / lr is clipped.
         momentum: Momentum factor; 0 makes m_t = g_t.
         nu: Share of the step that follows the momentum, in [0, 1].
         dampening: 0 is heavy ball, as torch.optim.SGD has it and the published hyperparameters want it;
@@ -77,7 +77,7 @@ class SGDClip(MomentumOptimizer):
         return 1 - group["nu"], group["nu"]
 
     def _scale(self, group: dict[str, Any], norm: Tensor) -> Tensor:
-        # max_norm / 0 is infinite, so that nothing is clipped where there is nothing.
+        # A norm of 0 makes max_norm / 0 infinite, so that nothing is clipped.
         limit = group["max_norm"] / norm
         lr = group["lr"]
         if isinstance(lr, Tensor):

@@ -27,7 +27,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def chosen(columns: Iterable[Sequence[Any]], positions: Sequence[int]) -> list[list[Any]]:
-    """Return some positions of parallel lists."""
+    """Return the entries of parallel lists at some positions."""
     return [[column[position] for position in positions] for column in columns]
 
 
@@ -54,12 +54,12 @@ def on_device(value: float | Tensor, device: torch.device) -> float | Tensor:
 
 
 def is_plain(tensors: Iterable[Tensor]) -> bool:
-    """Say whether all tensors are torch's own class: a multi-tensor kernel skips what subclasses redefine."""
+    """Return whether all tensors are of torch's own class: a multi-tensor kernel skips what subclasses redefine."""
     return {type(tensor) for tensor in tensors} <= {Tensor, torch.nn.Parameter}
 
 
 def lie_alike(*tensors: Tensor) -> bool:
-    """Say whether tensors of one shape fill their memory without gaps, their elements in the same order."""
+    """Return whether tensors of one shape fill their memory without gaps, with their elements in the same order."""
     if all(map(Tensor.is_contiguous, tensors)):
         return True
     first = tensors[0]
@@ -76,9 +76,9 @@ def lie_alike(*tensors: Tensor) -> bool:
 def blocks(lists: Sequence[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
     """Split parallel lists of tensors into the blocks that are updated one after another.
 
-    On the CPU a block holds flat pieces, of at most `_CPU_BLOCK` elements in each list. What one operation leaves in
-    the cache, the next one finds there. On a GPU one block holds everything, as it does for torch.compile, which makes
-    one pass of all operations anyway.
+    On the CPU a block holds flat pieces, of at most `_CPU_BLOCK` elements in each list. The next operation then finds
+    in the cache what the last one left there. On a GPU one block holds everything, as it does for torch.compile, which
+    makes one pass of all operations anyway.
     """
     if lists[0][0].device.type != "cpu" or torch.compiler.is_compiling():
         yield list(lists)

@@ -57,7 +57,7 @@ class Session:
         parallel: Whether the processes of torch.distributed train together; the first of them writes.
 
     Raises:
-        TraceError: The trace cannot be written: a session is there for it, and does not begin without.
+        TraceError: The trace cannot be written; a session does not begin without one.
         CheckpointError: The checkpoint is not of such a run.
 
     Attributes:
@@ -279,7 +279,7 @@ def check_run(trace: Path, path: Path, checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def _fitting(trace: Path) -> Iterator[None]:
-    """Run a block that uses a checkpoint, in which what does not fit ends in one sentence."""
+    """Run a block that uses a checkpoint; raise CheckpointError, in one sentence, where the checkpoint does not fit."""
     try:
         yield
     except LsmoothError:
@@ -294,7 +294,7 @@ def _fitting(trace: Path) -> Iterator[None]:
 
 
 def _description(plan: Plan, data: Data) -> dict[str, Any]:
-    """Return what a trace says of its run beside what the recorder knows."""
+    """Return the metadata of a run that the recorder does not know itself."""
     return {
         "task": plan.task,
         "data": data.origin,
@@ -306,7 +306,7 @@ def _description(plan: Plan, data: Data) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _compiling(stop: threading.Event) -> Iterator[None]:
-    """Run a block in which a compiler that fails, or that a request to stop ends too, ends in one sentence."""
+    """Run a block that compiles; raise CompileError, in one sentence, where the compiler fails or is stopped."""
     try:
         yield
     except Exception as error:
@@ -314,7 +314,7 @@ def _compiling(stop: threading.Event) -> Iterator[None]:
         if reason is None:
             raise
         if stop.is_set():
-            # Ctrl-C reaches the whole group of processes, the compiler at work among them.
+            # Ctrl-C reaches the whole group of processes, and so ends the compiler's processes too.
             raise CompileError(
                 "Stopped while the model was being compiled; --resume goes on from the last checkpoint."
             ) from error
@@ -323,7 +323,7 @@ def _compiling(stop: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_requests(strikes: bool) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request; the second Ctrl-C strikes as usual.
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C interrupts as usual.
 
     Unless it is not to strike: then a process that was asked, or one that heard of it from another, does not fall to a
     signal that reaches it later, before it has finished.

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Numbers beyond it fit into no tensor and no dataset.
+# Larger numbers fit into no tensor and no HDF5 dataset.
 _INT_LIMIT = 2**63
 
 
 class StructureError(ValueError):
-    """Something in a checkpoint has not the form it must have; the message names the place."""
+    """A part of a checkpoint has a wrong form; the message names the place."""
 
 
 def check_hint(value: Any, hint: Any, place: str) -> None:
     """Check a value, with all that it contains, against a type hint.
 
-    Understood are int, float, bool, str, None, Any, Tensor, unions, literals, `tuple[X, ...]`, `Sequence[X]`,
+    Supported hints are int, float, bool, str, None, Any, Tensor, unions, literals, `tuple[X, ...]`, `Sequence[X]`,
     `Mapping[K, X]`, typed dictionaries and dataclasses. The last two stand for a dictionary with their entries. An int
     has at most 64 bits. A float may be given as an int.
 

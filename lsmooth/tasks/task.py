@@ -36,9 +36,9 @@ S = TypeVar("S", bound="Settings")
 LARGEST_COUNT = 10**9
 # float32 holds no larger number.
 LARGEST_FLOAT = 3.4e38
-# Layers are made one by one: a larger number only fills the memory.
+# Layers are built one by one; a larger number would fill the memory.
 _LARGEST = {"layers": 1000}
-# How the names of settings begin that are shares of something left out, or smoothed over.
+# Prefixes of settings that are probabilities: shares of something dropped or smoothed.
 _PROBABILITIES = ("dropout", "weight_drop", "label_smoothing")
 
 
@@ -49,9 +49,9 @@ class Settings:
     Attributes:
         batch_size: Examples (or parallel streams of text) in a batch.
         epochs: Passes over the training data.
-        steps: Stop after so many optimizer steps, however many epochs that is; None for all epochs.
+        steps: Optimizer steps after which the run ends, within any epoch; None for all epochs.
         max_norm: Clip the gradient to this 2-norm before each step; None for no clipping.
-        report_every: Evaluate and report after so many optimizer steps; None for after each epoch.
+        report_every: Optimizer steps between two evaluations and reports; None for one after each epoch.
     """
 
     batch_size: int
@@ -146,7 +146,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A training loss that a model has to get below to have learned anything, and what it is called."""
+    """The training loss of the best guess without input, with its name: a model below it has learned something."""
 
     name: str
     loss: float
@@ -198,7 +198,7 @@ class Problem(ABC):
         """Return training examples as a batch, on the model's device, for a probe.
 
         Args:
-            which: Their numbers, below `examples`: int64 (n,), on the CPU.
+            which: Indices of the examples, from 0 to `examples` - 1: int64 (n,), on the CPU.
             rng: Where their augmentation is drawn from, if they have any.
         """
 
@@ -231,7 +231,7 @@ class Problem(ABC):
         self.model.compile()
 
     def lr_factor(self, step: int, epoch: int, batch: Batch) -> float:
-        """Return what the learning rate is multiplied by at an optimizer step: the schedule, 1 by default.
+        """Return the factor on the learning rate at an optimizer step (the schedule); 1 by default.
 
         Args:
             step: Optimizer step, counted from 0 over the whole run.
@@ -241,7 +241,7 @@ class Problem(ABC):
         return 1.0
 
     def clip_factor(self, step: int, epoch: int, batch: Batch) -> float:
-        """Return what the clipping threshold of an optimizer that has one is multiplied by at a step, 1 by default.
+        """Return the factor at a step on the threshold of an optimizer that clips on its own; 1 by default.
 
         Args:
             step: Optimizer step, counted from 0 over the whole run.
@@ -264,10 +264,10 @@ class Problem(ABC):
         return loss
 
     def after_step(self) -> None:  # noqa: B027  most problems do nothing
-        """Do what is to be done after each optimizer step, such as averaging weights; nothing by default."""
+        """Called after each optimizer step, for example to average weights; does nothing by default."""
 
     def after_report(self, split: Split, metrics: Mapping[str, float]) -> None:  # noqa: B027
-        """Do what is to be done after each report, whose metrics on a split are given; nothing by default."""
+        """Called after each report with its metrics on the evaluated split; does nothing by default."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs beyond model, optimizer and position; nothing by default."""
@@ -298,11 +298,11 @@ class Task(ABC, Generic[S, D]):
     """One of the paper's training runs.
 
     Attributes:
-        name: What the command line calls it.
+        name: Its name on the command line.
         summary: One line: model and data.
-        figure: What of the paper it shows.
+        figure: The paper's figure or table that it reproduces.
         files: The files that `--data DIR` looks for, in words.
-        signs: Names (globs) of files by which a folder with the data set is told, without reading them.
+        signs: Globs of file names by which a folder is recognised as this data set, without reading the files.
         hub: Public name of the data set for `--data hub`.
         optimizer: The optimizer used by default.
         metric: The metric that settings are chosen by and that tables show, one of those of `Problem.metrics`.
