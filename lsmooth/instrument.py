@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
+from lsmooth.errors import LsmoothError
 from lsmooth.loop.faults import Faults
 from lsmooth.loop.gradient import GradientKeeper
 from lsmooth.loop.settings import Settings
@@ -21,6 +24,7 @@ from lsmooth.measure.row import Row
 from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.evaluation import Evaluation
 from lsmooth.replay.graphs import Player
+from lsmooth.replay.hearing import heard_process_wide
 from lsmooth.replay.leftovers import Leftovers
 from lsmooth.replay.leftovers import sentence as leftovers_sentence
 from lsmooth.trace.header import Header
@@ -113,6 +117,7 @@ class Instrument:
         except Exception as error:
             # If the loss was evaluated again at one point, the loop can be measured, and the error is not raised.
             if not (self._faults.contains() or (self._ranks.alone and row.evaluated)):
+                _explain(error, step.number)
                 raise
             self._faults.tell(f"Step {step.number} is flagged, since its loss could not be evaluated again", error)
             row.fail(step.loss, step.lr)
@@ -126,11 +131,13 @@ class Instrument:
             starts = [start for microbatch in step.microbatches for start in microbatch.surroundings.starts]
             leftovers = Leftovers(starts)
         keeping = self.probes if self._keeps(step) else None
-        measure(step, self.evaluation, self._quantities, points, row, keeping, autocast=self._autocast)
+        heard: list[str] = []
+        with contextlib.nullcontext(heard) if leftovers is None else heard_process_wide() as heard:
+            measure(step, self.evaluation, self._quantities, points, row, keeping, autocast=self._autocast)
         if keeping is not None:
             keeping.settle()
         self._looked = True
-        changed = leftovers.changed() if leftovers is not None else []
+        changed = list(dict.fromkeys([*heard, *leftovers.changed()])) if leftovers is not None else []
         if changed:
             self._faults.say(leftovers_sentence(changed), kind="leftovers")
         self._checked = self._checked or not step.gradient.changed
@@ -157,3 +164,12 @@ class Instrument:
         if self.probes is not None:
             self.probes.forget()
         self.evaluation.close()
+
+
+def _explain(error: Exception, number: int) -> None:
+    """Add to an error of the user's code where it was raised; Python 3.10 has no way to."""
+    if hasattr(error, "add_note") and not isinstance(error, LsmoothError):
+        error.add_note(
+            f"lsmooth was evaluating the loss again, at the first measured step ({number}); let the loss be the same "
+            "each time that it is computed: draw batches outside of it."
+        )

@@ -87,7 +87,7 @@ def _state_of(value: Any, depth: int = _NESTED) -> Any:
         return zlib.crc32(value.tobytes())
     if isinstance(value, types.GeneratorType):
         frame = value.gi_frame
-        inside = () if frame is None else tuple(frame.f_locals.values())
+        inside = () if frame is None else (*frame.f_locals.values(), value.gi_yieldfrom)
         return None if frame is None else (frame.f_lasti, *(_state_of(item, depth - 1) for item in inside if depth))
     if isinstance(value, Iterator):
         return operator.length_hint(value, -1), repr(value), *_parts(value, depth)

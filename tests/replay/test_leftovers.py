@@ -167,6 +167,7 @@ SAID = {
     ),
     "count": (itertools.count, next, "an itertools.count"),
     "iterator": (lambda: iter(list(range(1000))), next, "a list_iterator"),
+    "delegating generator": (lambda: (lambda inner: (yield from inner))(iter(list(range(1000)))), next, "a generator"),
     "generator": (lambda: (i for i in range(1000)), next, "a generator"),
     "pairs": (lambda: zip(range(1000), range(1000), strict=True), next, "a zip"),
     "text": (io.StringIO, lambda f: f.write("."), "the file StringIO"),
@@ -241,6 +242,21 @@ def test_what_cannot_is_named_once(kind, place, tmp_path):
 def test_what_the_loss_leaves_alone_is_not_named(kind, tmp_path):
     make, _, _ = SAID[kind]
     assert trained(make(), lambda thing: None, "loss", tmp_path / "run.h5") == []
+
+
+def test_an_error_of_the_loss_in_the_first_replay_says_where_it_came_from(tmp_path):
+    waiting = [torch.ones(5, 3)]
+
+    def change(calls):
+        if replaying():
+            raise LookupError("empty")
+
+    with pytest.raises(LookupError, match="empty") as caught:
+        trained(waiting, change, "loss", tmp_path / "run.h5")
+    # Python 3.10 has no notes.
+    assert hasattr(caught.value, "__notes__") == hasattr(caught.value, "add_note")
+    for note in getattr(caught.value, "__notes__", []):
+        assert note.startswith("lsmooth was evaluating the loss again, at the first measured step (0); let the loss")
 
 
 def test_a_loss_that_asks_whether_it_is_replayed_changes_nothing(tmp_path):
