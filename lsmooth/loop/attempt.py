@@ -15,7 +15,7 @@ from lsmooth.loop.faults import Faults
 from lsmooth.loop.gradient import GradientKeeper, StepGradient, imprint
 from lsmooth.loop.joint_step import UNSEEN_STEPS, JointStep
 from lsmooth.loop.step import BackwardPass, Companion, SkippedStep, Step
-from lsmooth.loop.subject import Subject
+from lsmooth.loop.subject import Subject, parameters_of
 from lsmooth.measure.norms import tensor_norms
 from lsmooth.parallel.shards import local
 from lsmooth.replay.contents import Imprint
@@ -169,6 +169,8 @@ class Attempts:
         # An optimizer that sat the last step out may go on accumulating its gradient: that is no fault of the loop.
         left_over = self.joint.left_over()
         before = [local(p.grad) for p in held if p not in left_over and p.grad is not None]
+        if before:
+            self._say_if_lost(held)
         self._collected = _Collected(
             gradient=StepGradient(self._keeper, accumulates=any(p in left_over for p in held)),
             imprints=self._imprints(),
@@ -176,6 +178,17 @@ class Attempts:
             # 0 if zero_grad kept the tensors; anything else is the gradient of another function.
             foreign=tensor_norms(before, [None] * len(before), subject.device).sum() if before else None,
         )
+
+    def _say_if_lost(self, held: Sequence[Tensor]) -> None:
+        """Warn of parameters that the optimizer has lost, whose gradients are still there."""
+        ours = {p for optimizer in self.subject.optimizers for p in parameters_of(optimizer)}
+        if any(parameter not in ours for parameter in held):
+            self.faults.say(
+                "The optimizer has lost parameters since the recorder was attached, and its zero_grad leaves their "
+                f"gradients: steps from {self.number} on are flagged as other_gradient; call model.zero_grad() too, or "
+                "attach a new recorder, with a trace of its own.",
+                kind="lost",
+            )
 
     @property
     def in_graphs(self) -> bool:

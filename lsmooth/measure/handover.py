@@ -244,9 +244,9 @@ class Handover:
                 self._warnings.put(
                     f"At step {rows['step'][i]} the gradient at x_t, evaluated a second time, differed by {error:.2g} "
                     f"in norm, while along the step it changed by {change:.2g}: the closure does not compute the same "
-                    "function twice (it draws a new batch, keeps a state, uses kernels that are not deterministic, or "
-                    "the loop adds terms to the loss that are not watched); such steps are flagged as not repeated, "
-                    "and each measured step is checked from now on."
+                    "function twice (it draws a new batch, reads an input that the loop has overwritten, keeps a "
+                    "state, uses kernels that are not deterministic, or the loop adds terms to the loss that are not "
+                    "watched); such steps are flagged as not repeated, and each measured step is checked from now on."
                 )
 
 

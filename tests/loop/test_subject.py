@@ -204,6 +204,35 @@ def test_an_existing_file_is_refused_and_left_alone(tmp_path, model):
     assert (tmp_path / "run.h5").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("zeroes", ["optimizer", "model"])
+def test_parameters_that_the_optimizer_loses_are_named_where_their_gradients_stay(zeroes, tmp_path, recwarn):
+    def run(path):
+        seed_all()
+        model = mlp()
+        optimizer = sgd(model)
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+        for i, (x, y) in enumerate(batches(4)):
+            if i == 2:
+                optimizer.param_groups[0]["params"].pop(0)
+            (optimizer if zeroes == "optimizer" else model).zero_grad()
+            recorder.backward(lambda: classify(model, x, y)) if recorder else classify(model, x, y).backward()  # noqa: B023
+            optimizer.step()
+        if recorder is not None:
+            recorder.close()
+        return everything(model, optimizer)
+
+    assert differences(run(None), run(tmp_path / "run.h5")) == []
+    said = [str(warning.message) for warning in recwarn if "has lost parameters" in str(warning.message)]
+    status = lsmooth.Trace(tmp_path / "run.h5").status.tolist()
+    if zeroes == "model":
+        assert said == []
+        assert status == [Status.MEASURED] * 4
+    else:
+        assert len(said) == 1
+        assert "steps from 2 on are flagged as other_gradient; call model.zero_grad() too" in said[0]
+        assert [bool(flags & Status.OTHER_GRADIENT) for flags in status] == [False, False, True, True]
+
+
 def test_parameters_added_to_the_optimizer_later_are_held_and_the_steps_flagged(tmp_path, model):
     def run(path):
         seed_all()
