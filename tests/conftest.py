@@ -13,7 +13,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Tests run side by side, one a core: threads of their own would wait for one another. Before torch is imported, and for
 # the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# cuBLAS adds in the same order every time only where it is told how much memory it may take for that.
+# cuBLAS adds in the same order every time only if this variable limits its work memory.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
@@ -24,11 +24,11 @@ NEEDS_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 def device(request, monkeypatch):
-    """Where all tensors of a test are made that do not say where: the device's name."""
+    """The name of the device on which tensors are made by default in a test."""
     if request.param == "cpu":
         yield request.param
     else:
-        # Of cuDNN's algorithms, some add in whatever order threads come.
+        # Some of cuDNN's algorithms add in the order in which threads happen to finish.
         monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
         with torch.device(request.param):
             yield request.param
@@ -61,7 +61,7 @@ def small_files():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """End the process of a test that hangs where no signal is heard, so that the rest goes on and names it."""
+    """End the process of a test that hangs without reacting to signals: it is named, and other tests go on."""
     marker = item.get_closest_marker("timeout")
     limit = float(marker.args[0] if marker else item.config.getini("timeout"))
     faulthandler.dump_traceback_later(limit + 60, exit=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Quadratic(nn.Module):
-    """f(x) = x^T H x / 2 of two tensors that H couples."""
+    """f(x) = x^T H x / 2 for two tensors coupled by H."""
 
     def __init__(self):
         super().__init__()

@@ -22,7 +22,7 @@ def facts(path):
         if trace.has("critical_gamma"):
             along["critical"] = trace.critical_lr().drop(columns=["step", "usable"]).to_numpy()
         if trace.has("blocks/change"):
-            # Of made-up rows, all have numbers.
+            # Every made-up row has numbers.
             along["blocks"] = trace.blocks()[["own", "others", "own_smoothness"]].to_numpy().reshape(len(trace), -1)
         fixed = {
             "parameters": trace.parameters,
@@ -59,7 +59,7 @@ def damaged(data, seed):
 
 
 def judge(path, good, whole):
-    """Read a damaged file in every way; return what is wrong with how that went, or "" and whether it was read."""
+    """Read a damaged file in every way; return what went wrong ("" for nothing), and whether it was read."""
     wrong = ""
     read = False
     along, fixed = good

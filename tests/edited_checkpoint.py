@@ -1,4 +1,4 @@
-"""Checkpoints of another structure than a run writes, with checksums that fit."""
+"""Checkpoints with a structure that no run writes, and with valid checksums."""
 
 import copy
 import hashlib
@@ -50,7 +50,7 @@ WRONG = (
     *("text", None, True, -7, 2**70, float("nan"), [], {}, {"a": 1}, [[1]]),
     *(torch.ones(3), torch.ones(2, 2, dtype=torch.int8), torch.ones(4, 4).to_sparse(), torch.ones(2, device="meta")),
 )
-# Nobody reads these: hyperparameters are the plan's.
+# These are never read: hyperparameters come from the plan.
 _UNREAD = ("run", "optimizer", "param_groups")
 
 

@@ -36,7 +36,7 @@ def forked(work, seconds=60):
 
 
 def without_rights(folder):
-    """Make this process one that owns nothing, but may look into `folder`: root may read and write anything."""
+    """Drop the rights of root, which may read and write anything; leave the process the right to look into `folder`."""
     if os.geteuid() == 0:
         for above in (folder, *folder.parents):
             above.chmod(above.stat().st_mode | 0o555)

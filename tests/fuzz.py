@@ -1,4 +1,4 @@
-"""Attacks on all that lsmooth reads, for as long as it is told: traces, checkpoints, options.
+"""Attacks on all that lsmooth reads (traces, checkpoints, options), for a given time.
 
     python tests/fuzz.py --seconds 3600       every kind in turn (`make fuzz SECONDS=3600`)
     python tests/fuzz.py --kind pages --seed 17 --count 1       one case again
@@ -110,7 +110,7 @@ class Checkpoints:
         from lsmooth.tasks.plan import make_plan
         from lsmooth.tasks.session import Session
 
-        # OpenMP's threads are not there after a fork.
+        # OpenMP's threads do not survive a fork.
         torch.set_num_threads(1)
         self.module = edited_checkpoint
         words = random.Random(0).choices(["the", "market", "fell", "by", "some", "points"], k=600)

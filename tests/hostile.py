@@ -35,7 +35,7 @@ SECONDS = 20
 
 
 def replaced(file, name, **arguments):
-    """Put a dataset of another making in the place of one, its attributes kept."""
+    """Replace a dataset by one made otherwise, with the same attributes."""
     attributes = dict(file[name].attrs)
     del file[name]
     made = file.create_dataset(name, **arguments)
@@ -397,7 +397,7 @@ def prepare(sound, path, folder, edits, seed):
             for edit in edits:
                 with contextlib.suppress(KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError):
                     edit(file, generator, folder)
-        # The checksum is no secret either.
+        # An attacker can compute the checksum, too.
         with h5py.File(path, "r+", libver=("v110", "v110")) as file:
             file.attrs[header_sum.NAME] = np.uint32(header_sum.header_sum(file))
         return ""
@@ -406,7 +406,7 @@ def prepare(sound, path, folder, edits, seed):
 
 
 def quietly(work):
-    """Give work a bound on memory, no input, and nobody who hears its complaints."""
+    """Limit the memory of the work, close its input, and discard its output."""
 
     def bounded():
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

@@ -1,4 +1,4 @@
-"""The recorder itself: what it holds, says, and leaves behind."""
+"""The recorder itself: its attributes, its messages, and what it leaves behind."""
 
 import contextlib
 import weakref

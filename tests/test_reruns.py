@@ -1,4 +1,4 @@
-"""Notebooks and sweeps: a second attempt takes over, and what is gone holds neither a file nor a model."""
+"""Notebooks and sweeps: a second attempt takes over, and a lost recorder keeps neither file nor model."""
 
 import gc
 import subprocess

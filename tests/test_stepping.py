@@ -1,4 +1,4 @@
-"""Steps as they come: which are measured, and when their rows are handed over."""
+"""Steps in turn: which ones are measured, and when their rows are handed over."""
 
 import torch
 from loops import batches, classify, mlp, seed_all, sgd

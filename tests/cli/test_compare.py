@@ -43,11 +43,11 @@ def test_a_comparison_from_grid_to_table(compare, tmp_path):
     with h5py.File("r.h5") as file:
         assert len(file["runs"]) == 2 + 4
     first = done.stdout
-    # All is there: nothing is made again, and the table is the same.
+    # The results hold every run: none is made again, and the table is the same.
     again = compare(*arguments, "--seeds", 2, "--resume")
     assert again.stdout == first
     assert "seed 0:" not in again.stderr
-    # A third seed makes two runs more.
+    # A third seed adds two runs.
     more = compare(*arguments, "--seeds", 3, "--resume")
     assert more.exit_code == 0, more.output
     assert more.stderr.count("seed 2: train loss") == 2
@@ -60,7 +60,7 @@ def test_a_comparison_from_grid_to_table(compare, tmp_path):
 
 @pytest.mark.parametrize("room", [0, 7000])
 def test_results_that_cannot_be_written_end_it_in_a_sentence(compare, tmp_path, small_files, room):
-    """Before anything is trained, and when the first run is to be kept; what is there stays."""
+    """Refused before training, and again when the first run is to be written; an existing file stays."""
     small_files(room)
     done = compare(*TINY, "--optimizers", "sgd", "--seeds", 1, "--jobs", 1, "-o", "r.h5")
     assert done.exit_code == 1
@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_what_is_done(compare, tmp_path):
         for line in process.stderr:
             if "final | sgd" in line:
                 break
-        # Meanwhile, another comparison keeps its hands off the file.
+        # Meanwhile, another comparison cannot write the file.
         for option in ("--resume", "--force"):
             other = compare(*arguments, option)
             assert other.exit_code == 1

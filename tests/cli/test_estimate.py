@@ -138,7 +138,7 @@ def test_csv_reads_back_as_the_frame(run, small_trace):
     output = run("--by", "module", "--csv", "--method", "quantile", "--q", "0.8", "--confidence", "0").output
     with lsmooth.Trace(small_trace) as trace:
         frame = lsmooth.estimate(trace, "module", method="quantile", q=0.8, confidence=None)
-    # pandas before 3.0 reads faster than exactly, unless it is told.
+    # By default, pandas before 3.0 reads floats fast and not exactly.
     empty = {"L0_low": [""], "L0_high": [""]}
     read = pd.read_csv(io.StringIO(output), keep_default_na=False, na_values=empty, float_precision="round_trip")
     assert read.columns.tolist() == frame.columns.tolist()

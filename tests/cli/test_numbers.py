@@ -1,4 +1,4 @@
-"""Whatever number an option is given: it is finite and fits its type, or it ends in one sentence, never a traceback."""
+"""Any number given to an option either is finite and fits its type, or ends in one sentence, never a traceback."""
 
 import importlib
 import math
@@ -53,7 +53,7 @@ def test_a_number_is_finite_and_fits_or_is_refused_in_a_sentence(command, option
 
 
 def test_options_and_hyperparameters_have_the_same_bounds():
-    """They are stated twice, since the commands that only read never load torch."""
+    """The limits are stated twice, since the commands that only read never load torch."""
     assert numbers.LARGEST_COUNT == task_values.LARGEST_COUNT
     assert numbers.LARGEST_FLOAT == task_values.LARGEST_FLOAT <= torch.finfo(torch.float32).max
 

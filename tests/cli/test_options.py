@@ -142,7 +142,7 @@ def test_the_largest_and_smallest_numbers_work(tmp_path, monkeypatch, arguments)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["train", "transformer-encoder", *TINY, *arguments, "--steps=2", "--device=cpu"])
     assert isinstance(done.exception, SystemExit | None), done.exception
-    # A learning rate beyond all sense diverges, and says so.
+    # Training diverges at an absurd learning rate, and the command says so.
     assert done.exit_code == (1 if "--lr=3e38" in arguments else 0), done.output
 
 

@@ -61,7 +61,7 @@ TINY = ["transformer-encoder", "--steps=2", "--set=embedding=8", "--set=heads=1"
     ],
 )
 def test_force_replaces_regular_files_only(small_trace, tmp_path, monkeypatch, arguments, written):
-    """A device, as /dev/sda, may be replaced by root; nobody wants that."""
+    """Root has the permission to replace a device such as /dev/sda; the command must not."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo(written)
     arguments = [str(small_trace) if text == "TRACE" else text for text in arguments]

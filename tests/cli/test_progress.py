@@ -56,7 +56,7 @@ def test_slow_steps_give_a_line_every_thirty_seconds(clock, capsys):
     train(session(100_000), clock, 200, 7)
     lines = capsys.readouterr().err.splitlines()
     steps = [int(re.match(r"step (\d+) of 100000: ", text)[1]) for text in lines]
-    # Every 35 s, which is the first step after 30.
+    # A line every 35 s: at the first step after 30 s.
     assert steps == list(range(5, 201, 5))
     assert lines[1] == "step 10 of 100000: loss 7.990, lr 0.5, smoothness 12.2, 194 h 25 min left"
 

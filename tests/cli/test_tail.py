@@ -71,7 +71,7 @@ def test_it_follows_a_trace_until_the_run_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", run_goes_on)
     done = tail(path, "-n", "5", "--interval", "0.05")
     assert [int(line.split()[0]) for line in done.stdout.splitlines()[1:]] == [10 * row for row in range(15, 100)]
-    # Whether a line is written at once or with many others, it is the same.
+    # A line is the same whether it is printed alone or with many others.
     assert done.stdout.splitlines()[1:] == tail(path, "-n", "85").stdout.splitlines()[1:]
     assert not done.stderr
 

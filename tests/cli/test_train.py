@@ -317,7 +317,7 @@ def test_a_diverged_run_says_so(train):
 
 
 def test_a_trace_that_cannot_be_written_ends_it_before_it_begins(train, tmp_path):
-    """Where a script's recorder goes on without: this command is there for the trace."""
+    """A script's recorder would warn and go on without a trace; this command exists for the trace and refuses."""
     folder = tmp_path / "runs"
     folder.mkdir()
     path = folder / "run.h5"

@@ -1,4 +1,4 @@
-"""What stands beside the axes of gradient norm and smoothness."""
+"""The labels of the axes of gradient norm and smoothness."""
 
 from dataclasses import replace
 

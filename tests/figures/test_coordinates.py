@@ -1,4 +1,4 @@
-"""Figure 3: which coordinates are drawn, by which definition."""
+"""Figure 3: which coordinates are drawn, and with which definition of smoothness."""
 
 import numpy as np
 import pandas as pd

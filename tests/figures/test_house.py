@@ -29,7 +29,7 @@ def test_a_style_of_ones_own_goes_on_top(tmp_path):
 
 
 def test_a_notebook_that_becomes_interactive_inside_of_a_style_stays_so(monkeypatch):
-    """The first figure of a notebook makes matplotlib interactive; if that ended with the style, no other was shown."""
+    """A notebook's first figure makes matplotlib interactive; if that ended with the style, later ones were hidden."""
     monkeypatch.setitem(matplotlib.rcParams, "interactive", False)
     with style():
         matplotlib.interactive(True)

@@ -51,7 +51,7 @@ def test_nothing_labelled_has_no_legend():
 
 
 def narrow(steps=60):
-    """A cloud that a line above it leaves: a tenth of a decade wide, and hardly any noise."""
+    """A cloud a tenth of a decade wide with hardly any noise, so that a line above it leaves the axes."""
     grad_norm = np.linspace(0.8, 1.2, steps)
     smoothness = 1.23e-5 * (1 + 1e-3 * np.sin(np.arange(steps)))
     smoothness[0] *= 1.3

@@ -22,7 +22,7 @@ from lsmooth.trace.layout import Status
 
 
 def zeros_and_holes(rows):
-    """Half of the steps have numbers that no logarithmic axis can show."""
+    """Half of the steps have values that no logarithmic axis can show."""
     rows["grad_diff"][::4] = 0
     rows["grad_norm"][1::4] = 0
     rows["loss"][2] = np.nan
@@ -54,7 +54,7 @@ HOSTILE = {
 
 
 def texts(figure):
-    """Every text that is seen, with the box it takes."""
+    """Every visible text with its bounding box."""
     figure.draw_without_rendering()
     # Ticks beyond an axis's limits exist, and are not drawn.
     unseen = set()

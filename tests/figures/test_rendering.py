@@ -1,4 +1,4 @@
-"""Files of figures: what no font or style can give is one sentence."""
+"""Files of figures: what fonts or style lack is said in one sentence."""
 
 import warnings
 

@@ -98,7 +98,7 @@ def test_verdicts_on_known_clouds(name, noise):
 
 
 def test_the_target_of_linear_laws_under_correlated_noise_can_be_had():
-    """A test that knows the noise finds nearly all of them, so that the share of 95 % asks for nothing impossible."""
+    """A test that knows the noise finds nearly all of them, so a share of 95 % is possible."""
     assert oracle_power(200, level=0.05) > 0.98
 
 

@@ -35,7 +35,7 @@ def test_intervals_hold_the_constants_as_often_as_they_say(tmp_path):
 
 
 def test_the_norm_of_the_probes_mean_is_freed_of_its_noise(tmp_path):
-    """Where noise is as large as the gradient, the mean of four probes is a quarter of its square too long."""
+    """Noise of each probe is twice the gradient, which doubles the squared norm of the mean of four probes."""
     norm, _sigma = simulated(tmp_path / "run.h5", s0=0.0, s1=2.0, steps=1000)
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         row = estimate_noise(trace).iloc[0]

@@ -240,7 +240,7 @@ def test_another_fit_takes_over_the_trace_of_the_last(tmp_path):
             trainer.fit(module, loader())
         with lsmooth.Trace(tmp_path / "run.h5") as trace:
             assert len(trace) == (3 if fails else 12)
-    # One that came to its end is kept.
+    # The trace of a finished training is kept.
     kept = (tmp_path / "run.h5").read_bytes()
     with pytest.warns(UserWarning, match=r"is recorded in .*run-2\.h5\."):
         trainer_for(tmp_path, [callback], max_epochs=1).fit(module, loader())

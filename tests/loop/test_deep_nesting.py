@@ -1,4 +1,4 @@
-"""What a user nests as deep as he likes ends no training: arguments, outputs, metadata, operations in a row."""
+"""Deep nesting of any depth ends no training: arguments, outputs, metadata, operations in a row."""
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def test_a_change_of_what_is_borrowed_is_seen_and_later_ones_are_copied(edit, de
     if device == "cpu" or edit == "in place":
         assert changed
         assert not kept.borrows(False)
-        # What was borrowed is gone, and is put in anew once it has been evaluated again.
+        # The borrowed gradient is gone; evaluating it again restores it.
         assert gradient.tensors == [None, None, None]
         gradient.replace({0: tensors[0].grad, 1: torch.ones(4)})
         assert gradient.norms["l1"].tolist() == [21.0, 4.0, 0.0]

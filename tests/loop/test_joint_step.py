@@ -369,7 +369,7 @@ def test_a_step_that_one_sat_out_comes_before_one_that_is_skipped(watched, tmp_p
 
 
 def test_a_step_is_measured_before_the_next_loss_is_computed(tmp_path, model):
-    """So that no more than one step's gradients and graphs are held."""
+    """Otherwise gradients and graphs of more than one step would be held."""
     pair = muon_and_adamw(model)
     # Evaluations are put back where they change lists, and not where they write to a file.
     calls = io.StringIO()

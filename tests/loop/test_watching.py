@@ -413,7 +413,7 @@ def test_a_model_that_is_copied_or_saved_whole_leaves_the_watch_behind(tmp_path)
             optimizer.zero_grad()
             loss = model(x, y)
             teacher = copy.deepcopy(model)
-            # Its loss is no business of the recorder's, though it is computed between the model's and the step.
+            # The recorder must ignore its loss, though it is computed between the model's loss and the step.
             teacher(x, y).backward()
             loss.backward()
             optimizer.step()

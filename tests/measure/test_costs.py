@@ -34,7 +34,7 @@ def peak_bytes(before, function):
 
 
 def deep():
-    """Forty layers, so that no tensor is a large part of the whole, and a batch that is small against them."""
+    """Forty layers, so that no tensor is a large part of the whole, with a batch much smaller than the weights."""
     seed_all()
     return nn.Sequential(*[layer for _ in range(40) for layer in (nn.Linear(128, 128), nn.Tanh())])
 

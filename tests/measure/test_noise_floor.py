@@ -58,7 +58,7 @@ def test_under_autocast_estimates_are_right_or_flagged(amp, tmp_path):
         if off > 0.5:
             moved = half.to_frame().step_norm[0] / 6
             expected = math.sqrt(row.smoothness**2 - right.smoothness().smoothness[0] ** 2) * moved
-            # From one step, whose rounding errors hang together: within a factor of two or so.
+            # One step's rounding errors are correlated, so the estimate holds within a factor of about two.
             assert 0.45 < half.to_frame().noise[0] / expected < 2.2
         # The step's own judgement is the table's.
         change = half.read("total_grad_diff")[0]

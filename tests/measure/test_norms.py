@@ -99,7 +99,7 @@ def test_the_product_is_of_those_with_a_counterpart_and_begins_anew():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_tensors_that_may_be_overwritten_give_the_same_norms_and_products(dtype):
-    """On the CPU, this goes the way that is a GPU's."""
+    """Takes the code path of a GPU on the CPU."""
     torch.manual_seed(0)
     shapes = [(3,), (40, 30), (), (0,), (70_000,), (5, 6)]
     left, right, along = ([torch.randn(shape).to(dtype) for shape in shapes] for _ in range(3))

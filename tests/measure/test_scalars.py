@@ -1,4 +1,4 @@
-"""What a run's log hears: the numbers of the trace, on the training thread, and no trouble for the training."""
+"""What a run's logger is called with: the numbers of the trace, on the training thread, without ending training."""
 
 import collections
 import math

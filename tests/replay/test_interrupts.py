@@ -93,7 +93,7 @@ def test_ctrl_c_strikes_where_it_is_allowed_and_nowhere_else():
 
 
 def interrupted_at(calls):
-    """Return `signal.signal`, but that Ctrl-C strikes at one of its calls."""
+    """Return `signal.signal` with a Ctrl-C at one of its calls."""
     original, made = signal.signal, []
 
     def interrupted(number, handler):
@@ -229,6 +229,6 @@ def test_ctrl_c_in_a_backward_pass_leaves_the_weights_and_no_hook(way, tmp_path)
         # Gradients are where the pass has got to, as without a recorder.
         assert equal(found[:parameters], moments[-1][:parameters]), strike.place
         assert left[1] is signal.default_int_handler, strike.place
-        # Python has no means against an exception at the very door of a `finally`.
+        # Python cannot protect the moment before the first line of a `finally`.
         path, _, number = strike.place.rpartition(":")
         assert left[0] == 0 or linecache.getline(path, int(number)).strip() in ("try:", "finally:"), strike.place

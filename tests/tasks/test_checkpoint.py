@@ -1,4 +1,4 @@
-"""Checkpoints: one a trace, none damaged or edited that is believed, and one sentence for each that is not."""
+"""Checkpoints: one per trace; damaged or edited ones are refused in one sentence."""
 
 import itertools
 import os
@@ -68,7 +68,7 @@ def content_of(path):
 
 
 def refusal(trace):
-    """Return the sentence with which a run is not resumed; the trace stays as it was."""
+    """Return the sentence that refuses to resume a run; check that the trace stays as it was."""
     before = trace.read_bytes()
     with pytest.raises(LsmoothError) as caught:
         Session.resume(trace).close()

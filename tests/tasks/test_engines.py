@@ -155,7 +155,7 @@ def test_what_is_asked_of_ray(jobs, expected, monkeypatch):
 def test_ray_makes_the_run_of_a_lost_worker_again(jobs, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", FakeRay(deaths=engines.ATTEMPTS - 1))
     assert run(RayEngine(), jobs) == expected
-    # Lost as often as it is tried: the others are not waited for.
+    # Every attempt loses its worker: the other runs are not waited for.
     fake = FakeRay(deaths=engines.ATTEMPTS)
     monkeypatch.setitem(sys.modules, "ray", fake)
     with pytest.raises(EngineError, match=r"Ray lost seed 1 \(worker died\)"):

@@ -146,7 +146,7 @@ def test_both_themes_are_legible(browser, shown):
     colours = {}
     for theme in ("light", "dark"):
         browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
-        # Twice there and back, as a reader does.
+        # Twice to another layer and back, as a reader may do.
         for _ in range(2):
             browser.execute_script("document.getElementById('theme').click()")
         time.sleep(0.3)
