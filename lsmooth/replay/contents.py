@@ -156,6 +156,8 @@ def imprint(tensor: Tensor) -> Imprint:
 _NEVER: Imprint = (-1, -1)
 
 
+# Where the loop compiles a whole training step, the compiler is not to trace this: it has no contents to compare.
+@getattr(torch, "_disable_dynamo", lambda function: function)  # type: ignore[untyped-decorator]
 def differs(tensor: Tensor, copy: Tensor) -> bool:
     """Say whether a tensor differs from a copy of it; False off the CPU, where comparing would wait for the device.
 

@@ -220,6 +220,35 @@ def test_a_compiled_step_gives_the_same_trace(tmp_path):
 
 
 @pytest.mark.usefixtures("device")
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_training_step_that_is_compiled_as_a_whole_is_measured(watched, tmp_path):
+    def run(path):
+        seed_all()
+        model = mlp(nn.BatchNorm1d(8))
+        optimizer = sgd(model)
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+        compute = recorder.watch(classify) if recorder and watched else classify
+
+        @torch.compile(backend="eager")
+        def train(x, y):
+            optimizer.zero_grad()
+            if recorder is None or watched:
+                compute(model, x, y).backward()
+            else:
+                recorder.backward(lambda: classify(model, x, y))
+            optimizer.step()
+
+        for x, y in batches(4):
+            train(x, y)
+        if recorder is not None:
+            recorder.close()
+        return everything(model, optimizer)
+
+    assert differences(run(None), run(tmp_path / "run.h5")) == []
+    assert lsmooth.Trace(tmp_path / "run.h5").status_counts() == {"measured": 4}
+
+
 def test_a_loss_that_draws_another_batch_each_time_is_flagged_at_every_step(tmp_path):
     if torch.get_default_device().type != "cpu":
         pytest.skip("nothing waits for the verdict there: the writer's thread brings it a few steps later")
