@@ -236,7 +236,7 @@ def test_blocks_are_moved_resumed_and_printed(train, by, groups):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ([*TINY, "--blocks", "99"], 1, "the model has 14 modules; give a number from 1 to that"),
+        ([*TINY, "--blocks", "99"], 1, "the model has 14 modules; give a number from 1 to 14"),
         ([*TINY, "--blocks", "("], 1, "regular expression"),
         ([*TINY, "--blocks", "nothing(here)"], 1, "nothing(here)"),
         ([*TINY, "--blocks-every", "4"], 2, "--blocks-every goes with --blocks"),
