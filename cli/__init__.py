@@ -25,7 +25,7 @@ GROUPS = {
         "tail": "Follow a trace while it is being written.",
         "plot": "Draw the figures of a trace.",
         "report": "Write one interactive page about a run.",
-        "estimate": "Print L0 and L1 by module, parameter, coordinate or block.",
+        "estimate": "Print L0 and L1 by module or coordinate, or which law holds.",
         "advise": "Print what a trace means for learning rate, clipping and momentum.",
         "export": "Write a trace as a table: CSV, Parquet or netCDF.",
     },

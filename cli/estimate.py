@@ -9,6 +9,7 @@ import click
 
 from lsmooth.cli.numbers import SEED, Count, Number
 from lsmooth.fit.conditions import CONDITIONS
+from lsmooth.fit.lines import LEAST_SHARE
 from lsmooth.fit.methods import METHODS
 from lsmooth.trace.layout import NORMS
 
@@ -109,14 +110,14 @@ _NOT_OF_NOISE = {
     "--q",
     default=0.95,
     show_default=True,
-    type=Number(0, 1, min_open=True, max_open=True),
+    type=Number(LEAST_SHARE, 1 - LEAST_SHARE),
     help="Share of the points below the quantile line.",
 )
 @click.option(
     "--tau",
     default=0.9,
     show_default=True,
-    type=Number(0, 1, min_open=True, max_open=True),
+    type=Number(LEAST_SHARE, 1 - LEAST_SHARE),
     help="Weight of the points above the line of method expectile.",
 )
 @click.option(
