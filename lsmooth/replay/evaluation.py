@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 # Gradients are consumed in buckets of this share of all gradients, and at least this many bytes: few large operations,
 # within bounded memory.
-BUCKET_SHARE = 1 / 16
+BUCKET_SHARE = 1 / 20
 BUCKET_LEAST_BYTES = 1 << 16
 
 
