@@ -298,7 +298,16 @@ class Collectives(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.reduced = collections.Counter(), []
+        # Replays put back what a mode counts.
+        self._seen = optparse.Values({"calls": collections.Counter(), "reduced": []})
+
+    @property
+    def calls(self):
+        return self._seen.calls
+
+    @property
+    def reduced(self):
+        return self._seen.reduced
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d":
