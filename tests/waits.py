@@ -1,12 +1,18 @@
 """Counts what makes the host wait for the device."""
 
+from loops import not_put_back
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class CountsWaits(TorchDispatchMode):
     def __init__(self):
         super().__init__()
-        self.seen = []
+        # Replays put back what a mode counts.
+        self._counts = not_put_back(seen=[])
+
+    @property
+    def seen(self):
+        return self._counts.seen
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
