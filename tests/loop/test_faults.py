@@ -155,15 +155,16 @@ class RateNone(NoRate):
         torch.optim.Optimizer.__init__(self, parameters, {"damping": 1.0, "lr": None})
 
 
+def three_steps(model, optimizer, backward):
+    for x, y in batches(3):
+        optimizer.zero_grad()
+        backward(lambda x=x, y=y: classify(model, x, y))
+        optimizer.step()
+
+
 @pytest.mark.parametrize("make", [NoRate, RateNone])
 def test_an_optimizer_without_a_learning_rate(tmp_path, make):
-    def loop(model, optimizer, backward):
-        for x, y in batches(3):
-            optimizer.zero_grad()
-            backward(lambda x=x, y=y: classify(model, x, y))
-            optimizer.step()
-
-    trace = unchanged(tmp_path, loop, None, make)
+    trace = unchanged(tmp_path, three_steps, None, make)
     assert trace.status_counts() == {"measured": 3}
     assert np.isnan(trace.lr).all()
     assert np.isfinite(trace.cloud().smoothness).all()
@@ -315,13 +316,7 @@ class RateTwice(NoRate):
 
 
 def test_a_group_that_says_its_numbers_otherwise_leaves_a_trace_that_can_be_read(tmp_path):
-    def loop(model, optimizer, backward):
-        for x, y in batches(3):
-            optimizer.zero_grad()
-            backward(lambda x=x, y=y: classify(model, x, y))
-            optimizer.step()
-
-    trace = unchanged(tmp_path, loop, None, RateTwice)
+    trace = unchanged(tmp_path, three_steps, None, RateTwice)
     assert trace.status_counts() == {"measured": 3}
     assert np.isnan(trace.lr).all()
     assert trace.metadata["optimizer_groups"] == [{"damping": 1.0, "lr": None, "weight_decay": None}]
