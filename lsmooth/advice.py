@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lsmooth.errors import LsmoothError, TraceError
 from lsmooth.theory import Floats, descent_check, theorem1
+from lsmooth.trace.attributes import probe_count
 from lsmooth.trace.curvature import edge_ratios
 from lsmooth.trace.layout import Status
 from lsmooth.trace.reader import Trace
@@ -171,6 +172,10 @@ def _stability(trace: Trace) -> tuple[float, str, str]:
     return (2 + 2 * momentum) / kept, "(2 + 2 momentum) / ((1 - dampening) L)", ""
 
 
+def _whose_loss(trace: Trace) -> str:
+    return "the probes' mean loss" if probe_count(trace.metadata) else "its own batch's loss"
+
+
 def _edge(trace: Trace) -> Advice:
     ratios = edge_ratios(trace)
     known = (trace.status == Status.MEASURED) & np.isfinite(ratios)
@@ -188,7 +193,7 @@ def _edge(trace: Trace) -> Advice:
     return Advice(
         "edge",
         f"The edge ratio of the steps was {values['median']:.3g} in the median and above 2, where a step on a "
-        f"quadratic raises its own batch's loss, at {_share(above)} of {len(ratios)} steps; the loss rose at "
+        f"quadratic raises {_whose_loss(trace)}, at {_share(above)} of {len(ratios)} steps; it rose at "
         f"{_share(raised)}. "
         "This is said of the optimizer's own steps, whatever it is.",
         "<grad f(x_{t+1}) - grad f(x_t), d> / -<grad f(x_t), d>",
@@ -206,7 +211,7 @@ def _critical(trace: Trace) -> Advice:
     values = {"median": float(np.median(gamma)), "share_below": float((gamma < 1).mean()), "steps": len(gamma)}
     return Advice(
         "critical lr",
-        f"A step raised its own batch's loss from {values['median']:.3g} times its lr on, in the median; at "
+        f"A step raised {_whose_loss(trace)} from {values['median']:.3g} times its lr on, in the median; at "
         f"{_share(gamma < 1)} of {len(gamma)} steps lr was above the critical learning rate.",
         "lr times the first gamma at which f(x_t + gamma d) > f(x_t)",
         "Kalra and Barkeshli 2023, on the critical learning rate during warmup",

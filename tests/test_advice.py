@@ -17,7 +17,16 @@ from lsmooth.theory import theorem1
 
 
 def traced(
-    path, optimizer=None, steps=15, curvatures=(1.0, 4.0), lr=0.1, probes=0, shift=0.0, clip=math.inf, **arguments
+    path,
+    optimizer=None,
+    steps=15,
+    curvatures=(1.0, 4.0),
+    lr=0.1,
+    probes=0,
+    shift=0.0,
+    clip=math.inf,
+    critical=False,
+    **arguments,
 ):
     """Train two tensors on a parabola in float64; `probes` noisy batches measure the gradient's noise."""
     torch.manual_seed(0)
@@ -35,7 +44,7 @@ def traced(
     model = Model()
     optimizer = (optimizer or torch.optim.SGD)(model.parameters(), lr=lr, **arguments)
     probe = [lambda noise=noise: model.loss(noise) for noise in np.linspace(-0.3, 0.3, probes)] if probes else None
-    with lsmooth.Recorder(model, optimizer, path, probe=probe) as recorder:
+    with lsmooth.Recorder(model, optimizer, path, probe=probe, critical=critical) as recorder:
         for _ in range(steps):
             optimizer.zero_grad()
             recorder.backward(model.loss)
@@ -197,6 +206,14 @@ def test_the_edge_is_told_with_the_traces_numbers(tmp_path):
     assert f"was {np.median(ratios):.3g} in the median" in edge.text
     # On a quadratic, the loss rises at those steps and at no others.
     np.testing.assert_array_equal(ratios > 2, raised)
+
+
+@pytest.mark.parametrize(("probes", "whose"), [(0, "its own batch's loss"), (2, "the probes' mean loss")])
+def test_the_edge_says_whose_loss_the_steps_raise(tmp_path, probes, whose):
+    with traced(tmp_path / "run.h5", probes=probes, critical=True) as trace:
+        advice = said(trace)[0]
+    assert f"a step on a quadratic raises {whose}, at" in advice["edge"].text
+    assert f"A step raised {whose} from" in advice["critical lr"].text
 
 
 def test_clipped_steps_are_held_against_the_limit_as_long_as_they_are(tmp_path):
