@@ -14,7 +14,7 @@ import numpy as np
 
 from lsmooth.replay.contents import imprint
 from lsmooth.replay.objects import ObjectState
-from lsmooth.replay.reach import DEEP, reached
+from lsmooth.replay.reach import CACHE, DEEP, reached
 from lsmooth.replay.state import RandomState
 
 # At most this many holders beyond the reach of replays are looked at, and no larger arrays.
@@ -41,6 +41,9 @@ class Leftovers:
         known = {id(holder) for holder in near.holders}
         beyond = [holder for holder in far.holders if id(holder) not in known][:_MOST]
         self._holders = [(holder, ObjectState.capture([holder])) for holder in beyond]
+        # Replays put back the global variables that functions name; `globals()["x"]` names none.
+        modules = {id(f.__globals__): f for f in far.holders if isinstance(f, types.FunctionType)}
+        self._globals = [(f.__module__, ObjectState.capture([f.__globals__])) for f in modules.values()]
         own = {id(tensor) for tensor in near.tensors}
         self._tensors = [(t, imprint(t)) for t in far.tensors if id(t) not in own and not t.is_inference()]
         self._ends = [(end, _state_of(end)) for end in far.ends]
@@ -49,10 +52,11 @@ class Leftovers:
 
     def changed(self) -> list[str]:
         """Return a description of each thing that has changed since, each description once."""
-        found = [f"the contents of {_name(holder)}" for holder, state in self._holders if not state.holds()]
+        found = [f"the contents of {name_of(holder)}" for holder, state in self._holders if not state.holds()]
+        found += [f"global variables of {module}" for module, state in self._globals if not state.holds()]
         found += ["a tensor that it reaches" for tensor, then in self._tensors if imprint(tensor) != then]
-        found += [_name(end) for end, then in self._ends if _state_of(end) != then]
-        found += [_name(generator) for generator in self._random.others_changed()]
+        found += [name_of(end) for end, then in self._ends if _state_of(end) != then]
+        found += [name_of(generator) for generator in self._random.others_changed()]
         return list(dict.fromkeys(found))
 
 
@@ -65,9 +69,12 @@ def sentence(changed: Sequence[str]) -> str:
     )
 
 
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
+    """Return what a warning calls a thing."""
     if isinstance(value, io.IOBase):
         return f"the file {getattr(value, 'name', type(value).__name__)}"
+    if isinstance(value, CACHE):
+        return f"the cache of {getattr(value, '__name__', 'a function')}"
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
@@ -89,6 +96,10 @@ def _state_of(value: Any, depth: int = _NESTED) -> Any:
         frame = value.gi_frame
         inside = () if frame is None else (*frame.f_locals.values(), value.gi_yieldfrom)
         return None if frame is None else (frame.f_lasti, *(_state_of(item, depth - 1) for item in inside if depth))
+    if isinstance(value, CACHE):
+        # A cache that is only read counts its hits, which no loss depends on.
+        counts = value.cache_info()
+        return counts.misses, counts.currsize
     if isinstance(value, Iterator):
         return operator.length_hint(value, -1), repr(value), *_parts(value, depth)
     if isinstance(value, (dict, set, list)):

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
-# Distances from a closure: a step from an object to its attribute, and half a step from a container or class to an
-# item. Things further away than `_REACH` are not looked for.
+# Distances from a closure: a step from an object to its attribute, and half a step from a container, class or
+# `functools.partial` to an item. Things further away than `_REACH` are not looked for.
 _STEP, _HALF = 2, 1
 _REACH = 4 * _STEP
 _CONTAINERS = (list, dict, set, deque)
@@ -32,6 +32,8 @@ DEEP = 3 * _REACH
 # Types of arrays; arrays of at most this many bytes are put back.
 ARRAYS = (np.ndarray, bytearray, array.array)
 _SMALL_ARRAY = 1 << 16
+# What `functools.lru_cache` makes of a function.
+CACHE = functools._lru_cache_wrapper
 _LEAVES = (Tensor, *_GENERATORS, *ARRAYS, io.IOBase)
 # Containers with more items than this hold data, not models.
 _FEW = 64
@@ -39,7 +41,7 @@ _FEW = 64
 MANY = 4096
 # Modules and classes of machinery that runs loops (threads, files, optimizers, data loaders, recorders) and that no
 # loss reads. It is not put back: a step changes an optimizer, and other threads change the rest at any time.
-_HOLDS_DATA = {"_thread", "argparse", "builtins", "collections", "types", "weakref"}
+_HOLDS_DATA = {"_thread", "argparse", "builtins", "collections", "functools", "types", "weakref"}
 _MACHINERY = sys.stdlib_module_names - _HOLDS_DATA | {"lsmooth", "h5py"}
 _MACHINERY_INSIDE = (
     *("torch.optim", "torch.utils.data", "torch.utils.tensorboard", "torch.amp", "torch.cuda", "torch.distributed"),
@@ -146,11 +148,11 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
             contains = issubclass(kind, _CONTAINERS)
             if holds and (contains or (distance < reach and _may_change(value))):
                 found.holders.append(value)
-                if contains and len(value) > MANY:
+                if kind is CACHE or (contains and len(value) > MANY):
                     found.ends.append(value)
             if distance < reach:
                 waiting.appendleft((kind, distance, holds))
-                further = distance + (_HALF if contains else _STEP)
+                further = distance + (_HALF if contains or kind is functools.partial else _STEP)
                 waiting.extend((item, further, holds) for item in _within(value))
     return found
 
@@ -282,7 +284,7 @@ def _within(value: Any) -> list[Any]:
         return [*cells, *names, *defaults, *vars(value).values()]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
-    if isinstance(value, types.BuiltinMethodType):
+    if isinstance(value, (types.BuiltinMethodType, types.MethodWrapperType)):
         return [value.__self__]
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]

@@ -1,8 +1,16 @@
 """What a replay prints, logs and writes to files that it opens is named once, at the first measured step."""
 
+import csv
+import functools
 import io
 import logging
+import multiprocessing
+import os
+import queue
 import re
+import socket
+import sqlite3
+import subprocess
 import sys
 import threading
 import warnings
@@ -11,6 +19,7 @@ import pytest
 from loops import batches, classify, mlp, seed_all, sgd
 
 import lsmooth
+from lsmooth.replay import replaying
 
 
 def opened(path):
@@ -63,6 +72,124 @@ def test_it_is_named_once(what, hook, watched, tmp_path, capsys):
     (said,) = told(lambda: HEARD[what](path), tmp_path / "run.h5", watched=watched, hook=hook)
     assert re.search(f"has changed {what}, which is not put back", said)
     assert (sys.stdout, logging.getLogRecordFactory(), open, io.open) == before
+
+
+def to_table(folder):
+    file = open(folder / "rows.csv", "w", newline="")  # noqa: SIM115
+    rows = csv.writer(file)
+    return lambda: rows.writerow([1])
+
+
+def to_database(folder):
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE seen (step)")
+    return lambda: database.execute("INSERT INTO seen VALUES (1)")
+
+
+def by_cursor(folder):
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    cursor = database.cursor()
+    cursor.execute("CREATE TABLE seen (step)")
+    return lambda: cursor.executemany("INSERT INTO seen VALUES (?)", [(1,)])
+
+
+def to_socket(folder):
+    ours, theirs = socket.socketpair()
+    return lambda: ours.send(b".") + theirs.fileno()
+
+
+def to_pipe(folder):
+    _, end = os.pipe()
+    return lambda: os.write(end, b".")
+
+
+def to_other_process(folder):
+    other, end = multiprocessing.Pipe(duplex=False)
+    return lambda: end.send(other.closed)
+
+
+def to_simple_queue(folder):
+    numbers = queue.SimpleQueue()
+    return lambda: numbers.put(1)
+
+
+def to_file_out_of_reach(folder):
+    # The items of long dicts are not looked at.
+    files = dict.fromkeys(range(100))
+    files[0] = open(folder / "far.txt", "w")  # noqa: SIM115
+    return lambda: files[0].write(".")
+
+
+def moved(folder):
+    (folder / "a").touch()
+
+    def swap():
+        for one, other in (("a", "c"), ("c", "a")):
+            os.rename(folder / one, folder / other)
+
+    return swap
+
+
+# What is made before training, and how the loss uses it.
+WRITTEN = {
+    r"a _csv\.writer": to_table,
+    r"a sqlite3\.Connection": to_database,
+    "a sqlite3.Connection": by_cursor,
+    r"a socket\.socket": to_socket,
+    r"what os\.write changes": to_pipe,
+    "what os.write changes": to_other_process,
+    "the file .*far.txt": to_file_out_of_reach,
+    r"what os\.rename changes": moved,
+    r"a queue\.Queue": lambda folder: functools.partial(queue.Queue().put, 1),
+    r"a _queue\.SimpleQueue": to_simple_queue,
+    r"a subprocess\.Popen": lambda folder: lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+}
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_what_is_written_and_sent_is_named_once(what, tmp_path):
+    (said,) = told(WRITTEN[what](tmp_path), tmp_path / "run.h5")
+    assert re.search(f"has changed {what},", said)
+    assert sys.getprofile() is None
+
+
+def reads(folder):
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE rates AS SELECT 1")
+    return lambda: database.execute("SELECT * FROM rates").fetchall()
+
+
+def unless_replayed(numbers):
+    if not replaying():
+        numbers.put(1)
+
+
+QUIET = {
+    "database that is read": reads,
+    "text of the loss's own": lambda folder: lambda: io.StringIO().write("."),
+    "other functions of these names": lambda folder: lambda: "a".replace("a", "b") + str([1].remove(1)),
+    "queue of the loop": lambda folder: functools.partial(unless_replayed, queue.Queue()),
+}
+
+
+@pytest.mark.parametrize("what", QUIET)
+def test_what_changes_nothing_outside_is_not_named(what, tmp_path):
+    assert told(QUIET[what](tmp_path), tmp_path / "run.h5") == []
+
+
+def test_the_users_own_profiler_goes_on(tmp_path):
+    calls = []
+
+    def own(frame, event, arg):
+        calls.append(event)
+
+    sys.setprofile(own)
+    try:
+        said = told(to_pipe(tmp_path), tmp_path / "run.h5")
+        assert sys.getprofile() is own
+    finally:
+        sys.setprofile(None)
+    assert said == []
 
 
 def test_files_that_are_read_are_not_named(tmp_path):

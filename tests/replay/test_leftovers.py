@@ -3,6 +3,7 @@
 import array
 import collections
 import dataclasses
+import functools
 import io
 import itertools
 import re
@@ -115,6 +116,16 @@ def of_a_thread():
     return local
 
 
+def in_partial():
+    """Return a function that counts in a list, both of which `functools.partial` holds."""
+    return functools.partial(list.append, [])
+
+
+@functools.lru_cache
+def remembered(step):
+    return step
+
+
 class Nested:
     """A chain of objects, the last of which counts."""
 
@@ -154,9 +165,16 @@ PUT_BACK = {
     "counter": (collections.Counter, lambda c: c.update("ab"), dict),
     "variables of methods": (by_methods, lambda own: own.add(), lambda own: own.read()),
     "function": (function, count_up, lambda counted: counted.count),
+    "bound and partial": (in_partial, lambda add: add(1), lambda add: len(add.args[0])),
     "thread's own": (of_a_thread, count_up, lambda local: local.count),
 }  # fmt: skip
 SAID = {
+    "cache": (lambda: remembered, lambda ask: ask(object()), "the cache of remembered"),
+    "hidden global": (
+        object,
+        lambda _: globals().update(hidden=object()),
+        r"global variables of .*test_leftovers",
+    ),
     "large array": (lambda: np.zeros(100_000), lambda a: np.add(a, 1, out=a), r"an array of shape \(100000,\)"),
     "large dict": (lambda: dict.fromkeys(range(5000)), lambda d: d.setdefault(len(d)), "a dict"),
     "far object": (lambda: Nested(5), lambda n: count_up(n.last()), "the contents of a .*Counted"),
@@ -257,6 +275,11 @@ def test_an_error_of_the_loss_in_the_first_replay_says_where_it_came_from(tmp_pa
     assert hasattr(caught.value, "__notes__") == hasattr(caught.value, "add_note")
     for note in getattr(caught.value, "__notes__", []):
         assert note.startswith("lsmooth was evaluating the loss again, at the first measured step (0); let the loss")
+
+
+def test_a_cache_that_is_only_read_is_not_named(tmp_path):
+    remembered(1)
+    assert trained(remembered, lambda ask: ask(1), "loss", tmp_path / "run.h5") == []
 
 
 def test_a_loss_that_asks_whether_it_is_replayed_changes_nothing(tmp_path):
