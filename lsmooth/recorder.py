@@ -38,6 +38,7 @@ from lsmooth.parallel.ranks import Ranks
 from lsmooth.replay.microbatch import Closure
 from lsmooth.stepping import Stepping
 from lsmooth.trace.background import wait_for_closed_writers
+from lsmooth.trace.disk import path_text
 from lsmooth.trace.grouping import By
 from lsmooth.trace.html import table_html
 from lsmooth.trace.writer import Mode
@@ -60,9 +61,9 @@ def _attached_to(model: nn.Module) -> list[Recorder]:
     return sorted(recorders, key=lambda recorder: recorder._number)
 
 
-def _taken_over(path: str | os.PathLike[str], mode: Mode) -> str:
+def _taken_over(path: str | bytes | os.PathLike[str], mode: Mode) -> str:
     """Return `path` as a string; with mode "w", close this process's recorders that still write there."""
-    path = os.fspath(path)
+    path = path_text(path)
     if mode == "w":
         place = os.path.realpath(path)
         for recorder in list(_OPEN_IN_PROCESS):
@@ -146,7 +147,7 @@ class Recorder:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         every: int | Callable[[int], bool] = 1,
         gammas: Sequence[float] = DEFAULT_GAMMAS,
@@ -168,7 +169,7 @@ class Recorder:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = _taken_over(path, mode)
-        self._place, self._number = os.path.realpath(path), next(_numbers)
+        self._place, self._number = os.path.realpath(self._path), next(_numbers)
         self._subject = subject = Subject.of(model, optimizer)
         self._settings = settings = Settings.checked(
             subject.device, subject.names, every=every, gammas=gammas, endpoint=endpoint, coordinates=coordinates,
@@ -180,7 +181,9 @@ class Recorder:
         header = header_of(subject, settings, ranks.size, metadata or {})
         listener = None if log is None else Scalars(log)
         logged = logged_groups(subject.names, log, log_by)
-        self._recording = Recording(path, header, mode, ranks, subject.parameters, settings.facts(), listener, logged)
+        self._recording = Recording(
+            self._path, header, mode, ranks, subject.parameters, settings.facts(), listener, logged
+        )
         self._faults = Faults(alone=ranks.alone)
         try:
             self._instrument = Instrument(subject, settings, ranks, header, self._recording, self._faults)

@@ -57,7 +57,7 @@ class SmoothnessCallback(Callback):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         loss: str | None = None,
         every: int | Callable[[int], bool] = 50,

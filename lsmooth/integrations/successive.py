@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsmooth.trace.disk import path_text
+
 if TYPE_CHECKING:
     from lsmooth.trace.writer import Mode
 
@@ -22,10 +24,10 @@ class SuccessivePaths:
         mode: "x" refuses an existing file, "w" replaces it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mode: Mode) -> None:
-        self._first = Path(path)
+    def __init__(self, path: str | bytes | os.PathLike[str], mode: Mode) -> None:
+        self._path = path_text(path)
+        self._first = Path(self._path)
         self._mode: Mode = mode
-        self._path = os.fspath(path)
         self._trainings = 0
         self._finished = False
 

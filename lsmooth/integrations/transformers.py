@@ -49,7 +49,7 @@ class SmoothnessCallback(TrainerCallback):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         every: int | Callable[[int], bool] = 50,
         mode: Mode = "x",

@@ -8,6 +8,9 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
+
+from lsmooth.errors import InvalidArgumentError
 
 # HDF5 writes index entries beside a block of chunks; they never need more bytes than this.
 INDEX_BYTES = 1 << 16
@@ -15,6 +18,23 @@ INDEX_BYTES = 1 << 16
 NEVER_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 # System errors where a file system does not support reserving space or syncing.
 _NO_PROMISES = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def path_text(path: Any) -> str:
+    """Return a path as text; bytes are names in the encoding of the file system.
+
+    Raises:
+        InvalidArgumentError: It is no path.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise InvalidArgumentError(
+            f'A trace is a file, and its path text or a pathlib.Path, not {type(path).__name__}; give it as "run.h5".'
+        ) from None
+    if "\0" in text:
+        raise InvalidArgumentError(f"The path {text!r} holds a null character, which no file name may; leave it out.")
+    return text
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -22,6 +22,7 @@ from lsmooth.errors import TraceError
 from lsmooth.trace import opening
 from lsmooth.trace.chunks import check_chunks
 from lsmooth.trace.density import Counts, read_density
+from lsmooth.trace.disk import path_text
 from lsmooth.trace.layout import CHUNK_STEPS, DENSITY_GROUP
 from lsmooth.trace.lock import is_being_written
 from lsmooth.trace.recent import Closed, read_closed, read_recent
@@ -49,8 +50,8 @@ class TraceFile:
     gammas: NDArray[np.float64]
     coordinate_names: list[str]
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        self.path = Path(path_text(path))
         self._counts: Counts | None = None
         # State of the file when it was last read, and its stamp if nothing had been written for a while.
         self._seen: FileState | None = None
