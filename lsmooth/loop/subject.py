@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.loop.step_hooks import can_be_hooked
 from lsmooth.parallel.ranks import unwrapped
+from lsmooth.parallel.shards import is_sharded
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Subject:
         names: Names of the measured parameters, in the model's order.
         parameters: The measured parameters, in the same order.
         group_counts: Number of parameter groups of each optimizer.
+        shards: The model's sharded parameters by name, in whose places `fully_shard` puts gathered ones for a while.
     """
 
     called: nn.Module
@@ -34,6 +36,7 @@ class Subject:
     names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
     group_counts: tuple[int, ...]
+    shards: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: Any) -> Subject:
@@ -45,7 +48,8 @@ class Subject:
         inside, optimizers = unwrapped(model), optimizers_inside(optimizer)
         names, parameters = measured_parameters(inside, optimizers)
         counts = tuple(len(one.param_groups) for one in optimizers)
-        return cls(model, inside, optimizers, tuple(names), tuple(parameters), counts)
+        shards = {name: p for name, p in inside.named_parameters() if is_sharded(p)}
+        return cls(model, inside, optimizers, tuple(names), tuple(parameters), counts, shards)
 
     @property
     def optimizer_name(self) -> str:
@@ -78,7 +82,8 @@ class Subject:
         """
         mine = set(self.parameters)
         held = (p for optimizer in self.optimizers for p in parameters_of(optimizer))
-        trained = (p for p in (*self.model.parameters(), *held) if p.requires_grad and p not in mine)
+        own = (self.shards.get(name, p) for name, p in self.model.named_parameters())
+        trained = (p for p in (*own, *held) if p.requires_grad and p not in mine)
         return list(dict.fromkeys(trained))
 
     def trained(self) -> list[Tensor]:

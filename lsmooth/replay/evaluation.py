@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lsmooth.parallel.shards import local
 from lsmooth.replay.arrivals import Arrivals, taken_whole
 from lsmooth.replay.contents import imprint
 from lsmooth.replay.graphs import Played, Player
@@ -136,9 +135,7 @@ class Evaluation:
             segment: The segment along which the parameters are moved; None if they stay.
             copies: Whether gradients are copied, since evaluations overwrite their memory.
         """
-        # What `fully_shard` had gathered may have been freed since, and has no values to be displaced.
-        moved = [c for c in companions if imprint(c.parameter) != c.imprint and _has_memory(c.parameter)]
-        displaced = [(companion, companion.parameter.detach().clone()) for companion in moved]
+        displaced = [(c, c.parameter.detach().clone()) for c in companions if imprint(c.parameter) != c.imprint]
         with put_back(states) as models:
             gradients = _Gradients.capture(self._holders(models, leaves), copies, self._shares_gradient_memory)
             try:
@@ -236,10 +233,6 @@ class Replay:
                 found[position] = gradient.detach().clone() if graphs else gradient.detach()
 
         return self.at(0.0, keep), found
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    return local(tensor).untyped_storage().nbytes() > 0
 
 
 def joined(losses: Sequence[Tensor], divisor: int = 1) -> Tensor:

@@ -27,15 +27,6 @@ def refused(folder, model, optimizer=None):
     return str(error.value)
 
 
-@pytest.fixture
-def one_process_group():
-    if not dist.is_gloo_available():
-        pytest.skip("needs gloo")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def test_data_parallel(tmp_path):
     sentence = "DataParallel is not measured; use DistributedDataParallel, one process a GPU."
     assert refused(tmp_path, nn.DataParallel(net())) == sentence

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from lsmooth.loop.subject import Subject
 from lsmooth.parallel import shards
 from lsmooth.parallel.shards import held, is_sharded, local, local_ranges
 
@@ -84,3 +86,26 @@ def test_an_ordinary_tensor_is_held_whole():
     here, indices = held(tensor, np.array([5, 0]))
     assert (here.tolist(), indices.tolist()) == ([0, 1], [5, 0])
     assert issubclass(DTensor, torch.Tensor)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_gathered_for_a_while_is_no_companion(one_process_group):
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("fully_shard is public from PyTorch 2.6 on")
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    fsdp.fully_shard(model[1])
+    # Its parameters stay gathered between forward and backward.
+    fsdp.fully_shard(model)
+    others = list(model[0].parameters())
+    whole = Subject.of(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    half = Subject.of(model, torch.optim.SGD(model[1].parameters(), lr=0.1))
+
+    loss = model(torch.ones(5, 3)).sum()
+    assert not any(is_sharded(parameter) for parameter in model[0].parameters())
+    assert whole.companions() == []
+    assert [id(parameter) for parameter in half.companions()] == [id(parameter) for parameter in others]
+
+    loss.backward()
+    assert whole.companions() == []
+    assert [id(parameter) for parameter in half.companions()] == [id(parameter) for parameter in others]
