@@ -10,6 +10,7 @@ from loops import batches, classify, mlp, sgd
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import lsmooth
 from lsmooth.replay.contexts import ContextState
@@ -196,3 +197,52 @@ def test_what_a_context_counts_is_counted_once(name, tmp_path):
     alone = run(None)
     assert alone == run(tmp_path / "run.h5")
     assert alone[0] == 6 or len(alone[1]) > 6
+
+
+class CountsFunctions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+class CountsOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("make", "where"), [
+    (CountsFunctions, "loss"), (CountsOperators, "loss"),
+    (lambda: FlopCounterMode(display=False), "loss"), (lambda: FlopCounterMode(display=False), "step"),
+])  # fmt: skip
+def test_operations_are_counted_as_without_the_recorder(make, where, tmp_path):
+    def run(path):
+        model = mlp()
+        optimizer, counter, counts = sgd(model), make(), []
+        recorder = lsmooth.Recorder(model, optimizer, path) if path else None
+        for x, y in batches(3):
+            optimizer.zero_grad()
+
+            def loss(x=x, y=y):
+                with counter if where == "loss" else contextlib.nullcontext():
+                    return classify(model, x, y)
+
+            with counter if where == "step" else contextlib.nullcontext():
+                recorder.backward(loss) if recorder else loss().backward()
+                optimizer.step()
+            counts.append(counter.get_total_flops() if isinstance(counter, FlopCounterMode) else counter.count)
+        if recorder:
+            recorder.close()
+        return counts
+
+    alone = run(None)
+    assert alone[0] > 0
+    assert run(tmp_path / "run.h5") == alone
