@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import operator
+import os
+import sys
 import types
 import warnings
 import zlib
@@ -14,7 +16,7 @@ import numpy as np
 
 from lsmooth.replay.contents import imprint
 from lsmooth.replay.objects import ObjectState
-from lsmooth.replay.reach import CACHE, DEEP, reached
+from lsmooth.replay.reach import CACHE, DEEP, MEMORY, reached
 from lsmooth.replay.state import RandomState
 
 # At most this many holders beyond the reach of replays are looked at, and no larger arrays.
@@ -42,8 +44,10 @@ class Leftovers:
         beyond = [holder for holder in far.holders if id(holder) not in known][:_MOST]
         self._holders = [(holder, ObjectState.capture([holder])) for holder in beyond]
         # Replays put back the global variables that functions name; `globals()["x"]` names none.
-        modules = {id(f.__globals__): f for f in far.holders if isinstance(f, types.FunctionType)}
-        self._globals = [(f.__module__, ObjectState.capture([f.__globals__])) for f in modules.values()]
+        names = dict.fromkeys(f.__globals__.get("__name__") for f in far.holders if isinstance(f, types.FunctionType))
+        modules = [(name, sys.modules[name]) for name in names if name in sys.modules]
+        self._globals = [(name, ObjectState.capture([module])) for name, module in modules]
+        self._environment = dict(os.environ)
         own = {id(tensor) for tensor in near.tensors}
         self._tensors = [(t, imprint(t)) for t in far.tensors if id(t) not in own and not t.is_inference()]
         self._ends = [(end, _state_of(end)) for end in far.ends]
@@ -54,6 +58,7 @@ class Leftovers:
         """Return a description of each thing that has changed since, each description once."""
         found = [f"the contents of {name_of(holder)}" for holder, state in self._holders if not state.holds()]
         found += [f"global variables of {module}" for module, state in self._globals if not state.holds()]
+        found += ["os.environ"] if os.environ != self._environment else []
         found += ["a tensor that it reaches" for tensor, then in self._tensors if imprint(tensor) != then]
         found += [name_of(end) for end, then in self._ends if _state_of(end) != then]
         found += [name_of(generator) for generator in self._random.others_changed()]
@@ -96,6 +101,13 @@ def _state_of(value: Any, depth: int = _NESTED) -> Any:
         frame = value.gi_frame
         inside = () if frame is None else (*frame.f_locals.values(), value.gi_yieldfrom)
         return None if frame is None else (frame.f_lasti, *(_state_of(item, depth - 1) for item in inside if depth))
+    if isinstance(value, MEMORY):
+        try:
+            view: memoryview = memoryview(value)
+        except (BufferError, TypeError, ValueError):
+            # It has been released, or has no bytes.
+            return None
+        return zlib.crc32(view.tobytes()) if view.nbytes <= _MOST_BYTES else None
     if isinstance(value, CACHE):
         # A cache that is only read counts its hits, which no loss depends on.
         counts = value.cache_info()

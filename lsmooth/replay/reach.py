@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import contextvars
+import ctypes
 import functools
 import io
 import random
@@ -22,11 +24,12 @@ from torch import Tensor, nn
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
-# Distances from a closure: a step from an object to its attribute, and half a step from a container, class or
-# `functools.partial` to an item. Things further away than `_REACH` are not looked for.
+# Distances from a closure: a step from an object to its attribute, and half a step from a container, class or wrapper
+# to an item. Things further away than `_REACH` are not looked for.
 _STEP, _HALF = 2, 1
 _REACH = 4 * _STEP
 _CONTAINERS = (list, dict, set, deque)
+_WRAPPERS = (functools.partial, contextvars.ContextVar)
 # The first measured step looks this far for things that are changed and not put back.
 DEEP = 3 * _REACH
 # Types of arrays; arrays of at most this many bytes are put back.
@@ -34,14 +37,16 @@ ARRAYS = (np.ndarray, bytearray, array.array)
 _SMALL_ARRAY = 1 << 16
 # What `functools.lru_cache` makes of a function.
 CACHE = functools._lru_cache_wrapper
-_LEAVES = (Tensor, *_GENERATORS, *ARRAYS, io.IOBase)
+# Types of views of memory, the values of `ctypes` among them.
+MEMORY: Any = (memoryview, ctypes.c_int.__mro__[-2])
+_LEAVES = (Tensor, *_GENERATORS, *ARRAYS, *MEMORY, io.IOBase)
 # Containers with more items than this hold data, not models.
 _FEW = 64
 # Of longer containers, only lists are put back, and of these only the last `MANY` items.
 MANY = 4096
 # Modules and classes of machinery that runs loops (threads, files, optimizers, data loaders, recorders) and that no
 # loss reads. It is not put back: a step changes an optimizer, and other threads change the rest at any time.
-_HOLDS_DATA = {"_thread", "argparse", "builtins", "collections", "functools", "types", "weakref"}
+_HOLDS_DATA = {"_contextvars", "_thread", "argparse", "builtins", "collections", "functools", "types", "weakref"}
 _MACHINERY = sys.stdlib_module_names - _HOLDS_DATA | {"lsmooth", "h5py"}
 _MACHINERY_INSIDE = (
     *("torch.optim", "torch.utils.data", "torch.utils.tensorboard", "torch.amp", "torch.cuda", "torch.distributed"),
@@ -152,7 +157,7 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
                     found.ends.append(value)
             if distance < reach:
                 waiting.appendleft((kind, distance, holds))
-                further = distance + (_HALF if contains or kind is functools.partial else _STEP)
+                further = distance + (_HALF if contains or kind in _WRAPPERS else _STEP)
                 waiting.extend((item, further, holds) for item in _within(value))
     return found
 
@@ -286,6 +291,8 @@ def _within(value: Any) -> list[Any]:
         return [value.__self__, value.__func__]
     if isinstance(value, (types.BuiltinMethodType, types.MethodWrapperType)):
         return [value.__self__]
+    if isinstance(value, contextvars.ContextVar):
+        return [value.get(None)]
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, dict):

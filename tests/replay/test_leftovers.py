@@ -2,10 +2,13 @@
 
 import array
 import collections
+import contextvars
+import ctypes
 import dataclasses
 import functools
 import io
 import itertools
+import os
 import re
 import threading
 import types
@@ -116,6 +119,23 @@ def of_a_thread():
     return local
 
 
+def in_context_variable():
+    variable = contextvars.ContextVar("seen")
+    variable.set([])
+    return variable
+
+
+def in_environment():
+    os.environ["LSMOOTH_SEEN"] = ""
+    return os.environ
+
+
+def released():
+    view = memoryview(b"")
+    view.release()
+    return view
+
+
 def in_partial():
     """Return a function that counts in a list, both of which `functools.partial` holds."""
     return functools.partial(list.append, [])
@@ -166,10 +186,14 @@ PUT_BACK = {
     "variables of methods": (by_methods, lambda own: own.add(), lambda own: own.read()),
     "function": (function, count_up, lambda counted: counted.count),
     "bound and partial": (in_partial, lambda add: add(1), lambda add: len(add.args[0])),
+    "context variable": (in_context_variable, lambda v: v.get().append(1), lambda v: len(v.get())),
     "thread's own": (of_a_thread, count_up, lambda local: local.count),
 }  # fmt: skip
 SAID = {
     "cache": (lambda: remembered, lambda ask: ask(object()), "the cache of remembered"),
+    "view of memory": (lambda: memoryview(bytearray(1)), lambda view: view.__setitem__(0, view[0] + 1), "a memoryview"),
+    "number of C": (lambda: ctypes.c_int(0), lambda n: setattr(n, "value", n.value + 1), r"a ctypes\.c_int"),
+    "environment": (in_environment, lambda e: e.update(LSMOOTH_SEEN=e["LSMOOTH_SEEN"] + "."), r"os\.environ"),
     "hidden global": (
         object,
         lambda _: globals().update(hidden=object()),
@@ -280,6 +304,10 @@ def test_an_error_of_the_loss_in_the_first_replay_says_where_it_came_from(tmp_pa
 def test_a_cache_that_is_only_read_is_not_named(tmp_path):
     remembered(1)
     assert trained(remembered, lambda ask: ask(1), "loss", tmp_path / "run.h5") == []
+
+
+def test_memory_that_is_gone_is_passed_over(tmp_path):
+    assert trained(released(), lambda view: view is None, "loss", tmp_path / "run.h5") == []
 
 
 def test_a_loss_that_asks_whether_it_is_replayed_changes_nothing(tmp_path):
