@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from lsmooth.errors import RecorderError
+
 _Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -75,7 +77,11 @@ class DeferredSignals:
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Run a block in which Ctrl-C strikes at once, also one that has been deferred so far."""
+        """Run a block in which Ctrl-C strikes at once, also one that has been deferred so far.
+
+        Raises:
+            RecorderError: The block has called `sys.exit`, which no signal's handler does here.
+        """
         self._allowed = True
         try:
             for number, frame in self._pending:
@@ -83,6 +89,14 @@ class DeferredSignals:
                     self._pending = [(other, where) for other, where in self._pending if other != number]
                     self._handle(number, frame)
             yield
+        except SystemExit as end:
+            # Other threads may be ended from outside by this exception.
+            if not self._deferring:
+                raise
+            raise RecorderError(
+                "The loss called sys.exit when it was evaluated again at another point; leave the end of training to "
+                "the loop, or to the time when lsmooth.replay.replaying() is false."
+            ) from end
         finally:
             self._allowed = False
 

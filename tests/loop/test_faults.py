@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 import lsmooth
 from lsmooth.errors import RecorderError
+from lsmooth.replay import replaying
 from lsmooth.trace.layout import Status
 
 
@@ -118,6 +120,27 @@ def test_errors_of_one_kind_are_told_once(tmp_path):
 
     trace = unchanged(tmp_path, loop, "Step 1 is flagged, since its loss could not be evaluated again")
     assert trace.status.tolist() == [Status.MEASURED] + [Status.NON_FINITE | Status.NOT_REPEATED] * 4
+
+
+def test_a_replay_in_which_the_loss_calls_exit_costs_one_measurement(tmp_path):
+    """As losses do that end a run which diverges, when they are evaluated beyond it."""
+
+    def loop(model, optimizer, backward):
+        for i, (x, y) in enumerate(batches(4)):
+            optimizer.zero_grad()
+
+            def loss(i=i, x=x, y=y):
+                if i == 2 and replaying():
+                    sys.exit("diverged")
+                return classify(model, x, y)
+
+            backward(loss)
+            optimizer.step()
+
+    trace = unchanged(
+        tmp_path, loop, "again, and training goes on: The loss called sys.exit when it was evaluated again"
+    )
+    assert [bool(status & Status.NON_FINITE) for status in trace.status] == [False, False, True, False]
 
 
 def test_steps_of_another_optimizer_are_missed_within_five(tmp_path):
