@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import overrides
+from torch.nn.utils import parametrize
 from torch.utils import _python_dispatch as dispatch
 
 # A setting of the process or the thread: a function that reads it, and one that sets it to what was read.
@@ -71,7 +72,7 @@ class ContextState:
 
     These are autocast; grad mode; the default dtype and device; allowed attention kernels; deterministic and anomaly
     modes; flags of cuDNN and oneDNN; function and dispatch modes; hooks on saved tensors, which offload activations;
-    and context variables. Random state is kept in `lsmooth.replay.state`.
+    whether parametrized weights are cached; and context variables. Random state is kept in `lsmooth.replay.state`.
 
     Attributes:
         autocast: Autocast contexts.
@@ -114,6 +115,7 @@ class ContextState:
             stack.callback(now.set)
             self.set()
             stack.enter_context(self.autocast.restored())
+            stack.enter_context(_parametrizations_anew())
             yield
 
     def holds(self) -> bool:
@@ -197,6 +199,16 @@ def _autocast_refused_process_wide() -> Iterator[None]:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def _parametrizations_anew() -> Iterator[None]:
+    """Run a block in which no parametrized weight is taken from a cache, which has those of other points."""
+    kept, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = kept
+
+
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
     """Say whether two sequences hold the same objects."""
     return len(some) == len(others) and all(
@@ -259,6 +271,7 @@ def _settings() -> Iterator[Setting]:
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         lambda value: torch.set_anomaly_enabled(*value),
     )
+    yield _attribute(parametrize, "_cache_enabled")
     yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
     for name in ("enabled", "benchmark", "deterministic"):
         yield _attribute(torch.backends.cudnn, name)

@@ -6,13 +6,15 @@ import contextvars
 import numpy as np
 import pytest
 import torch
-from loops import batches, classify, mlp, sgd
+from loops import batches, classify, mlp, not_put_back, sgd
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import lsmooth
+from lsmooth.replay import replaying
 from lsmooth.replay.contexts import ContextState
 
 
@@ -197,6 +199,40 @@ def test_what_a_context_counts_is_counted_once(name, tmp_path):
     alone = run(None)
     assert alone == run(tmp_path / "run.h5")
     assert alone[0] == 6 or len(alone[1]) > 6
+
+
+@pytest.mark.parametrize("through", ["backward", "step"])
+def test_cached_parametrizations_are_those_of_each_point(through, tmp_path):
+    """A weight's norm is computed once in the context, and anew at each point of the segment."""
+    counts = not_put_back(computed=0)
+
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            counts.computed += not replaying()
+            return 2 * weight
+
+    def run(path, cached):
+        torch.manual_seed(0)
+        layer = parametrize.register_parametrization(nn.Linear(3, 1), "weight", Doubled())
+        optimizer = sgd(layer)
+        counts.computed = 0
+        with lsmooth.Recorder(layer, optimizer, path) as recorder:
+            for x, _ in batches(3):
+                optimizer.zero_grad()
+                with contextlib.ExitStack() as stack:
+                    if cached:
+                        stack.enter_context(parametrize.cached())
+                    recorder.backward(lambda x=x: (layer(x[:, :3]) + layer(x[:, :3])).sigmoid().mean())
+                    if through == "backward":
+                        stack.close()
+                    optimizer.step()
+        with lsmooth.Trace(path) as trace:
+            assert trace.status_counts() == {"measured": 3}
+            return counts.computed, trace.smoothness().smoothness
+
+    (once, smoothness), (twice, other) = run(tmp_path / "a.h5", True), run(tmp_path / "b.h5", False)
+    assert (once, twice) == (3, 6)
+    np.testing.assert_allclose(smoothness, other, rtol=1e-5)
 
 
 class CountsFunctions(TorchFunctionMode):
