@@ -83,7 +83,9 @@ def segment_profile(
         make_linear(ax, "y", linear_limits(*[values for _, values in curves]))
         ax.set(xlabel=r"position along the step, $\gamma$", ylabel=_Y_LABELS[quantity])
         if legend:
-            place_legend(ax, [_finely(*curve) for curve in curves])
+            # Not over the line at 0 either, which would look cut.
+            zero = [(np.linspace(0, 1, 60), np.zeros(60))] if quantity == "loss" else []
+            place_legend(ax, [*(_finely(*curve) for curve in curves), *zero])
     return ax
 
 

@@ -7,7 +7,7 @@ from drawing import empty_axes, legend_texts, line
 
 import lsmooth
 from lsmooth.errors import InvalidArgumentError
-from lsmooth.figures import segment_profile
+from lsmooth.figures import segment_profile, style
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,12 @@ def test_what_cannot_be_drawn_is_one_sentence(quadratic, tmp_path):
         optimizer.step()
     with pytest.raises(InvalidArgumentError, match="no step that was measured well"):
         segment_profile(tmp_path / "still.h5", ax=empty_axes())
+
+
+def test_the_legend_leaves_the_line_at_zero_whole(quadratic):
+    with style():
+        ax = segment_profile(quadratic, steps=[0], ax=empty_axes())
+        ax.figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    zero = ax.transData.transform((0, 0))[1]
+    assert not box.y0 <= zero <= box.y1
