@@ -90,15 +90,15 @@ def wrap_words(text: str, width: float, size: float) -> str:
     return "\n".join(shorten(row, width, size) for row in rows)
 
 
-# What a line of a legend does not break: a constant and its value, and words in brackets.
-_UNITS = re.compile(r"\S+ = \S+|\([^()]*\)\S*|\S+")
+# What a line of a legend does not break: a constant and its value, words in brackets, and mathematics.
+_UNITS = re.compile(r"\S+ = \S+|\([^()]*\)\S*|(?<!\\)\$(?:[^$\\]|\\.)*\$\S*|\S+")
 
 
 def wrap_label(text: str, width: float, size: float) -> str:
     """Return a label of a legend broken into lines of at most `width` points.
 
-    Lines break between words, but not within `a = b` or brackets. A single word that is too wide, such as a name, has
-    its middle left out.
+    Lines break between words, but not within `a = b`, brackets or mathematics. A single word that is too wide, such as
+    a name, has its middle left out.
     """
     rows: list[str] = []
     for unit in _UNITS.findall(text):

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.font_manager import FontProperties
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from lsmooth.figures.labels import math_width, wrap_label
+from lsmooth.figures.labels import ELLIPSIS, math_width, wrap_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
 _CORNERS = {"upper left": (False, True), "upper right": (True, True), "lower right": (True, False)}
 _CORNERS["lower left"] = (False, False)
@@ -25,8 +27,8 @@ _SAMPLE = 4000
 _ROUNDS = 2
 # Largest share of the Axes' width for a legend.
 _WIDTH_SHARE = 0.94
-# Largest share of the height: beyond it, a longer y axis would squeeze the points into the rest.
-_LARGEST_SHARE = 0.68
+# Largest share of the height: a higher legend would squeeze the points into the rest, and stands below the Axes.
+_LARGEST_SHARE = 0.5
 # Points of distance from a legend to what it must not hide; at a low resolution, rows are higher than measured here.
 _CLEARANCE = 6.0
 # Limits of a logarithmic axis that has been made longer.
@@ -37,7 +39,8 @@ def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = ()) -
     """Draw a legend of what is labelled in the corner where it is least in the way; none where nothing is labelled.
 
     Labels that are too long for the Axes are broken into lines. The y axis is made longer where the legend would hide
-    a point otherwise.
+    a point otherwise. Where it would take half of the height, the legend stands below the Axes, unless the figure has
+    no layout engine to make room there.
 
     Args:
         ax: The Axes, with their limits, scales and labels set.
@@ -49,18 +52,58 @@ def place_legend(ax: Axes, series: Sequence[tuple[ArrayLike, ArrayLike]] = ()) -
     shown = [_sample(x, y) for x, y in series]
     for _ in range(_ROUNDS):
         _lay_out(ax)
-        wrapped, columns = _arranged(ax, labels)
+        wrapped, columns = _arranged(ax, labels, ax.get_window_extent().width)
         legend = ax.legend(handles, wrapped, loc="upper left", ncols=columns)
         box, panel = legend.get_window_extent(), ax.get_window_extent()
         clearance = _CLEARANCE / 72 * ax.figure.figure.dpi
         share = (min(1.0, (box.width + clearance) / panel.width), min(1.0, (box.height + clearance) / panel.height))
         corner, missing = _free_corner(_seen(ax, shown), share)
-        if missing and share[1] < _LARGEST_SHARE:
+        if missing and share[1] >= _LARGEST_SHARE and ax.figure.figure.get_layout_engine() is not None:
+            _place_below(ax, handles, labels)
+            break
+        if missing:
             # Share of the axis to add, so that the free part becomes as high as the legend.
             _lengthen(ax, missing / (1 - share[1]), upwards=_CORNERS[corner][1])
         ax.legend(handles, wrapped, loc=corner, ncols=columns).set_in_layout(False)
         if not missing:
             break
+
+
+def _place_below(ax: Axes, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Draw the legend below the Axes and the labels of the x axis, as far to the left as the labels of the y axis.
+
+    The Axes become lower. A label of the y axis that is longer than they are is broken into lines.
+    """
+    dpi = ax.figure.figure.dpi
+    for _ in range(_ROUNDS):
+        panel, whole = ax.get_window_extent(), _with_labels(ax)
+        wrapped, columns = _arranged(ax, labels, panel.x1 - whole.x0)
+        # Labels have the same size, however high the layout makes the Axes.
+        beside = ScaledTranslation(
+            (whole.x0 - panel.x0) / dpi, (whole.y0 - panel.y0) / dpi, ax.figure.figure.dpi_scale_trans
+        )
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": ax.transAxes + beside}
+        ax.legend(handles, wrapped, ncols=columns, **place)
+        _lay_out(ax)
+        label, height = ax.yaxis.label, ax.get_window_extent().height * 72 / dpi
+        size = float(label.get_fontsize())
+        lines = wrap_label(label.get_text(), height, size)
+        fits = max(math_width(row, size) for row in label.get_text().split("\n")) <= height
+        # With a word cut, the figure is too small: the whole label sticks out of it, which `render` refuses.
+        if fits or ELLIPSIS in lines:
+            break
+        label.set_text(lines)
+        _lay_out(ax)
+
+
+def _with_labels(ax: Axes) -> Bbox:
+    """Return where the Axes and their labels are, in pixels, without a legend."""
+    legend = ax.get_legend()
+    if legend is not None:
+        legend.remove()
+    box = ax.get_tightbbox()
+    assert box is not None
+    return box
 
 
 def _sample(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
@@ -79,23 +122,23 @@ def _lay_out(ax: Axes) -> None:
             engine.execute(figure)
 
 
-def _arranged(ax: Axes, labels: Iterable[str]) -> tuple[list[str], int]:
-    """Return labels broken into lines that fit the Axes, and the number of columns."""
+def _arranged(ax: Axes, labels: Iterable[str], width: float) -> tuple[list[str], int]:
+    """Return labels broken into lines that fit into `width` pixels, and the number of columns."""
     settings = matplotlib.rcParams
     size = FontProperties(size=settings["legend.fontsize"]).get_size_in_points()
     panel = ax.get_window_extent()
-    wide, high = (max(1.0, length * 72 / ax.figure.figure.dpi) for length in (panel.width, panel.height))
+    wide, high = (max(1.0, length * 72 / ax.figure.figure.dpi) for length in (width, panel.height))
     beside = size * (settings["legend.handlelength"] + settings["legend.handletextpad"])
     room = _WIDTH_SHARE * wide - size * 2 * (settings["legend.borderpad"] + settings["legend.borderaxespad"])
     wrapped = [wrap_label(label, room - beside, size) for label in labels]
     rows = [row for label in wrapped for row in label.split("\n")]
-    width = max(math_width(row, size) for row in rows) + beside
+    widest = max(math_width(row, size) for row in rows) + beside
     apart = size * settings["legend.columnspacing"]
     # Side by side where one column would take almost half of the height.
     columns = 1
     while (
         size * (1.35 * math.ceil(len(rows) / columns) + 0.8) > 0.4 * high
-        and (columns + 1) * (width + apart) - apart < room
+        and (columns + 1) * (widest + apart) - apart < room
         and columns < len(wrapped)
     ):
         columns += 1

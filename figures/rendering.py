@@ -122,6 +122,9 @@ def _fits(figure: Figure) -> bool:
         if legend is None:
             continue
         box, panel = legend.get_window_extent(), ax.get_window_extent()
+        if box.y1 < panel.y0:
+            # Below its Axes, the edges of the figure alone are in its way.
+            continue
         # A legend above its Axes was placed there on purpose.
         down = 0.0 if box.y0 > panel.y1 else min(box.y0 - panel.y0, panel.y1 - box.y1)
         if min(box.x0 - panel.x0, panel.x1 - box.x1, down) < -_SLACK * figure.dpi:

@@ -65,3 +65,9 @@ def test_a_label_is_broken_between_words_but_not_within_a_constant(label, width)
         assert " ".join(rows) == label
     assert all(not row.endswith("=") and row.count("(") == row.count(")") for row in rows)
     assert "".join(rows).replace(r"\$", "").count("$") % 2 == 0
+
+
+def test_a_line_does_not_break_within_mathematics():
+    ratio = r"$\langle\Delta(1), d\rangle / {-\langle g, d\rangle}$"
+    assert wrap_label(f"edge ratio {ratio}", 40, 8) == f"edge\nratio\n{ratio}"
+    assert wrap_label(r"costs \$5 or so", 20, 8).split("\n")[1:] == [r"\$5", "or so"]

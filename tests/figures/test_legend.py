@@ -6,6 +6,7 @@ import pytest
 from drawing import empty_axes, legend_texts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from lsmooth.figures import smoothness_scatter, style
 from lsmooth.figures.legend import place_legend
@@ -70,6 +71,72 @@ def test_constants_in_powers_of_ten_stand_in_a_legend_of_the_default_size(width,
     assert all(text.endswith("(leaves the picture)") for text in legend_texts(ax))
 
 
+def three_lines_and_notes(seed, decades, spreads, slope):
+    """A cloud whose three lines have constants in powers of ten, with flagged points and one that has no place."""
+    generator = np.random.default_rng(seed)
+    across = spreads[0] * generator.normal(size=60)
+    frame = pd.DataFrame({"step": np.arange(60), "usable": True, "grad_norm": 10.0 ** decades[0] * np.exp(across)})
+    frame["smoothness"] = 10.0 ** decades[1] * np.exp(slope * across + spreads[1] * generator.normal(size=60))
+    frame.loc[:1, "usable"] = False
+    frame.loc[2, "smoothness"] = np.nan
+    frame.loc[3, "smoothness"] *= 3
+    return frame
+
+
+@pytest.mark.parametrize("marginals", [False, True])
+@pytest.mark.parametrize(
+    ("decades", "spreads", "slope", "linear"),
+    [((-12, -8), (0.03, 0.03), -1, False), ((-5, -12), (3.0, 3.0), 1, True), ((7, -5), (0.1, 0.5), 1, True)],
+)
+def test_a_legend_of_three_lines_in_powers_of_ten_hides_no_point_of_a_default_figure(
+    decades, spreads, slope, linear, marginals
+):
+    frame = three_lines_and_notes(0, decades, spreads, slope)
+    with style():
+        ax = smoothness_scatter(
+            frame,
+            ax=empty_axes(*((4, 3.2) if marginals else (3.25, 2.6))),
+            lines=("trend", "quantile", "envelope"),
+            linear=linear,
+            marginals=marginals,
+        )
+        render(ax.figure, ".png", 150)
+        ax.figure.draw_without_rendering()
+    assert {text.split(":")[0].split(" (")[0] for text in legend_texts(ax)} == {
+        "flagged",
+        "not shown",
+        "trend",
+        "quantile",
+        "envelope",
+    }
+    box = ax.get_legend().get_window_extent()
+    labels = [ax.xaxis.label.get_window_extent(), *(text.get_window_extent() for text in ax.get_xticklabels())]
+    # The larger figure with marginals may have room inside of the Axes.
+    assert box.y1 < min(label.y0 for label in labels) or marginals
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    clouds = [cloud.get_offsets() for cloud in ax.collections]
+    clouds += [np.column_stack(line.get_data()) for line in ax.lines if line.get_label().startswith("flagged")]
+    places = ax.transData.transform(np.concatenate(clouds))
+    assert len(places) == 59
+    assert not any(box.contains(*place) for place in places)
+    # The label of the y axis is whole beside the lower Axes.
+    label = ax.yaxis.label.get_window_extent()
+    assert label.height <= ax.bbox.height + 2
+    assert ax.figure.bbox.y0 <= label.y0 < label.y1 <= ax.figure.bbox.y1
+
+
+def test_a_legend_stays_in_the_axes_of_a_figure_that_makes_no_room_below_them():
+    with style():
+        ax = Figure((3.25, 2.6)).add_subplot()
+        smoothness_scatter(
+            three_lines_and_notes(0, (-12, -8), (0.03, 0.03), -1), ax=ax, lines=("trend", "quantile", "envelope")
+        )
+        ax.figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    assert ax.bbox.y0 <= box.y0 < box.y1 <= ax.bbox.y1
+
+
 DECADES = st.integers(-30, 30)
 SPREADS = st.sampled_from([0.0, 1e-7, 1e-3, 0.03, 0.5, 3.0, 20.0])
 
@@ -104,7 +171,6 @@ def test_any_cloud_has_a_picture_of_the_default_size_whose_legend_hides_no_point
         ax.figure.draw_without_rendering()
         legend = ax.get_legend()
         box = legend.get_window_extent() if legend else None
-    # Constants of three lines may take so many rows that no room is left.
-    for cloud in ax.collections if box and "lines" not in how else ():
+    for cloud in ax.collections if box else ():
         offsets = np.asarray(cloud.get_offsets())
         assert not any(box.contains(*place) for place in ax.transData.transform(offsets))
