@@ -29,7 +29,7 @@ def test_the_page_has_all_sections_and_numbers(tmp_path):
     assert f"smoothness is about {trend['L0']:.3g} + {trend['L1']:.3g} ‖g‖" in page
     for row in table.itertuples():
         assert f"<td>{row.L0:.3g}</td>" in page
-        assert f">{row.group}</button>" in page
+        assert f">{row.group.replace('.', '.<wbr>')}</button>" in page
     assert counts["below_resolution"] == 3
     assert "<strong>below_resolution</strong>: the step is so short" in page
     assert {root for item in figures(page)["items"] for root in item["roots"].values()} == {
@@ -40,6 +40,12 @@ def test_the_page_has_all_sections_and_numbers(tmp_path):
         "edge-0",
         "curve",
     }
+
+
+def test_a_long_name_of_a_layer_breaks_after_its_dots(tmp_path):
+    page = page_of(made_up(tmp_path / "run.h5", name="encoder.layers.{}.self_attn.weight", steps=12))
+    assert page.startswith("<!DOCTYPE html>")
+    assert ">encoder.<wbr>layers.<wbr>0.<wbr>self_attn</button>" in page
 
 
 def test_nothing_is_asked_of_the_network(tmp_path):
