@@ -153,7 +153,7 @@ class ProgressOfRuns:
     def finished(self, name: str, result: RunResult) -> None:
         """Print a line for a run that has ended."""
         self._at_work.pop(name, None)
-        print_line(f"{name}: {outcome(result, self._metric)}")
+        print_line(f"{_shown(name)}: {outcome(result, self._metric)}")
         self._move(name, 1.0)
 
     def _move(self, name: str, share: float) -> None:
@@ -170,7 +170,12 @@ class ProgressOfRuns:
             left = self._pace.left(total)
             print_line(f"{self._label}: {text}, {total:.0%} of the work{f', {left}' if left else ''}")
             for other, at in self._at_work.items():
-                print_line(f"  {other}: step {at.step} of {at.total}, loss {at.loss:.4g}, lr {at.lr:.3g}")
+                print_line(f"  {_shown(other)}: step {at.step} of {at.total}, loss {at.loss:.4g}, lr {at.lr:.3g}")
+
+
+def _shown(name: str) -> str:
+    """Return a run's name without its empty parts, such as settings that were not chosen."""
+    return " | ".join(part for part in name.split(" | ") if part)
 
 
 def outcome(result: RunResult, metric: str) -> str:

@@ -127,13 +127,13 @@ def test_the_time_left_is_unknown_before_the_second_look(clock):
 
 
 def test_every_run_of_a_comparison_is_shown(clock, capsys):
-    with ProgressOfRuns(["sgd | seed 0", "adam | seed 0"], "training", "perplexity") as shown:
+    with ProgressOfRuns(["sgd |  | seed 0", "adam | seed 0"], "training", "perplexity") as shown:
         for step in range(1, 101):
             clock.now += 1
-            shown.tick("sgd | seed 0", Moment(step, 100, 2.5, 0.5))
+            shown.tick("sgd |  | seed 0", Moment(step, 100, 2.5, 0.5))
             shown.tick("adam | seed 0", Moment(2 * step, 1000, 3.0, 0.001))
         report = {"step": 100, "train_loss": 2.0, "metrics": {"perplexity": 7.5}, "seconds": 100.0}
-        shown.finished("sgd | seed 0", RunResult("finished", [report]))
+        shown.finished("sgd |  | seed 0", RunResult("finished", [report]))
         shown.finished("adam | seed 0", RunResult("failed", message="no memory"))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "training: 2 runs"
