@@ -175,40 +175,41 @@ def _make(comparison: Comparison, jobs: Mapping[str, Plan], engine: Engine, labe
 
 def report(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
     """Return the lines of a table like the paper's Table 1: mean over seeds and half its 95 % interval."""
-    from lsmooth.cli.table import Column, table
+    from lsmooth.cli.table import Column, intervals, table
+    from lsmooth.tasks.comparison import mean_and_interval
 
     frame = comparison.curves()
-    columns = [
-        Column("optimizer", left=True),
-        Column("settings", left=True),
-        *(Column(name) for name in ("train loss", f"test {comparison.metric}", "clipped", "seeds")),
-    ]
-    rows = [_row(standing, frame) for standing in standings]
-    shown = [
-        column
-        for column in range(len(columns))
-        if (columns[column].head != "settings" or any(row[column] for row in rows))
-        and (columns[column].head != "clipped" or any(standing.clips for standing in standings))
-    ]
-    lines = table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    cells = {
+        Column("optimizer", left=True): [standing.label for standing in standings],
+        Column("settings", left=True): [
+            standing.chosen or ("-" if standing.chosen is None else "") for standing in standings
+        ],
+        Column("train loss"): intervals(mean_and_interval(_last_losses(standing, frame)) for standing in standings),
+        Column(f"test {comparison.metric}"): intervals(
+            mean_and_interval(list(standing.score.values())) for standing in standings
+        ),
+        Column("clipped"): [_clipped(standing, frame) for standing in standings],
+        Column("seeds"): [str(len(standing.score)) for standing in standings],
+    }
+    needed = {"settings": any(cells[Column("settings", left=True)]), "clipped": any(s.clips for s in standings)}
+    shown = [column for column in cells if needed.get(column.head, True)]
+    lines = table(shown, list(zip(*(cells[column] for column in shown), strict=True)))
     return lines + [note for standing in standings for note in _notes(standing)]
 
 
-def _row(standing: Standing, frame: pd.DataFrame) -> list[str]:
-    """Return the cells of one contestant; `frame` has the curves of all."""
-    from lsmooth.tasks.comparison import mean_and_interval
+def _last_losses(standing: Standing, frame: pd.DataFrame) -> list[float]:
+    """Return the last training loss of each run that did not diverge; `frame` has the curves of all contestants."""
+    if not len(frame):
+        return []
+    good = frame[(frame["optimizer"] == standing.label) & frame["seed"].isin(list(standing.score))]
+    losses: list[float] = good.groupby("seed")["train_loss"].last().tolist()
+    return losses
 
+
+def _clipped(standing: Standing, frame: pd.DataFrame) -> str:
+    """Return the share of clipped steps of a contestant's runs; "-" where the training loop clips none."""
     mine = frame[frame["optimizer"] == standing.label] if len(frame) else frame
-    good = mine[mine["seed"].isin(list(standing.score))] if len(mine) else mine
-    losses = good.groupby("seed")["train_loss"].last().tolist() if len(good) else []
-    return [
-        standing.label,
-        standing.chosen or ("-" if standing.chosen is None else ""),
-        _interval(*mean_and_interval(losses)),
-        _interval(*mean_and_interval(list(standing.score.values()))),
-        f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if standing.clips and len(mine) else "-",
-        str(len(standing.score)),
-    ]
+    return f"{mine['clipped'].sum() / mine['steps'].sum():.0%}" if standing.clips and len(mine) else "-"
 
 
 def _notes(standing: Standing) -> Iterator[str]:
@@ -219,13 +220,6 @@ def _notes(standing: Standing) -> Iterator[str]:
         yield f"{standing.label}: diverged with seed {', '.join(map(str, standing.diverged))}"
     for what, why in standing.failed.items():
         yield f"{standing.label}, {what}: failed ({why})"
-
-
-def _interval(mean: float, half: float) -> str:
-    if mean != mean:
-        return "-"
-    # To two figures, and without an exponent where it has at most six digits.
-    return f"{mean:.4g}" if half != half else f"{mean:.4g} ± {float(f'{half:.2g}'):g}"
 
 
 def _draw(comparison: Comparison, path: Path) -> None:

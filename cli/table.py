@@ -111,6 +111,19 @@ def numbers(values: Iterable[float]) -> list[str]:
     return [text.ljust(max(map(len, shifted)), _PADDING) for text in shifted]
 
 
+def intervals(pairs: Iterable[tuple[float, float]]) -> list[str]:
+    """Return means with half of their intervals, with the ± below each other in a `table`, and "-" for NaN.
+
+    Means have four figures. Halves have two, and no exponent where they have at most six digits.
+    """
+    texts = [
+        ("-" if math.isnan(mean) else f"{mean:.4g}", "" if math.isnan(half) else f" ± {float(f'{half:.2g}'):g}")
+        for mean, half in pairs
+    ]
+    longest = max((len(half) for _, half in texts), default=0)
+    return [mean + half.ljust(longest, _PADDING) for mean, half in texts]
+
+
 def duration(seconds: float) -> str:
     """Return a time in words: "0.5 s", "2 min 05 s", "3 h 20 min"."""
     minutes, rest = divmod(round(seconds), 60)

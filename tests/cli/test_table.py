@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lsmooth.cli.table import Column, heads, line, listed, numbers, table, terminal_width, wrapped
+from lsmooth.cli.table import Column, heads, intervals, line, listed, numbers, table, terminal_width, wrapped
 
 COLUMNS = [
     Column("layer", left=True),
@@ -77,7 +77,20 @@ def test_numbers_stand_closer_where_there_is_no_room():
     assert table([Column("", left=True), Column("x", left=True)], rows, 13)[3::2] == ["  [1, 1]", "  [0.001, 100]"]
 
 
+def test_means_and_their_intervals_stand_below_each_other():
+    cells = intervals([(4.0351, 0.0671), (102.41, 15.7), (3.5, math.nan), (math.nan, math.nan), (1.5, 123456.0)])
+    columns = [Column("optimizer", left=True), Column("test perplexity")]
+    assert table(columns, [["abcde"[i], cell] for i, cell in enumerate(cells)], 80)[1:] == [
+        "a           4.035 ± 0.067",
+        "b           102.4 ± 16",
+        "c             3.5",
+        "d               -",
+        "e             1.5 ± 120000",
+    ]
+
+
 def test_nothing_to_number():
+    assert intervals([]) == []
     assert numbers([]) == []
 
 
