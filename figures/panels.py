@@ -234,7 +234,9 @@ def _explain_beside(bar: Colorbar, drawn: Sequence[Sequence[FittedLine]]) -> Non
         names,
         loc="lower right",
         bbox_to_anchor=(1, 1),
-        bbox_transform=bar.ax.transAxes + ScaledTranslation(0, 1.5 * matplotlib.rcParams["font.size"] / 72, scale),
+        bbox_transform=bar.ax.transAxes + ScaledTranslation(0, 1.85 * matplotlib.rcParams["font.size"] / 72, scale),
+        # A frame would cut off the tops of the numbers below.
+        frameon=False,
         borderaxespad=0,
         borderpad=0,
         ncols=len(names),

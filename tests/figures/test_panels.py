@@ -1,12 +1,13 @@
 """Panels: which runs and groups stand side by side, with which axes and titles."""
 
 import pandas as pd
+import pytest
 from drawing import drawn, empty_axes, frame
 from matplotlib.figure import Figure
 from small_trace import write_small_trace
 
 import lsmooth
-from lsmooth.figures import smoothness_panels, smoothness_scatter
+from lsmooth.figures import smoothness_panels, smoothness_scatter, style
 
 
 def test_several_runs_share_axes_and_one_colour_scale(small_trace):
@@ -46,6 +47,20 @@ def test_constants_stand_above_panels():
     (ax,) = smoothness_panels(frame(group="a.b"), lines=("envelope",), figure=figure)
     assert ax.get_title(loc="right") == "envelope $L_0$ 2, $L_1$ 3"
     assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["envelope"]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(3.25, 2), (6.75, 4)])
+def test_the_names_of_lines_stand_clear_of_the_numbers_above_the_bar(width, columns):
+    points = pd.concat([frame(30, seed=k, group=f"layer{k}") for k in range(columns)])
+    with style():
+        figure = Figure((width, 3), layout="constrained")
+        smoothness_panels(points, figure=figure, columns=columns)
+        figure.draw_without_rendering()
+    bar = figure.axes[-1]
+    box = bar.get_legend().get_window_extent()
+    numbers = [text.get_window_extent() for text in bar.get_xticklabels() if text.get_text()]
+    assert max(number.y1 for number in numbers) <= box.y0
+    assert box.y1 <= figure.bbox.y1
 
 
 def test_coordinates_are_drawn_against_the_smaller_of_both_ends(tmp_path):
