@@ -6,6 +6,7 @@ import array
 import contextvars
 import ctypes
 import functools
+import gc
 import io
 import random
 import sys
@@ -142,7 +143,7 @@ def reached(*starts: Any, reach: int = _REACH) -> Reached:
                 found.holders.append(value)
                 methods.of(value, distance)
                 waiting.extend((item, distance + _HALF, True) for item in own_data(value).values())
-                waiting.extendleft((base, distance, True) for base in getattr(value, "__bases__", ()))
+                waiting.extendleft((base, distance, True) for base in (kind, *getattr(value, "__bases__", ())))
         elif distance <= reach:
             machinery = _is_machinery(value if kind is types.FunctionType else kind)
             if kind is types.FunctionType:
@@ -300,7 +301,11 @@ def _within(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple, set, deque)):
         return list(value) if len(value) <= _FEW else []
     in_slots = [getattr(value, name) for name in slots_of(value) if hasattr(value, name)]
-    return [*getattr(value, "__dict__", {}).values(), *in_slots]
+    held = [*getattr(value, "__dict__", {}).values(), *in_slots]
+    if not held and type(value).__module__ != "builtins":
+        # Classes written in C, such as those that hold the arrays of a DataFrame.
+        return gc.get_referents(value)
+    return held
 
 
 def is_bound(cell: types.CellType) -> bool:

@@ -16,6 +16,7 @@ import warnings
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -125,6 +126,19 @@ def in_context_variable():
     return variable
 
 
+def of_a_metaclass():
+    """Return a class whose own class counts."""
+    return type("Meta", (type,), {"count": 0})("Own", (), {})
+
+
+def count_in_metaclass(own):
+    type(own).count += 1
+
+
+def in_frame(frame):
+    frame.loc[0, "count"] += 1
+
+
 def in_environment():
     os.environ["LSMOOTH_SEEN"] = ""
     return os.environ
@@ -186,11 +200,13 @@ PUT_BACK = {
     "variables of methods": (by_methods, lambda own: own.add(), lambda own: own.read()),
     "function": (function, count_up, lambda counted: counted.count),
     "bound and partial": (in_partial, lambda add: add(1), lambda add: len(add.args[0])),
+    "metaclass": (of_a_metaclass, count_in_metaclass, lambda own: type(own).count),
     "context variable": (in_context_variable, lambda v: v.get().append(1), lambda v: len(v.get())),
     "thread's own": (of_a_thread, count_up, lambda local: local.count),
 }  # fmt: skip
 SAID = {
     "cache": (lambda: remembered, lambda ask: ask(object()), "the cache of remembered"),
+    "table": (lambda: pd.DataFrame({"count": [0]}), in_frame, ".*"),
     "view of memory": (lambda: memoryview(bytearray(1)), lambda view: view.__setitem__(0, view[0] + 1), "a memoryview"),
     "number of C": (lambda: ctypes.c_int(0), lambda n: setattr(n, "value", n.value + 1), r"a ctypes\.c_int"),
     "environment": (in_environment, lambda e: e.update(LSMOOTH_SEEN=e["LSMOOTH_SEEN"] + "."), r"os\.environ"),
