@@ -42,3 +42,11 @@ def test_what_is_no_path_is_refused(path, door):
 def test_a_null_character_is_refused(path, door):
     with pytest.raises(InvalidArgumentError, match=r"holds a null character"):
         DOORS[door](path)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_the_file_system_cannot_encode_is_refused(door):
+    with pytest.raises(
+        InvalidArgumentError, match=r"'run\\ud800\.h5' has characters that .* encoding is utf-8; choose"
+    ):
+        DOORS[door]("run\ud800.h5")

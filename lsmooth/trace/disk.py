@@ -34,6 +34,13 @@ def path_text(path: Any) -> str:
         ) from None
     if "\0" in text:
         raise InvalidArgumentError(f"The path {text!r} holds a null character, which no file name may; leave it out.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"The path {text!a} has characters that file names cannot have here, whose encoding is "
+            f"{error.encoding}; choose another name, or set PYTHONUTF8=1 in the environment."
+        ) from None
     return text
 
 
