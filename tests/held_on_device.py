@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lsmooth
+from lsmooth.loop.settings import DEFAULT_GAMMAS
 from lsmooth.measure.handover import Handover
 from lsmooth.replay.segment import Segment
 
 CASES = {
     "without": {},
-    "offload": {"offload": True},
+    "offload": {"offload": True, "gammas": DEFAULT_GAMMAS},
     "clips": {"offload": True, "clips": True},
     "norms": {"offload": True, "norms": ("linf", "spectral")},
     "bfloat16": {"offload": True, "dtype": torch.bfloat16},
@@ -92,14 +93,16 @@ def let_device_in():
     Segment._copy = let_in
 
 
-def extra_copies(folder, layers=40, width=2000, dtype=torch.float32, clips=False, **arguments):
+def extra_copies(folder, layers=40, width=2000, dtype=torch.float32, clips=False, gammas=(0.5,), **arguments):
     """Return the peak of two measured steps over that of two without recorder, in copies of the parameters."""
     peaks = []
     for watched in (False, True):
-        model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).to("meta", dtype)
+        model = nn.Sequential(*(nn.Linear(width, width, device="meta", dtype=dtype) for _ in range(layers)))
         optimizer = sgd(model, momentum=0.9)
         x = torch.empty(2, width, dtype=dtype, device="meta")
-        recorder = lsmooth.Recorder(model, optimizer, folder / "run.h5", mode="w", **arguments) if watched else None
+        recorder = None
+        if watched:
+            recorder = lsmooth.Recorder(model, optimizer, folder / "run.h5", gammas=gammas, mode="w", **arguments)
 
         def closure(model=model, x=x):
             return model(x).square().mean()
