@@ -1,6 +1,7 @@
 """Fixtures that several areas share."""
 
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -69,6 +70,11 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of every garbage collection to come: there is much of it, and all of it stays."""
+    gc.freeze()
 
 
 def pytest_addoption(parser):

@@ -179,9 +179,10 @@ def hessian(model, loss, at):
     torch.nn.utils.vector_to_parameters(at, model.parameters())
     parameters = list(model.parameters())
     gradient = torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss(), parameters, create_graph=True)])
-    rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in gradient]
+    each = torch.eye(len(gradient), dtype=gradient.dtype)
+    rows = torch.autograd.grad(gradient, parameters, each, is_grads_batched=True)
     torch.nn.utils.vector_to_parameters(here, model.parameters())
-    return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+    return torch.cat([part.flatten(1) for part in rows], dim=1)
 
 
 def largest_on_segment(model, loss, start, end):

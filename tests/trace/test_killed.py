@@ -23,7 +23,7 @@ from lsmooth.trace.reader import Trace
 from lsmooth.trace.recent import RecentWriter
 from lsmooth.trace.writer import TraceWriter
 
-KILLS = 20
+KILLS = 12
 
 
 @pytest.fixture(scope="module")
