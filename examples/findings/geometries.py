@@ -5,17 +5,21 @@ In this folder:
 python geometries.py train adam --lr 1e-3 --data DIR --trace adam.h5   150 steps; every fifth is measured
 python geometries.py train adam --lr 1e-3 --data DIR                   the same unmeasured, to choose the lr
 python geometries.py table sgd.h5 adam.h5 muon.h5                      what the traces say, norm by norm
+python geometries.py figure sgd.h5 adam.h5 muon.h5 -o geometries.png   smoothness against the gradient's dual norm
 """
 
 import itertools
+from pathlib import Path
 
 import click
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch import nn
 
 import lsmooth
 from lsmooth import tasks
+from lsmooth.figures import smoothness_scatter
 from lsmooth.optim import GeneralizedSignSGD
 
 NORMS = ("l2", "linf", "spectral")
@@ -92,6 +96,23 @@ def table(traces: tuple[str, ...]) -> None:
                     }
                 )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
+
+
+@main.command()
+@click.argument("traces", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, help="The picture.")
+def figure(traces: tuple[str, ...], output: str) -> None:
+    picture, rows = plt.subplots(
+        len(traces), len(NORMS), figsize=(8, 2 * len(traces)), layout="constrained", squeeze=False
+    )
+    for path, row in zip(traces, rows, strict=True):
+        for norm, ax in zip(NORMS, row, strict=True):
+            smoothness_scatter(path, norm=norm, ax=ax, lines=("trend",), colorbar=False, legend=False)
+            ax.set_title(f"{Path(path).stem}, {norm}", fontsize="medium")
+            ax.set(xlabel="", ylabel="")
+    picture.supxlabel("dual norm of the gradient")
+    picture.supylabel("smoothness")
+    picture.savefig(output, dpi=150)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+from small_trace import write_small_trace
 
 import lsmooth
 
@@ -37,3 +39,9 @@ def test_geometries(optimizer, tmp_path):
     assert [line[:2] for line in lines[1:]] == [[optimizer, norm] for norm in steepness]
     for line, value in zip(lines[1:], steepness.values(), strict=True):
         assert float(line[2]) == pytest.approx(value, rel=0.01)
+
+
+def test_geometries_of_two_runs_are_drawn(tmp_path):
+    write_small_trace(tmp_path / "normed.h5", norms=("linf", "spectral"))
+    run(tmp_path, "figure", "normed.h5", "normed.h5", "-o", "figure.png")
+    assert plt.imread(tmp_path / "figure.png").shape[:2] == (600, 1200)
