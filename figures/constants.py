@@ -27,6 +27,8 @@ _LABELS = {"L0": "$L_0$", "L1": "$L_1$"}
 _MARKERS = ("o", "D", "s", "^", "v")
 # With more rows than this, methods are drawn on one line, not side by side.
 _APART = 40
+# Largest share of the figure's width that names of layers take.
+_NAMES_SHARE = 0.4
 
 
 def layer_constants(
@@ -66,7 +68,7 @@ def layer_constants(
         raise InvalidArgumentError(f"constant={constant!r} is neither 'L0' nor 'L1'.")
     frame = _estimates(data, by, displacement, norm)
     with drawing(ax, constants_height(frame["group"].nunique())) as ax:
-        meaning = _draw(ax, frame, constant, linear, share=0.4)
+        meaning = _draw(ax, frame, constant, linear)
         ax.set_xlabel(f"{_LABELS[constant]}{meaning}")
         if legend and frame["method"].nunique() > 1:
             handles, labels = ax.get_legend_handles_labels()
@@ -107,7 +109,7 @@ def constants_panels(
     with arranging(figure, COLUMN, constants_height(frame["group"].nunique())) as figure:
         axes: NDArray[np.object_] = figure.subplots(1, 2, sharey=True)
         for ax, constant in zip(axes, _LABELS, strict=True):
-            meaning = _draw(ax, frame, constant, linear, share=0.36, most_ticks=3)
+            meaning = _draw(ax, frame, constant, linear, most_ticks=3)
         axes[1].tick_params(labelleft=False)
         if meaning:
             figure.supxlabel(meaning.strip(), size=matplotlib.rcParams["axes.labelsize"])
@@ -146,11 +148,8 @@ def _estimates(data: Any, by: By, displacement: Displacement, norm: str) -> pd.D
     return frame
 
 
-def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, share: float, most_ticks: int = 4) -> str:
-    """Draw one constant of every layer, and return what the layers' abbreviated names stand for.
-
-    Names take `share` of the figure's width at most.
-    """
+def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, most_ticks: int = 4) -> str:
+    """Draw one constant of every layer, and return what the layers' abbreviated names stand for."""
     names = [str(name) for name in frame["group"].drop_duplicates()]
     methods = [str(name) for name in frame["method"].drop_duplicates()]
     _scale(ax, frame, constant, linear, most_ticks)
@@ -170,7 +169,7 @@ def _draw(ax: Axes, frame: pd.DataFrame, constant: str, linear: bool, *, share: 
         _draw_estimates(ax, mine[constant].to_numpy(dtype=np.float64), rows, linear, method, look)
     figure = ax.figure.figure
     points_wide = ax.figure.bbox.width / figure.dpi * 72
-    meaning = label_rows(ax, names, share * points_wide, ax.figure.bbox.height / figure.dpi * 72 - 40)
+    meaning = label_rows(ax, names, _NAMES_SHARE * points_wide, ax.figure.bbox.height / figure.dpi * 72 - 40)
     ax.grid(axis="y", color=matplotlib.rcParams["grid.color"], linewidth=0.3, zorder=0)
     ax.set_axisbelow(True)
     ax.set_xlabel(_LABELS[constant])

@@ -64,6 +64,13 @@ def test_panels_are_legible(layers):
     assert not axes[1].yaxis.get_tick_params()["labelleft"]
 
 
+def test_the_last_part_of_a_transformers_names_stands_whole_beside_two_panels():
+    table = estimates(2, name="transformer.decoder.layers.{}.multihead_attn")
+    with style():
+        axes = constants_panels(table, figure=Figure((3.25, 3), layout="constrained"))
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == [f"t.d.l.{k}.multihead_attn" for k in range(2)]
+
+
 def test_what_cannot_be_drawn_is_one_sentence():
     with pytest.raises(InvalidArgumentError, match="no column 'L0'"):
         layer_constants(frame().assign(group="a"), ax=empty_axes())
