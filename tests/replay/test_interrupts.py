@@ -212,7 +212,7 @@ def test_ctrl_c_at_any_line_of_a_measured_step_leaves_the_weights_before_or_afte
     strike, raised, after, moments, _ = struck(tmp_path / "run.h5", way, "step")
     assert not raised
     assert strike.count > 5000
-    for line in sorted(random.Random(0).sample(range(1, strike.count + 1), 40)):
+    for line in sorted(random.Random(0).sample(range(1, strike.count + 1), 20)):
         strike, raised, found, moments, left = struck(tmp_path / "run.h5", way, "step", line)
         assert raised, strike.place
         assert equal(found, moments[-1]) or equal(found, after), strike.place
@@ -223,7 +223,7 @@ def test_ctrl_c_at_any_line_of_a_measured_step_leaves_the_weights_before_or_afte
 def test_ctrl_c_in_a_backward_pass_leaves_the_weights_and_no_hook(way, tmp_path):
     strike, *_ = struck(tmp_path / "run.h5", way, "backward")
     parameters = len(list(mlp(torch.nn.BatchNorm1d(8)).parameters()))
-    for line in sorted(random.Random(1).sample(range(1, strike.count + 1), 40)):
+    for line in sorted(random.Random(1).sample(range(1, strike.count + 1), 20)):
         strike, raised, found, moments, left = struck(tmp_path / "run.h5", way, "backward", line)
         assert raised, strike.place
         # Gradients are where the pass has got to, as without a recorder.

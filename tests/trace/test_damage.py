@@ -21,7 +21,7 @@ from lsmooth.trace.layout import FORMAT_VERSION
 from lsmooth.trace.reader import Trace
 from lsmooth.trace.writer import TraceWriter
 
-CASES = 500
+CASES = 100
 # HDF5 before 2.0 crashes by itself in a few of these, where no check of ours comes first.
 HDF5_CRASHES = h5py.version.hdf5_version_tuple < (2, 0, 0)
 
@@ -56,7 +56,7 @@ def test_damaged_files_read_right_or_end_in_one_sentence(tmp_path, end):
 
     refused = read = crashed = 0
     problems = []
-    for start in range(0, CASES // 2, 25):
+    for start in range(0, CASES, 25):
         answer = forked(lambda start=start: batch(range(start, start + 25)))
         if HDF5_CRASHES and answer == "ended by SIGSEGV":
             crashed += 1
@@ -67,8 +67,8 @@ def test_damaged_files_read_right_or_end_in_one_sentence(tmp_path, end):
     assert not problems, "\n".join(problems)
     assert crashed <= 2
     # Both ends happen: some damage is of no consequence, most is noticed.
-    assert refused > 100
-    assert read > 5
+    assert refused > 40
+    assert read > 2
 
 
 @pytest.mark.parametrize(

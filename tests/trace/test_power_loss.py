@@ -33,7 +33,7 @@ def test_no_wrong_number_is_read_where_pages_are_older(tmp_path, close, densitie
     truth = rows(made, 0, COUNT)
     assert wrong_numbers(path, made, truth, COUNT) == ([], True)
     problems, read = [], 0
-    for seed in range(100):
+    for seed in range(40):
         path.write_bytes(with_stale_pages(moments, random.Random(seed), some_pages(seed)))
         wrong, was_read = wrong_numbers(path, made, truth, COUNT)
         read += was_read
@@ -41,7 +41,7 @@ def test_no_wrong_number_is_read_where_pages_are_older(tmp_path, close, densitie
             problems.append(f"case {seed}: {', '.join(wrong)}")
     assert not problems, "\n".join(problems)
     # Both happen: some pages are of no consequence, others are missed.
-    assert 10 < read < 90
+    assert 4 < read < 36
 
 
 def test_a_finished_file_with_one_older_page_is_read_right_or_refused(tmp_path):
