@@ -36,12 +36,11 @@ def sound(folder):
 @pytest.mark.parametrize("edit", hostile.EDITS, ids=lambda edit: edit.__name__)
 def test_an_edited_trace_is_read_or_refused(folder, sound, edit):
     path = folder / "run.h5"
-    for seed in range(3):
-        hostile.prepare(sound, path, folder, [edit], seed)
-        assert hostile.tried(path) in ("read", "refused"), f"seed {seed}"
+    hostile.prepare(sound, path, folder, [edit], seed=0)
+    assert hostile.tried(path) in ("read", "refused")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_trace_with_several_edits_is_read_or_refused(folder, sound, seed):
     edits = random.Random(seed).choices(hostile.EDITS, k=3)
     hostile.prepare(sound, folder / "run.h5", folder, edits, seed)
