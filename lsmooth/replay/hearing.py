@@ -48,6 +48,7 @@ def heard_process_wide() -> Iterator[list[str]]:
 
     with (
         _replaced(sys, "stdout", lambda real: _Output(real, lambda: note("what is printed"))),
+        _replaced(sys, "stderr", lambda real: _Output(real, lambda: note("what is printed"))),
         _replaced(builtins, "open", lambda real: _opening(real, note)),
         _replaced(io, "open", lambda real: _opening(real, note)),
         _records_noted(lambda: note("what is logged")),

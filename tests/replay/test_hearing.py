@@ -132,6 +132,7 @@ def moved(folder):
 
 # What is made before training, and how the loss uses it.
 WRITTEN = {
+    "what is printed": lambda folder: lambda: print("a loss", file=sys.stderr),
     r"a _csv\.writer": to_table,
     r"a sqlite3\.Connection": to_database,
     "a sqlite3.Connection": by_cursor,
@@ -148,8 +149,10 @@ WRITTEN = {
 
 @pytest.mark.parametrize("what", WRITTEN)
 def test_what_is_written_and_sent_is_named_once(what, tmp_path):
+    before = sys.stderr
     (said,) = told(WRITTEN[what](tmp_path), tmp_path / "run.h5")
     assert re.search(f"has changed {what},", said)
+    assert sys.stderr is before
     assert sys.getprofile() is None
 
 
