@@ -15,7 +15,7 @@ from lsmooth.theory import Floats, descent_check, theorem1
 from lsmooth.trace.attributes import probe_count
 from lsmooth.trace.curvature import edge_ratios
 from lsmooth.trace.layout import Status
-from lsmooth.trace.reader import Trace
+from lsmooth.trace.reader import Trace, check_trace
 
 # A step below this share of lr |g| is shorter by more than rounding.
 _SHORTER = 0.99
@@ -62,6 +62,7 @@ def advise(trace: Trace, *, beta2: float = 0.0) -> Report:
         beta2: Second-moment factor that Theorem 1 is asked about; 0 is SIGNUM.
 
     Raises:
+        InvalidArgumentError: `trace` is no open trace.
         TraceError: The trace is damaged.
 
     Examples:
@@ -69,6 +70,7 @@ def advise(trace: Trace, *, beta2: float = 0.0) -> Report:
         ...     for advice in advise(trace).advice:
         ...         print(advice.text)
     """
+    check_trace(trace)
     statements: dict[str, Callable[[], Advice]] = {
         "stable step": lambda: _stable_step(trace),
         "edge": lambda: _edge(trace),

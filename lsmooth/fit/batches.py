@@ -11,7 +11,7 @@ from lsmooth.fit.lines import Floats, at_one_norm
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By
 from lsmooth.trace.layout import Status
-from lsmooth.trace.reader import Displacement, Trace
+from lsmooth.trace.reader import Displacement, Trace, check_trace
 
 # Groups with fewer points are not fitted; the reason says so.
 FEWEST = 10
@@ -23,6 +23,7 @@ def chosen_cloud(trace: Trace | Cloud, by: By, norm: str, displacement: Displace
     """Return the cloud of a trace; a `Cloud` is returned as it is."""
     if isinstance(trace, Cloud):
         return trace
+    check_trace(trace)
     return trace.cloud(by, norm=norm, displacement=displacement, endpoint=endpoint)
 
 

@@ -23,7 +23,7 @@ from lsmooth.fit.ranks import spearman
 from lsmooth.fit.squares import check_tau
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.grouping import By
-from lsmooth.trace.reader import Displacement, Trace
+from lsmooth.trace.reader import Displacement, Trace, check_trace
 
 _MOST_THREADS = 8
 
@@ -119,6 +119,7 @@ def _with_densities(
     """Return the trace whose densities are fitted; raise InvalidArgumentError for arguments that need more."""
     if isinstance(trace, Cloud):
         raise InvalidArgumentError("by='density' needs the trace, not a cloud of it; give lsmooth.Trace(path).")
+    check_trace(trace)
     if condition != "linear" or norm != "l2" or displacement != "layer" or endpoint:
         raise InvalidArgumentError(
             "by='density' has only each coordinate's gradient and own displacement; leave condition, norm, "

@@ -20,7 +20,7 @@ from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import check_norm
 from lsmooth.trace.grouping import By, group_parameters
 from lsmooth.trace.layout import GEOMETRIES, Status
-from lsmooth.trace.reader import Trace
+from lsmooth.trace.reader import Trace, check_trace
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def noise_cloud(trace: Trace, by: By = "global", *, norm: str = "l2") -> NoiseCl
     """
     if by == "coordinate":
         raise InvalidArgumentError("by='coordinate' has no noise; use global, module or parameter.")
+    check_trace(trace)
     check_norm(trace, norm)
     geometry = GEOMETRIES[norm]
     if not trace.has(geometry.dataset("grad_noise")):

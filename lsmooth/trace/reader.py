@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lsmooth.errors import unknown_name
+from lsmooth.errors import InvalidArgumentError, unknown_name
 from lsmooth.trace import clouds, opening, tables
 from lsmooth.trace.cloud import Cloud
 from lsmooth.trace.clouds import Displacement
@@ -256,3 +256,9 @@ class Trace(TraceFile):
     def status_counts(self) -> dict[str, int]:
         """Return the number of measured steps with each flag, without flags that no step has."""
         return {str(flag.name).lower(): count for flag in Status if (count := int(((self.status & flag) != 0).sum()))}
+
+
+def check_trace(trace: object) -> None:
+    """Raise InvalidArgumentError for what is no open trace, such as the path of one."""
+    if not isinstance(trace, Trace):
+        raise InvalidArgumentError(f"{trace!r:.200} is no open trace; give lsmooth.Trace(path).")

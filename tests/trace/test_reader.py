@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import lsmooth
+import lsmooth.advice
 from lsmooth.errors import InvalidArgumentError, TraceError
 
 
@@ -22,3 +24,18 @@ def test_reading_needs_no_torch(small_trace):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(small_trace)], check=True)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lsmooth.estimate,
+        lambda path: lsmooth.estimate(path, by="density"),
+        lsmooth.fit.compare,
+        lsmooth.fit.estimate_noise,
+        lsmooth.advice.advise,
+    ],
+)
+def test_a_path_in_place_of_an_open_trace_is_refused(small_trace, ask):
+    with pytest.raises(InvalidArgumentError, match=r"small\.h5.* is no open trace; give lsmooth\.Trace\(path\)"):
+        ask(small_trace)
