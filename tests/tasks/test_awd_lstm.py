@@ -430,7 +430,7 @@ def _steps_on(isa):
     not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"),
     reason="oneDNN heeds the variable on x86 alone",
 )
-@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX2_VNNI"])
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2"])
 def test_layers_compute_in_float32_on_a_cpu_without_a_bfloat16_lstm(isa):
     has_it, dtypes, loss = _steps_on(isa)
     assert has_it == "False", "the variable has to imitate such a CPU"
