@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lsmooth.measure.packed import LEAST_MEAN, LOW_PRECISION, ORDERS, ROW, Along, Packed, ends_of, flattened, same
 from lsmooth.measure.singular import divisor, singular_values
 from lsmooth.precision import accumulation_dtype
 from lsmooth.replay.arrivals import taken_whole
@@ -16,18 +19,9 @@ from lsmooth.replay.parking import brought, in_pieces
 from lsmooth.trace.layout import NormKind
 
 Kind = NormKind
-# What a difference is multiplied by: c itself, or x and y for c = y - x.
-Along = Tensor | tuple[Tensor, Tensor]
 
-_ORDERS: Mapping[str, float] = {"l2": 2, "l1": 1, "linf": float("inf")}
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
-# A sum of n products above n times this in float32 is right to 1e-8, whatever becomes of products too small for
-# float32, below 1.2e-38 each.
-_LEAST_MEAN = 1.2e-30
-
-# Elements that are converted or copied at a time. On the CPU they are few enough for a core's cache in float64, and on
-# a GPU enough to keep it busy. For small models they are a share of the whole, which takes little memory, but no fewer
-# than are worth a call.
+# Elements that are converted or copied at a time: on the CPU few enough to stay in a core's cache in float64, on a GPU
+# what keeps it busy; of small models fewer, a share of the whole that takes little memory, but what pays for a call.
 _CPU_PIECE = 1 << 17
 _CPU_LEAST_PIECE = 1 << 12
 _CPU_SHARE = 1 / 128
@@ -38,7 +32,7 @@ _MATRIX_KINDS = ("nuclear", "spectral")
 
 
 def piece_size(device: torch.device) -> int:
-    """Return the number of elements to take at a time so that temporary results stay small."""
+    """Return how many elements to take at a time where temporary results are to stay small."""
     return _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
 
 
@@ -46,7 +40,7 @@ _T = TypeVar("_T")
 
 
 class _Given(NamedTuple):
-    """The tensors a, b and c that `TensorNorms` is given at one position."""
+    """What `TensorNorms` is given at one position: a, b and c."""
 
     position: int
     tensor: Tensor
@@ -54,33 +48,32 @@ class _Given(NamedTuple):
     along: Along | None
 
     def takes_memory(self, dtype: torch.dtype) -> bool:
-        """Say whether a temporary tensor is needed: a difference, a step, or a scaled copy in `_entry_norms`."""
+        """Say whether there is a temporary tensor: a difference, a step, or what `_entry_norms` scales in `dtype`."""
         return self.other is not None or isinstance(self.along, tuple) or self.tensor.dtype == dtype
 
 
 class TensorNorms:
-    """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; a missing b_i counts as 0.
+    """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; b_i may be missing and counts as 0.
 
-    It also takes ⟨a_i - b_i, c_i⟩ of tensors that come with c_i, or with x_i and y_i for c_i = y_i - x_i.
+    On the way it also takes ⟨a_i - b_i, c_i⟩ of tensors that come with such a c_i, or with x_i and y_i for
+    c_i = y_i - x_i.
 
-    Differences are formed in float32 or wider, so that bfloat16 tensors do not lose the digits that they share. Sums of
-    norms are taken in float64: gradients of 1e-30 do not underflow, nor do float64 ones of 1e-200. Products are formed
-    in float32, or in float64 for float64 tensors. The error of an inner product is about 1e-7 Σ_j |(a_ij - b_ij) c_ij|
-    in float32. Products out of float32's range are formed in float64 on the CPU, and on a GPU if that is asked for.
-    Nothing waits for the device, except for the singular values of "nuclear" and "spectral", which CUDA's solvers check
-    on the host.
+    Differences and sums are formed in float32 or wider: gradients of 1e-30 do not underflow (nor do float64 ones of
+    1e-200), and bfloat16 ones do not lose the digits that they share. On the CPU, sums are taken in float32 128
+    numbers at a time, where they stay in its range: norms are then right to 1e-6, and commonly to 1e-7.
+    All other sums of norms are taken in float64. Products are formed in float32, or in float64 for float64
+    tensors: the error is about 1e-7 Σ_j |(a_ij - b_ij) c_ij| in float32. Those that leave its range are formed in
+    float64 on the CPU, and elsewhere where that is asked for. Nothing waits for the device, but for the singular values
+    of "nuclear" and "spectral", which CUDA's solvers check on the host.
 
-    The nuclear and the spectral norm are those of the matrix `tensor.flatten(1)`. A tensor of fewer than two dimensions
-    is a matrix of one column, both of whose norms are its 2-norm.
+    The nuclear and the spectral norm are those of the matrix of `tensor.flatten(1)`; a tensor of fewer than two
+    dimensions is a matrix of one column, both of whose norms are its 2-norm.
 
     Args:
         sizes: Number of elements of each of the n tensors.
-        device: Device on which results are wanted.
-        kinds: The kinds of norms; "own" is each tensor's kind in `own`.
+        device: Where the result is wanted.
+        kinds: Which norms; "own" is each tensor's of `own`.
         own: One kind for each of the n tensors.
-
-    Attributes:
-        dtype: Dtype of the results.
     """
 
     def __init__(
@@ -93,26 +86,31 @@ class TensorNorms:
         self._device = device
         self.dtype = accumulation_dtype(device)
         self._kinds, self._own = tuple(kinds), own or ["l2"] * len(sizes)
-        # By position, since only some matrices may need singular values.
+        # By position: singular values are taken of those matrices alone that need them.
         asked = [{*kinds, kind} if "own" in kinds else {*kinds} for kind in self._own]
         self._matrix_kinds = [[kind for kind in _MATRIX_KINDS if kind in some] for some in asked]
         # Vectors need their 2-norm where matrices need singular values.
         every = {*kinds, *(kind for some in asked for kind in some)}
         matrices = not every.isdisjoint(_MATRIX_KINDS)
-        self._entry_kinds = [kind for kind in _ORDERS if kind in every or (kind == "l2" and matrices)]
+        self._entry_kinds = [kind for kind in ORDERS if kind in every or (kind == "l2" and matrices)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
-        # On the CPU, a temporary difference that stays in cache costs less than one written over the tensor in memory.
+        # On the CPU, a difference that is written to memory costs more than one that stays in cache.
         self._overwrites = device.type != "cpu"
         total = sum(sizes)
         whole = taken_whole(4 * total, device)
         share, least = (_CPU_SHARE, _CPU_LEAST_PIECE) if device.type == "cpu" else (_GPU_SHARE, _GPU_LEAST_PIECE)
         self._piece = min(piece_size(device), max(least, int(share * total)))
-        # All tensors of a small model are taken together.
+        # Where there is memory for all of it, all is taken together.
         self._together = total if whole else self._piece
+        padded = sum(-(-size // ROW) * ROW for size in sizes)
+        self._packed = Packed(padded if whole else self._piece) if device.type == "cpu" else None
         self._count = len(sizes)
         self._zeros = torch.zeros(self._count, dtype=self.dtype, device=device)
-        # By position, what has arrived: norms by kind, and the parts of the product, see `products_of`.
-        self._found: list[dict[str, Tensor] | None] = [None] * self._count
+        # By position: what has arrived, by kind, and of the product its two parts, see `_products`.
+        self._found: list[dict[str, Tensor] | None] = []
+        # What was packed, by the same names, (n,): of tensors of whose numbers there are none in `_found`.
+        self._numbers: dict[str, NDArray[np.float64]] = {}
+        self.clear()
 
     def sums(self) -> dict[Kind, list[bool]]:
         """Say by kind which tensors have a norm that is a sum over entries: those of a tensor's parts add up."""
@@ -120,12 +118,13 @@ class TensorNorms:
         return {kind: own if kind == "own" else [kind == "l1"] * self._count for kind in self._kinds}
 
     def missing(self) -> list[int]:
-        """Return the positions of tensors that have not arrived yet."""
+        """Return the positions at which nothing has arrived yet."""
         return [position for position, found in enumerate(self._found) if found is None]
 
     def clear(self) -> None:
         """Forget what has arrived."""
         self._found = [None] * self._count
+        self._numbers = {}
 
     @torch.no_grad()
     def add(
@@ -138,21 +137,21 @@ class TensorNorms:
         consumed: bool = False,
         any_range: bool = False,
     ) -> None:
-        """Add the tensors at some positions, minus their counterparts; temporary memory is one or two pieces.
+        """Take in the tensors at some positions, less their counterparts; temporary memory is a piece or two.
 
         Args:
-            positions: Positions of the tensors among the n.
+            positions: Which of the n tensors arrive.
             tensors: a_i.
-            minus: b_i, which may be parked on the host; None for 0.
+            minus: b_i; None for 0. It may be parked on the host.
             along: c_i, or x_i and y_i, which may be parked, for their difference; None for no product.
-            consumed: Whether the a_i may be overwritten, which saves memory and kernels on a GPU.
-            any_range: Whether products may leave float32's range, which takes a few more kernels on a GPU.
+            consumed: The a_i are needed no more, and may be overwritten: on a GPU that saves memory and kernels.
+            any_range: Products may leave float32's range: on a GPU that takes a few kernels more.
         """
         if consumed and self._overwrites:
             minus = _subtract_in_place(tensors, minus)
         givens = list(map(_Given, positions, tensors, minus, along or [None] * len(positions)))
         small: list[_Given] = []
-        for given in givens:
+        for given in givens if self._packed is None else self._left_by(self._packed, givens):
             size = given.tensor.numel()
             if not size:
                 self._found[given.position] = {}
@@ -167,22 +166,26 @@ class TensorNorms:
                 self._add_group(group, consumed, any_range)
 
     def result(self) -> dict[Kind, Tensor]:
-        """Return the n norms by kind, float64 (n,), 0 where nothing has arrived; then forget them."""
+        """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
         parts = self.parts()
         return {kind: parts[kind] for kind in self._kinds}
 
     def result_and_products(self) -> tuple[dict[Kind, Tensor], Tensor]:
-        """Return the result of `result`, and the n products, float64 (n,), 0 where there is none; then forget them."""
+        """Return what `result` does, and the n products, float64 (n,), 0 where there is none, and start anew."""
         parts = self.parts()
         return {kind: parts[kind] for kind in self._kinds}, products_of(parts)
 
     def parts(self) -> dict[str, Tensor]:
-        """Return the n norms by kind, and parts of the n products for `products_of`; then forget them.
+        """Return by kind the n norms and, by the names that `products_of` knows, parts of the n products; start anew.
 
-        So a caller can form the products of many results in one operation.
+        Where many results are waited for, products are formed of all of them at once.
         """
         names = (*self._kinds, "product", "excess")
-        parts: dict[str, Tensor] = {}
+        numbers = self._numbers
+        if numbers and "own" in names:
+            own = [numbers[kind][i] if kind in numbers else 0.0 for i, kind in enumerate(self._own)]
+            numbers = numbers | {"own": np.array(own)}
+        parts = {name: torch.from_numpy(values) for name, values in numbers.items() if name in names}
         present = {name for found in self._found if found for name in found}
         if asked := [name for name in names if name in present or (name == "own" and present)]:
             entries = [
@@ -190,19 +193,39 @@ class TensorNorms:
                 for name in asked
                 for found, own in zip(self._found, self._own, strict=True)
             ]
-            parts = dict(zip(asked, torch.stack(entries).split(self._count), strict=True))
+            stacked = torch.stack(entries).split(self._count)
+            parts |= {n: parts[n] + more if n in parts else more for n, more in zip(asked, stacked, strict=True)}
         self.clear()
         return dict.fromkeys((*self._kinds, "product"), self._zeros) | parts
 
+    def _left_by(self, packed: Packed, givens: Sequence[_Given]) -> list[_Given]:
+        """Take in what can be packed; return what is left."""
+        taken = [given for given in givens if packed.takes(given.tensor)]
+        left = [given for given in givens if not packed.takes(given.tensor)]
+        if taken:
+            numbers, within = packed.norms_and_products([given[1:] for given in taken], self._entry_kinds)
+            for name, values in numbers.items():
+                into = self._numbers.setdefault(name, np.zeros(self._count))
+                into[[given.position for given in taken]] = np.where(within, values, 0.0)
+            for place, given in enumerate(taken):
+                if not within[place] and (numbers[self._entry_kinds[0]][place] or not same(given.tensor, given.other)):
+                    left.append(given)
+                else:
+                    self._found[given.position] = {}
+                    if self._matrix_kinds[given.position]:
+                        norm = self._brought(torch.from_numpy(self._numbers["l2"])[given.position])
+                        self._found[given.position] = self._of_matrix(given, norm)
+        return left
+
     def _note(self, given: _Given, found: dict[str, Tensor]) -> None:
-        """Store what was found of a tensor, and add the norms of singular values."""
+        """Take in what was found of a tensor, and add what goes by singular values."""
         found = {name: self._brought(value) for name, value in found.items()}
         if self._matrix_kinds[given.position]:
             found |= self._of_matrix(given, found["l2"])
         self._found[given.position] = found
 
     def _add_group(self, group: Sequence[_Given], consumed: bool, any_range: bool) -> None:
-        """Add tensors of one device that together are one piece."""
+        """Take in tensors of one device that are a piece together."""
         device = group[0].tensor.device
         changes = differences(
             [given.tensor for given in group],
@@ -229,10 +252,10 @@ class TensorNorms:
                 found.update(zip(parts, map(self._brought, values), strict=True))
 
     def _in_pieces(self, given: _Given) -> dict[str, Tensor]:
-        """Return the norms of a difference by kind, and its product; one piece is held at a time."""
+        """Return by kind the norms of a difference, and its product, one piece of which is held at a time."""
         norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
         products: list[Tensor] = []
-        flat = _flattened((given.tensor, given.other, *_ends_of(given.along)))
+        flat = flattened((given.tensor, given.other, *ends_of(given.along)))
         for start in range(0, given.tensor.numel(), self._piece):
             part = slice(start, start + self._piece)
             a, b, x, y = (None if t is None else brought(t[part], given.tensor.device) for t in flat)
@@ -242,14 +265,14 @@ class TensorNorms:
                 parts += _entry_norms([difference], kind, self.dtype)
             if y is not None:
                 wide = difference.to(self.dtype, copy=True)
-                # Freed before another piece is made.
+                # Before there is one more of them.
                 del difference
                 products.append(wide.mul_(differences([y], [x])[0]).sum())
         found = {kind: _entry_norms([torch.stack(parts)], kind, self.dtype)[0] for kind, parts in norms.items()}
         return found | ({"product": torch.stack(products).sum()} if products else {})
 
     def _of_matrix(self, given: _Given, two_norm: Tensor) -> dict[str, Tensor]:
-        """Return the norms of singular values by kind."""
+        """Return by kind the norms that go by singular values."""
         kinds = self._matrix_kinds[given.position]
         if given.tensor.dim() < 2:
             return dict.fromkeys(kinds, two_norm)
@@ -263,17 +286,17 @@ class TensorNorms:
 
 
 def products_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return inner products from the parts that `TensorNorms.parts` returns, in the same shape."""
+    """Return the inner products that parts of `TensorNorms.parts` make, in their shape."""
     return torch.sub(parts["product"], parts["excess"], alpha=2) if "excess" in parts else parts["product"]
 
 
 def _sums_on_cpu(changes: list[Tensor], alongs: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Return the inner products of tensors on the CPU; those out of float32's range are formed in float64."""
+    """Return the inner products of tensors on the CPU, which are formed in float64 where they leave float32's range."""
     products = torch._foreach_mul(changes, alongs)
     sums = torch.stack([product.sum() for product in products]).to(dtype)
-    # Reading numbers on the CPU waits for nothing.
+    # Numbers are read at once, which waits for nothing on the CPU.
     for place, (total, change) in enumerate(zip(sums.tolist(), changes, strict=True)):
-        if not change.numel() * _LEAST_MEAN < abs(total) < math.inf:
+        if not change.numel() * LEAST_MEAN < abs(total) < math.inf:
             sums[place] = change.to(dtype, copy=True).mul_(alongs[place]).sum()
     return sums.unbind()
 
@@ -281,17 +304,16 @@ def _sums_on_cpu(changes: list[Tensor], alongs: list[Tensor], dtype: torch.dtype
 def _sums_in_few_kernels(
     changes: list[Tensor], alongs: list[Tensor], dtype: torch.dtype, mine: bool, any_range: bool
 ) -> dict[str, Sequence[Tensor]]:
-    """Return the inner products of tensors on a GPU, as "product" minus twice "excess".
+    """Return the inner products of tensors on a GPU, as "product" less twice "excess".
 
-    The only sum that torch takes of many tensors in one kernel is the 1-norm: Σ_j p_j is Σ_j |p_j| minus twice the
-    1-norm of the negative terms.
+    Of many tensors at once, a GPU has 1-norms alone: Σ_j p_j is Σ_j |p_j| less twice that of the negative ones.
 
     Args:
-        changes: Differences to multiply.
-        alongs: Factors.
-        dtype: Dtype of the sums.
-        mine: Whether the differences may be overwritten.
-        any_range: Whether products may leave float32's range.
+        changes: What to multiply, differences.
+        alongs: By what.
+        dtype: What sums are taken in.
+        mine: The changes may be overwritten.
+        any_range: Products may leave float32's range.
     """
     scale = None
     if any_range:
@@ -320,7 +342,7 @@ def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], devi
 
 
 def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[Sequence[_T]]:
-    """Yield runs of a sequence; the last item of each makes its size exceed the limit."""
+    """Cut a sequence into runs, each ended by the item with which its size passes the limit."""
     start, held = 0, 0
     for stop, size in enumerate(sizes, 1):
         held += size
@@ -330,10 +352,10 @@ def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[
 
 
 def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[Tensor]:
-    """Return one kind of norm of each tensor, with sums in `dtype` and within its range."""
-    order = _ORDERS[kind]
+    """Return one kind of norm of each tensor, its sums taken in `dtype` and kept within range."""
+    order = ORDERS[kind]
     if kind == "l2" and any(tensor.dtype == dtype for tensor in tensors):
-        # Squares may leave the range of a sum of the same dtype; scaled to at most 1, they do not.
+        # Squares of what is as wide as the sum may leave its range: 2-norms of numbers between -1 and 1 do not.
         scales = [divisor(scale) for scale in torch._foreach_norm(tensors, float("inf"), dtype=dtype)]
         scaled = [tensor / scale for tensor, scale in zip(tensors, scales, strict=True)]
         norms = torch._foreach_norm(scaled, 2, dtype=dtype)
@@ -342,9 +364,9 @@ def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[T
 
 
 def _subtract_in_place(tensors: Sequence[Tensor], minus: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Subtract in place where that loses no precision; return what is left to be subtracted."""
+    """Subtract in place where nothing is lost by it; return what is left to be subtracted."""
     taken = [
-        other is not None and tensor.dtype == other.dtype and tensor.dtype not in _LOW_PRECISION
+        other is not None and tensor.dtype == other.dtype and tensor.dtype not in LOW_PRECISION
         for tensor, other in zip(tensors, minus, strict=True)
     ]
     pairs = [(a, b) for a, b, taken_here in zip(tensors, minus, taken, strict=True) if taken_here and b is not None]
@@ -354,11 +376,11 @@ def _subtract_in_place(tensors: Sequence[Tensor], minus: Sequence[Tensor | None]
 
 
 def differences(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return differences in float32 or wider; a tensor with nothing to subtract is returned itself."""
+    """Return differences in float32 or wider; what has nothing to be subtracted stays the same tensor."""
     paired = [(a, b) for a, b in zip(left, right, strict=True) if b is not None]
     if not paired:
         return list(left)
-    if any(a.dtype in _LOW_PRECISION for a, _ in paired):
+    if any(a.dtype in LOW_PRECISION for a, _ in paired):
         found = [a.float() - b.float() for a, b in paired]
     else:
         found = list(torch._foreach_sub([a for a, _ in paired], [b for _, b in paired]))
@@ -369,31 +391,7 @@ def differences(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> list[
 
 
 def _steps(alongs: Sequence[Along], device: torch.device) -> list[Tensor]:
-    """Return the factors c on a device in float32 or wider, from c itself or from x and y."""
-    given = [tuple(None if end is None else brought(end, device) for end in _ends_of(along)) for along in alongs]
+    """Return what differences on a device are multiplied by, in float32 or wider; by ends x and y it is y - x."""
+    given = [tuple(None if end is None else brought(end, device) for end in ends_of(along)) for along in alongs]
     steps = differences([stop for _, stop in given if stop is not None], [start for start, _ in given])
-    return [step.float() if step.dtype in _LOW_PRECISION else step for step in steps]
-
-
-def _ends_of(along: Along | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return x and y of c = y - x; x is None where c itself is given."""
-    return along if isinstance(along, tuple) else (None, along)
-
-
-def _flattened(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Return tensors of one shape as flat ones with corresponding elements; None stays None.
-
-    Parked tensors stay parked if all strides are equal, and are else brought to the device of the first tensor.
-    """
-    given = [t for t in tensors if t is not None]
-    same = all(t.stride() == given[0].stride() for t in given)
-    device = given[0].device
-    return tuple(None if t is None else _flat(t if same else brought(t, device).contiguous()) for t in tensors)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    if tensor.is_contiguous():
-        return tensor.view(-1)
-    # The order of elements does not matter for norms, so a dense tensor is read in the order of its memory.
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    return tensor.permute(order).reshape(-1)
+    return [step.float() if step.dtype in LOW_PRECISION else step for step in steps]

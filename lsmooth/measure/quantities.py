@@ -20,7 +20,8 @@ from torch import Tensor
 from lsmooth.measure.coordinates import CoordinateReader, FollowedCoordinates
 from lsmooth.measure.densities import DensityCounter
 from lsmooth.measure.geometries import NormsInUse
-from lsmooth.measure.norms import Along, Kind, TensorNorms, differences, products_of
+from lsmooth.measure.norms import Kind, TensorNorms, differences, products_of
+from lsmooth.measure.packed import Along
 from lsmooth.measure.row import Row
 from lsmooth.parallel.shards import held, local
 from lsmooth.precision import largest_error

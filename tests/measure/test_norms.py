@@ -124,7 +124,7 @@ def test_tensors_that_may_be_overwritten_give_the_same_norms_and_products(dtype)
 
 
 def go_the_way_of_a_gpu(norms):
-    norms._piece, norms._together, norms._overwrites = 50_000, 50_000, True
+    norms._packed, norms._piece, norms._together, norms._overwrites = None, 50_000, 50_000, True
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

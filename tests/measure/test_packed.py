@@ -1,9 +1,10 @@
-"""Norms and inner products of tensors that are taken together, or a piece at a time, against float64."""
+"""Norms and inner products of tensors that are packed, or taken a piece at a time, against float64."""
 
 import pytest
 import torch
 
 from lsmooth.measure.norms import TensorNorms
+from lsmooth.measure.packed import Packed
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -16,9 +17,11 @@ def made(dtype, seed):
 
 
 def taken(piece, shapes=SHAPES):
-    """Return a `TensorNorms` that takes norms a piece at a time."""
+    """Return what takes norms a piece at a time, of numbers on the CPU in whole rows of 128."""
     norms = TensorNorms([torch.Size(shape).numel() for shape in shapes], torch.get_default_device(), ("l2", "linf"))
     norms._piece = norms._together = piece
+    if norms._packed is not None:
+        norms._packed = Packed(piece)
     return norms
 
 
@@ -29,7 +32,7 @@ def test_against_sums_in_float64(dtype, piece):
     some = [None if i in (1, 5) else other for i, other in enumerate(minus)]
     ends = [None if i == 6 else ends for i, ends in enumerate(zip(starts, stops, strict=True))]
     norms = taken(piece)
-    # A result leaves nothing behind.
+    # What has been packed before leaves nothing behind.
     for _ in range(2):
         norms.add(range(3), gradients[:3], some[:3], ends[:3])
         norms.add(range(3, 7), gradients[3:], some[3:], ends[3:])
