@@ -32,7 +32,7 @@ _MATRIX_KINDS = ("nuclear", "spectral")
 
 
 def piece_size(device: torch.device) -> int:
-    """Return how many elements to take at a time where temporary results are to stay small."""
+    """Return the number of elements to take at a time so that temporary results stay small."""
     return _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
 
 
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 
 class _Given(NamedTuple):
-    """What `TensorNorms` is given at one position: a, b and c."""
+    """The tensors a, b and c that `TensorNorms` is given at one position."""
 
     position: int
     tensor: Tensor
@@ -48,7 +48,7 @@ class _Given(NamedTuple):
     along: Along | None
 
     def takes_memory(self, dtype: torch.dtype) -> bool:
-        """Say whether there is a temporary tensor: a difference, a step, or what `_entry_norms` scales in `dtype`."""
+        """Say whether a temporary tensor is needed: a difference, a step, or a scaled copy in `_entry_norms`."""
         return self.other is not None or isinstance(self.along, tuple) or self.tensor.dtype == dtype
 
 
@@ -71,8 +71,8 @@ class TensorNorms:
 
     Args:
         sizes: Number of elements of each of the n tensors.
-        device: Where the result is wanted.
-        kinds: Which norms; "own" is each tensor's of `own`.
+        device: Device on which results are wanted.
+        kinds: The kinds of norms; "own" is each tensor's kind in `own`.
         own: One kind for each of the n tensors.
     """
 
@@ -86,7 +86,7 @@ class TensorNorms:
         self._device = device
         self.dtype = accumulation_dtype(device)
         self._kinds, self._own = tuple(kinds), own or ["l2"] * len(sizes)
-        # By position: singular values are taken of those matrices alone that need them.
+        # By position, since only some matrices may need singular values.
         asked = [{*kinds, kind} if "own" in kinds else {*kinds} for kind in self._own]
         self._matrix_kinds = [[kind for kind in _MATRIX_KINDS if kind in some] for some in asked]
         # Vectors need their 2-norm where matrices need singular values.
@@ -94,21 +94,21 @@ class TensorNorms:
         matrices = not every.isdisjoint(_MATRIX_KINDS)
         self._entry_kinds = [kind for kind in ORDERS if kind in every or (kind == "l2" and matrices)]
         self._zero = torch.zeros((), dtype=self.dtype, device=device)
-        # On the CPU, a difference that is written to memory costs more than one that stays in cache.
+        # On the CPU, a temporary difference that stays in cache costs less than one written over the tensor in memory.
         self._overwrites = device.type != "cpu"
         total = sum(sizes)
         whole = taken_whole(4 * total, device)
         share, least = (_CPU_SHARE, _CPU_LEAST_PIECE) if device.type == "cpu" else (_GPU_SHARE, _GPU_LEAST_PIECE)
         self._piece = min(piece_size(device), max(least, int(share * total)))
-        # Where there is memory for all of it, all is taken together.
+        # All tensors of a small model are taken together.
         self._together = total if whole else self._piece
         padded = sum(-(-size // ROW) * ROW for size in sizes)
         self._packed = Packed(padded if whole else self._piece) if device.type == "cpu" else None
         self._count = len(sizes)
         self._zeros = torch.zeros(self._count, dtype=self.dtype, device=device)
-        # By position: what has arrived, by kind, and of the product its two parts, see `_products`.
+        # By position, what has arrived: norms by kind, and the parts of the product, see `products_of`.
         self._found: list[dict[str, Tensor] | None] = []
-        # What was packed, by the same names, (n,): of tensors of whose numbers there are none in `_found`.
+        # The same of tensors that were packed, (n,); those have no numbers in `_found`.
         self._numbers: dict[str, NDArray[np.float64]] = {}
         self.clear()
 
@@ -118,7 +118,7 @@ class TensorNorms:
         return {kind: own if kind == "own" else [kind == "l1"] * self._count for kind in self._kinds}
 
     def missing(self) -> list[int]:
-        """Return the positions at which nothing has arrived yet."""
+        """Return the positions of tensors that have not arrived yet."""
         return [position for position, found in enumerate(self._found) if found is None]
 
     def clear(self) -> None:
@@ -137,15 +137,15 @@ class TensorNorms:
         consumed: bool = False,
         any_range: bool = False,
     ) -> None:
-        """Take in the tensors at some positions, less their counterparts; temporary memory is a piece or two.
+        """Add the tensors at some positions, minus their counterparts; temporary memory is one or two pieces.
 
         Args:
-            positions: Which of the n tensors arrive.
+            positions: Positions of the tensors among the n.
             tensors: a_i.
-            minus: b_i; None for 0. It may be parked on the host.
+            minus: b_i, which may be parked on the host; None for 0.
             along: c_i, or x_i and y_i, which may be parked, for their difference; None for no product.
-            consumed: The a_i are needed no more, and may be overwritten: on a GPU that saves memory and kernels.
-            any_range: Products may leave float32's range: on a GPU that takes a few kernels more.
+            consumed: Whether the a_i may be overwritten, which saves memory and kernels on a GPU.
+            any_range: Whether products may leave float32's range, which takes a few more kernels on a GPU.
         """
         if consumed and self._overwrites:
             minus = _subtract_in_place(tensors, minus)
@@ -166,19 +166,19 @@ class TensorNorms:
                 self._add_group(group, consumed, any_range)
 
     def result(self) -> dict[Kind, Tensor]:
-        """Return by kind the n norms, float64 (n,), 0 where nothing has arrived, and start anew."""
+        """Return the n norms by kind, float64 (n,), 0 where nothing has arrived; then forget them."""
         parts = self.parts()
         return {kind: parts[kind] for kind in self._kinds}
 
     def result_and_products(self) -> tuple[dict[Kind, Tensor], Tensor]:
-        """Return what `result` does, and the n products, float64 (n,), 0 where there is none, and start anew."""
+        """Return the result of `result`, and the n products, float64 (n,), 0 where there is none; then forget them."""
         parts = self.parts()
         return {kind: parts[kind] for kind in self._kinds}, products_of(parts)
 
     def parts(self) -> dict[str, Tensor]:
-        """Return by kind the n norms and, by the names that `products_of` knows, parts of the n products; start anew.
+        """Return the n norms by kind, and parts of the n products for `products_of`; then forget them.
 
-        Where many results are waited for, products are formed of all of them at once.
+        So a caller can form the products of many results in one operation.
         """
         names = (*self._kinds, "product", "excess")
         numbers = self._numbers
@@ -218,14 +218,14 @@ class TensorNorms:
         return left
 
     def _note(self, given: _Given, found: dict[str, Tensor]) -> None:
-        """Take in what was found of a tensor, and add what goes by singular values."""
+        """Store what was found of a tensor, and add the norms of singular values."""
         found = {name: self._brought(value) for name, value in found.items()}
         if self._matrix_kinds[given.position]:
             found |= self._of_matrix(given, found["l2"])
         self._found[given.position] = found
 
     def _add_group(self, group: Sequence[_Given], consumed: bool, any_range: bool) -> None:
-        """Take in tensors of one device that are a piece together."""
+        """Add tensors of one device that together are one piece."""
         device = group[0].tensor.device
         changes = differences(
             [given.tensor for given in group],
@@ -252,7 +252,7 @@ class TensorNorms:
                 found.update(zip(parts, map(self._brought, values), strict=True))
 
     def _in_pieces(self, given: _Given) -> dict[str, Tensor]:
-        """Return by kind the norms of a difference, and its product, one piece of which is held at a time."""
+        """Return the norms of a difference by kind, and its product; one piece is held at a time."""
         norms: dict[str, list[Tensor]] = {kind: [] for kind in self._entry_kinds}
         products: list[Tensor] = []
         flat = flattened((given.tensor, given.other, *ends_of(given.along)))
@@ -265,14 +265,14 @@ class TensorNorms:
                 parts += _entry_norms([difference], kind, self.dtype)
             if y is not None:
                 wide = difference.to(self.dtype, copy=True)
-                # Before there is one more of them.
+                # Freed before another piece is made.
                 del difference
                 products.append(wide.mul_(differences([y], [x])[0]).sum())
         found = {kind: _entry_norms([torch.stack(parts)], kind, self.dtype)[0] for kind, parts in norms.items()}
         return found | ({"product": torch.stack(products).sum()} if products else {})
 
     def _of_matrix(self, given: _Given, two_norm: Tensor) -> dict[str, Tensor]:
-        """Return by kind the norms that go by singular values."""
+        """Return the norms of singular values by kind."""
         kinds = self._matrix_kinds[given.position]
         if given.tensor.dim() < 2:
             return dict.fromkeys(kinds, two_norm)
@@ -286,15 +286,15 @@ class TensorNorms:
 
 
 def products_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return the inner products that parts of `TensorNorms.parts` make, in their shape."""
+    """Return inner products from the parts that `TensorNorms.parts` returns, in the same shape."""
     return torch.sub(parts["product"], parts["excess"], alpha=2) if "excess" in parts else parts["product"]
 
 
 def _sums_on_cpu(changes: list[Tensor], alongs: list[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
-    """Return the inner products of tensors on the CPU, which are formed in float64 where they leave float32's range."""
+    """Return the inner products of tensors on the CPU; those out of float32's range are formed in float64."""
     products = torch._foreach_mul(changes, alongs)
     sums = torch.stack([product.sum() for product in products]).to(dtype)
-    # Numbers are read at once, which waits for nothing on the CPU.
+    # Reading numbers on the CPU waits for nothing.
     for place, (total, change) in enumerate(zip(sums.tolist(), changes, strict=True)):
         if not change.numel() * LEAST_MEAN < abs(total) < math.inf:
             sums[place] = change.to(dtype, copy=True).mul_(alongs[place]).sum()
@@ -304,16 +304,17 @@ def _sums_on_cpu(changes: list[Tensor], alongs: list[Tensor], dtype: torch.dtype
 def _sums_in_few_kernels(
     changes: list[Tensor], alongs: list[Tensor], dtype: torch.dtype, mine: bool, any_range: bool
 ) -> dict[str, Sequence[Tensor]]:
-    """Return the inner products of tensors on a GPU, as "product" less twice "excess".
+    """Return the inner products of tensors on a GPU, as "product" minus twice "excess".
 
-    Of many tensors at once, a GPU has 1-norms alone: Σ_j p_j is Σ_j |p_j| less twice that of the negative ones.
+    The only sum that torch takes of many tensors in one kernel is the 1-norm: Σ_j p_j is Σ_j |p_j| minus twice the
+    1-norm of the negative terms.
 
     Args:
-        changes: What to multiply, differences.
-        alongs: By what.
-        dtype: What sums are taken in.
-        mine: The changes may be overwritten.
-        any_range: Products may leave float32's range.
+        changes: Differences to multiply.
+        alongs: Factors.
+        dtype: Dtype of the sums.
+        mine: Whether the differences may be overwritten.
+        any_range: Whether products may leave float32's range.
     """
     scale = None
     if any_range:
@@ -342,7 +343,7 @@ def tensor_norms(tensors: Sequence[Tensor], minus: Sequence[Tensor | None], devi
 
 
 def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[Sequence[_T]]:
-    """Cut a sequence into runs, each ended by the item with which its size passes the limit."""
+    """Yield runs of a sequence; the last item of each makes its size exceed the limit."""
     start, held = 0, 0
     for stop, size in enumerate(sizes, 1):
         held += size
@@ -352,10 +353,10 @@ def _grouped(items: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[
 
 
 def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[Tensor]:
-    """Return one kind of norm of each tensor, its sums taken in `dtype` and kept within range."""
+    """Return one kind of norm of each tensor, with sums in `dtype` and within its range."""
     order = ORDERS[kind]
     if kind == "l2" and any(tensor.dtype == dtype for tensor in tensors):
-        # Squares of what is as wide as the sum may leave its range: 2-norms of numbers between -1 and 1 do not.
+        # Squares may leave the range of a sum of the same dtype; scaled to at most 1, they do not.
         scales = [divisor(scale) for scale in torch._foreach_norm(tensors, float("inf"), dtype=dtype)]
         scaled = [tensor / scale for tensor, scale in zip(tensors, scales, strict=True)]
         norms = torch._foreach_norm(scaled, 2, dtype=dtype)
@@ -364,7 +365,7 @@ def _entry_norms(tensors: list[Tensor], kind: str, dtype: torch.dtype) -> list[T
 
 
 def _subtract_in_place(tensors: Sequence[Tensor], minus: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Subtract in place where nothing is lost by it; return what is left to be subtracted."""
+    """Subtract in place where that loses no precision; return what is left to be subtracted."""
     taken = [
         other is not None and tensor.dtype == other.dtype and tensor.dtype not in LOW_PRECISION
         for tensor, other in zip(tensors, minus, strict=True)
@@ -376,7 +377,7 @@ def _subtract_in_place(tensors: Sequence[Tensor], minus: Sequence[Tensor | None]
 
 
 def differences(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return differences in float32 or wider; what has nothing to be subtracted stays the same tensor."""
+    """Return differences in float32 or wider; a tensor with nothing to subtract is returned itself."""
     paired = [(a, b) for a, b in zip(left, right, strict=True) if b is not None]
     if not paired:
         return list(left)
