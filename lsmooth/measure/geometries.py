@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lsmooth.measure.norms import Kind, TensorNorms
+from lsmooth.measure.norms import Kind, TensorNorms, memory_to_pack
 from lsmooth.parallel.shards import local
 from lsmooth.trace.layout import Geometry
 
@@ -45,5 +45,7 @@ class NormsInUse:
             (tuple(g.displacement for g in geometries), tuple(layer.displacement for layer in layers)),
             (tuple(g.gradient for g in geometries), tuple(layer.gradient for layer in layers)),
         )
-        norms = {asked: TensorNorms(sizes, parameters[0].device, *asked) for asked in dict.fromkeys(some)}
+        device = parameters[0].device
+        packed = memory_to_pack(sizes, device)
+        norms = {asked: TensorNorms(sizes, device, *asked, packed) for asked in dict.fromkeys(some)}
         return cls(*(norms[asked] for asked in some))

@@ -25,6 +25,9 @@ Kind = NormKind
 _CPU_PIECE = 1 << 17
 _CPU_LEAST_PIECE = 1 << 12
 _CPU_SHARE = 1 / 128
+# What is packed passes from one of two memories to the other: the larger they are, the fewer calls, up to the cache.
+_PACKED_MOST = 1 << 18
+_PACKED_SHARE = 1 / 32
 _GPU_PIECE = 1 << 22
 _GPU_LEAST_PIECE = 1 << 18
 _GPU_SHARE = 1 / 24
@@ -34,6 +37,15 @@ _MATRIX_KINDS = ("nuclear", "spectral")
 def piece_size(device: torch.device) -> int:
     """Return the number of elements to take at a time so that temporary results stay small."""
     return _CPU_PIECE if device.type == "cpu" else _GPU_PIECE
+
+
+def memory_to_pack(sizes: Sequence[int], device: torch.device) -> Packed | None:
+    """Return memory to pack tensors of these numbers of elements in; None where nothing is packed, on a GPU."""
+    if device.type != "cpu":
+        return None
+    if taken_whole(4 * sum(sizes), device):
+        return Packed(sum(-(-size // ROW) * ROW for size in sizes))
+    return Packed(min(_PACKED_MOST, max(_CPU_LEAST_PIECE, int(_PACKED_SHARE * sum(sizes)))))
 
 
 _T = TypeVar("_T")
@@ -74,6 +86,7 @@ class TensorNorms:
         device: Device on which results are wanted.
         kinds: The kinds of norms; "own" is each tensor's kind in `own`.
         own: One kind for each of the n tensors.
+        packed: Memory to pack in, which may be shared by objects that add one after another; by default, its own.
     """
 
     def __init__(
@@ -82,6 +95,7 @@ class TensorNorms:
         device: torch.device,
         kinds: Sequence[Kind] = ("l2",),
         own: Sequence[Kind] = (),
+        packed: Packed | None = None,
     ) -> None:
         self._device = device
         self.dtype = accumulation_dtype(device)
@@ -102,8 +116,7 @@ class TensorNorms:
         self._piece = min(piece_size(device), max(least, int(share * total)))
         # All tensors of a small model are taken together.
         self._together = total if whole else self._piece
-        padded = sum(-(-size // ROW) * ROW for size in sizes)
-        self._packed = Packed(padded if whole else self._piece) if device.type == "cpu" else None
+        self._packed = memory_to_pack(sizes, device) if packed is None else packed
         self._count = len(sizes)
         self._zeros = torch.zeros(self._count, dtype=self.dtype, device=device)
         # By position, what has arrived: norms by kind, and the parts of the product, see `products_of`.

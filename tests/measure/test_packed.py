@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lsmooth.measure.norms import TensorNorms
-from lsmooth.measure.packed import Packed
+from lsmooth.measure.norms import TensorNorms, memory_to_pack
+from lsmooth.measure.packed import ORDERS, Packed
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -61,3 +61,29 @@ def test_memory_layouts_do_not_matter(piece, dtype):
     change = whole.double() - other.double()
     torch.testing.assert_close(product, (change * (stop.double() - start.double())).sum(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found["l2"][0], change.norm(), rtol=1e-6, atol=0)
+
+
+def test_objects_that_share_memory_give_what_each_gives_alone():
+    sizes = [torch.Size(shape).numel() for shape in SHAPES]
+    device = torch.get_default_device()
+    given = [made(torch.float32, seed) for seed in range(2)]
+    packed = memory_to_pack(sizes, device)
+    together = [TensorNorms(sizes, device, kinds, packed=packed) for kinds in (("l2",), ("l1", "linf"))]
+    for part in (slice(4), slice(4, None)):
+        for norms, tensors in zip(together, given, strict=True):
+            norms.add(range(7)[part], tensors[part], [None] * len(tensors[part]), tensors[part])
+    for norms, tensors in zip(together, given, strict=True):
+        found, products = norms.result_and_products()
+        for kind, values in found.items():
+            expected = torch.stack(
+                [
+                    torch.linalg.vector_norm(t.double(), ORDERS[kind])
+                    if t.numel()
+                    else t.new_zeros((), dtype=torch.float64)
+                    for t in tensors
+                ]
+            )
+            torch.testing.assert_close(values, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            products, torch.stack([t.double().square().sum() for t in tensors]), rtol=1e-6, atol=0
+        )
