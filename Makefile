@@ -16,7 +16,8 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# Most of what comes with PyTorch is never imported: bytecode is written when it is, which halves an installation.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 
 .PHONY: demo test test-slow test-oldest fuzz lint types docs gallery bench bench-gpu bench-check clean
 
