@@ -264,7 +264,7 @@ def _descent_step(trace: Trace) -> Advice:
     middle = float(np.median(steps))
     return Advice(
         "descent step",
-        f"A gradient step of 1/(L0 + L1 |g|) lowers the batch's loss where the constants hold in every direction, "
+        f"A gradient step of 1/(L0 + L1 |g|) lowers {_whose_loss(trace)} where the constants hold in every direction, "
         f"not only along the steps that were measured: {middle:.3g} in the median, from {steps.min():.3g} to "
         f"{steps.max():.3g}.",
         f"1/(L0 + L1 |g|) of the envelope, L0 = {L0:.3g}, L1 = {L1:.3g}",

@@ -210,11 +210,12 @@ def test_the_edge_is_told_with_the_traces_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(("probes", "whose"), [(0, "its own batch's loss"), (2, "the probes' mean loss")])
-def test_the_edge_says_whose_loss_the_steps_raise(tmp_path, probes, whose):
+def test_it_says_whose_loss_the_steps_change(tmp_path, probes, whose):
     with traced(tmp_path / "run.h5", probes=probes, critical=True) as trace:
         advice = said(trace)[0]
     assert f"a step on a quadratic raises {whose}, at" in advice["edge"].text
     assert f"A step raised {whose} from" in advice["critical lr"].text
+    assert f"lowers {whose} where" in advice["descent step"].text
 
 
 def test_clipped_steps_are_held_against_the_limit_as_long_as_they_are(tmp_path):

@@ -276,6 +276,11 @@ def checked_norms(
     plain = [norm for norm in asked if not isinstance(norm, Mapping)]
     if len(mappings) > 1:
         raise InvalidArgumentError(f"norms={asked!r} has several mappings from names to norms; give one.")
+    for pattern, norm in ((p, norm) for mapping in mappings for p, norm in mapping.items()):
+        if not isinstance(norm, str):
+            raise InvalidArgumentError(
+                f"norms has {norm!r} for the pattern {pattern!r}; give one of {', '.join(LAYER_NORMS)}."
+            )
     for norm in (*plain, *(norm for mapping in mappings for norm in mapping.values())):
         if norm not in LAYER_NORMS:
             raise unknown_name("norm", str(norm), LAYER_NORMS)

@@ -136,6 +136,7 @@ def test_the_first_pattern_that_fits_counts_and_names_of_one_norm_stay_as_they_w
         ({"9": "linf", "*": "l2"}, "the pattern '9' is the first match of no parameter"),
         ({"(": "linf", "*": "l2"}, "no regular expression"),
         ({"*": "nuclear"}, "nuclear"),
+        ({"muon": {"*": "l2"}}, "for the pattern 'muon'; give one of l2, linf"),
         ([{"*": "l2"}, {"*": "linf"}], "several mappings"),
         (["layers"], "layers"),
     ],
