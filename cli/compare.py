@@ -55,8 +55,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     """Compare optimizers on TASK over several seeds.
 
     Each optimizer chooses its settings on held-out data, trains on all data with several seeds, and is tested. The
-    command prints a table with the mean over seeds and its 95 % interval. It draws training curves, and keeps every
-    run in one HDF5 file.
+    command prints a table with the mean over seeds and its 95 % interval, and the same of the difference of the test
+    metric from the first optimizer's, seed by seed. It draws training curves, and keeps every run in one HDF5 file.
 
     `lsmooth compare lower-bound` compares gradient descent with its lower bound on two functions, and with generalized
     SignSGD. It takes --output (a CSV file) and --force alone.
@@ -176,9 +176,10 @@ def _make(comparison: Comparison, jobs: Mapping[str, Plan], engine: Engine, labe
 def report(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
     """Return the lines of a table like the paper's Table 1: mean over seeds and half its 95 % interval."""
     from lsmooth.cli.table import Column, intervals, table
-    from lsmooth.tasks.comparison import mean_and_interval
+    from lsmooth.tasks.comparison import differences, mean_and_interval
 
     frame = comparison.curves()
+    against = Column("minus\nthe first", dispensable=True)
     cells = {
         Column("optimizer", left=True): [standing.label for standing in standings],
         Column("settings", left=True): [
@@ -188,10 +189,15 @@ def report(standings: Sequence[Standing], comparison: Comparison) -> list[str]:
         Column(f"test {comparison.metric}"): intervals(
             mean_and_interval(list(standing.score.values())) for standing in standings
         ),
+        against: intervals(mean_and_interval(differences(standing, standings[0])) for standing in standings),
         Column("clipped"): [_clipped(standing, frame) for standing in standings],
         Column("seeds"): [str(len(standing.score)) for standing in standings],
     }
-    needed = {"settings": any(cells[Column("settings", left=True)]), "clipped": any(s.clips for s in standings)}
+    needed = {
+        "settings": any(cells[Column("settings", left=True)]),
+        against.head: len(standings) > 1,
+        "clipped": any(s.clips for s in standings),
+    }
     shown = [column for column in cells if needed.get(column.head, True)]
     lines = table(shown, list(zip(*(cells[column] for column in shown), strict=True)))
     return lines + [note for standing in standings for note in _notes(standing)]

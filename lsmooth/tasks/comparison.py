@@ -252,6 +252,13 @@ def _final_name(label: str, chosen: str, seed: int) -> str:
     return f"final | {label} | {chosen} | seed {seed}"
 
 
+def differences(standing: Standing, first: Standing) -> list[float]:
+    """Return the final test metrics of a contestant minus those of the first, by seed; empty for the first itself."""
+    if standing is first:
+        return []
+    return [score - first.score[seed] for seed, score in standing.score.items() if seed in first.score]
+
+
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Return the mean and the half-width of Student's interval, t s / sqrt(n): NaN for one value."""
     if not values:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from forked import read_only
@@ -36,12 +37,24 @@ def test_a_comparison_from_grid_to_table(compare, tmp_path):
     assert done.exit_code == 0, done.output
     assert sorted(item.name for item in tmp_path.iterdir()) == ["r.h5", "r.png"]
     assert "Wrote r.h5 (every run) and r.png" in done.output
-    lines = [re.split(r"\s{2,}", line) for line in done.stdout.splitlines()]
-    assert lines[0] == ["optimizer", "settings", "train loss", "test perplexity", "clipped", "seeds"]
-    assert [line[:2] for line in lines[1:3]] == [["sgd", "lr 1"], ["adam", "lr 0.01"]]
-    assert all(re.fullmatch(r"[\d.e+]+ ± [\d.e+]+", cell) for line in lines[1:3] for cell in line[2:4])
+    lines = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines()]
+    assert lines[0] == ["minus"]
+    assert lines[1] == ["optimizer", "settings", "train loss", "test perplexity", "the first", "clipped", "seeds"]
+    assert [line[:2] for line in lines[2:4]] == [["sgd", "lr 1"], ["adam", "lr 0.01"]]
+    assert all(re.fullmatch(r"[\d.e+]+ ± [\d.e+]+", cell) for line in lines[2:4] for cell in line[2:4])
     with h5py.File("r.h5") as file:
         assert len(file["runs"]) == 2 + 4
+        names = {"sgd": "final | sgd | lr 1 | seed {}", "adam": "final | adam | lr 0.01 | seed {}"}
+        perplexity = {
+            key: np.array([file["runs"][name.format(seed)]["metrics/perplexity"][-1] for seed in range(2)])
+            for key, name in names.items()
+        }
+    # Of two numbers, Student's interval is 12.706 times their standard error, half of their distance.
+    change = perplexity["adam"] - perplexity["sgd"]
+    mean, half = map(float, lines[3][4].split(" ± "))
+    assert lines[2][4] == "-"
+    assert mean == pytest.approx(change.mean(), rel=1e-3)
+    assert half == pytest.approx(12.706 * abs(change[0] - change[1]) / 2, rel=0.06)
     first = done.stdout
     # The results hold every run: none is made again, and the table is the same.
     again = compare(*arguments, "--seeds", 2, "--resume")
