@@ -72,6 +72,7 @@ class Instrument:
             takes_early=ranks.whole_gradients_arrive(),
             shares_gradient_memory=ranks.shares_gradient_memory(),
             player=Player(parameters, subject.device) if settings.cuda_graphs else None,
+            averager=ranks.averager,
         )
         self.probes: Probes | None = None
         if settings.probes:

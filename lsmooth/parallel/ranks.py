@@ -10,9 +10,8 @@ shards. Rank 0 writes the trace.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from lsmooth.errors import InvalidArgumentError
 from lsmooth.join import Join
+from lsmooth.parallel.averaging import Averager
 from lsmooth.parallel.refusals import check_ddp, check_shards, refuse_unknown
 from lsmooth.parallel.shards import is_sharded
 
@@ -51,6 +51,7 @@ class Ranks:
         rank: Rank of this process; 0 for a single process.
         size: Number of processes.
         sharded: Whether the ranks hold shards of the parameters.
+        averager: Averages gradients over ranks; None without DistributedDataParallel.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], parameters: Sequence[Tensor]) -> None:
@@ -69,6 +70,7 @@ class Ranks:
                 "DistributedDataParallel nor sharded by fully_shard, so that its gradient is this rank's alone; give "
                 "the recorder the wrapped model that the loop calls."
             )
+        self.averager = None if self._ddp is None else Averager(self._ddp)
         if self._ddp is not None:
             check_ddp(self._ddp, self.size)
         self._indices: Tensor | None = None
@@ -220,8 +222,9 @@ class Ranks:
     def whole_gradients_arrive(self) -> bool:
         """Say whether `.grad` may be taken away when a hook on it runs: it is autograd's alone, or that of a shard.
 
-        Under `fully_shard`, hooks run when a shard's gradient has been averaged, on the stream on which that was done;
-        the end of backward waits for it. Versions of PyTorch that run none leave all of them to the end.
+        Of a model in DistributedDataParallel it may only where `averager` averages in its place. Under `fully_shard`,
+        hooks run when a shard's gradient has been averaged, on the stream on which that was done; the end of backward
+        waits for it. Versions of PyTorch that run none leave all of them to the end.
         """
         return self._ddp is None and (self.alone or self.sharded)
 
@@ -231,9 +234,9 @@ class Ranks:
 
     def context(self) -> Callable[[], AbstractContextManager[None]]:
         """Return a maker of contexts in which backward averages gradients over ranks if it does so now."""
-        if self._ddp is None:
+        if self.averager is None:
             return contextlib.nullcontext
-        return functools.partial(_synchronised, self._ddp, bool(self._ddp.require_backward_grad_sync))
+        return self.averager.synchronisation()
 
 
 def _ddp_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
@@ -243,17 +246,6 @@ def _ddp_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
             return inner
         inner = getattr(inner, "_orig_mod", None)
     return None
-
-
-@contextlib.contextmanager
-def _synchronised(ddp: nn.parallel.DistributedDataParallel, flag: bool) -> Iterator[None]:
-    """Run a block in which backward passes average gradients over ranks if `flag`, and else not, as in `no_sync`."""
-    before = ddp.require_backward_grad_sync
-    ddp.require_backward_grad_sync = flag
-    try:
-        yield
-    finally:
-        ddp.require_backward_grad_sync = before
 
 
 class SilentWriter:

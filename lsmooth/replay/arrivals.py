@@ -67,23 +67,34 @@ class Arrivals:
     @contextlib.contextmanager
     def taken_by(self, consume: Callable[[Sequence[int], Sequence[Tensor]], None]) -> Iterator[None]:
         """Run a block that makes one evaluation; hand its gradients to `consume`, with their parameters' positions."""
-        self._left, self._consume, self._bucket, self._filled = list(self._expected), consume, [], 0
+        self._begin(consume)
         yield
+        self._end()
+        self._consume = None
+
+    def _begin(self, consume: Callable[[Sequence[int], Sequence[Tensor]], None]) -> None:
+        self._left, self._consume, self._bucket, self._filled = list(self._expected), consume, [], 0
+
+    def _end(self) -> None:
+        """Hand on what has not been handed on."""
         waiting = set(self._bucket)
         self._bucket += [i for i, p in enumerate(self._parameters) if p.grad is not None and i not in waiting]
         self._empty()
-        self._consume = None
 
     def _hook(self, position: int) -> Callable[[Tensor], None]:
         def arrived(parameter: Tensor) -> None:
             self._left[position] -= 1
             if self._left[position] == 0 and self._consume is not None and parameter.grad is not None:
-                self._bucket.append(position)
-                self._filled += local(parameter.grad).nbytes
-                if self._filled >= self._bucket_bytes:
-                    self._empty()
+                self._completed(position)
 
         return arrived
+
+    def _completed(self, position: int) -> None:
+        """Take note of a gradient that is complete."""
+        self._bucket.append(position)
+        self._filled += local(self._parameters[position].grad).nbytes  # type: ignore[arg-type]
+        if self._filled >= self._bucket_bytes:
+            self._empty()
 
     @torch.no_grad()
     def _empty(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lsmooth.replay.arrivals import Arrivals, taken_whole
+from lsmooth.replay.averaged import AveragedArrivals
 from lsmooth.replay.contents import imprint
 from lsmooth.replay.graphs import Played, Player
 from lsmooth.replay.interrupts import DeferredSignals
@@ -20,6 +21,7 @@ from lsmooth.replay.state import Surroundings, put_back
 
 if TYPE_CHECKING:
     from lsmooth.loop.step import Companion, Step
+    from lsmooth.parallel.averaging import Averager
 
 # Takes positions of parameters and their gradients at one point, which it may overwrite.
 Consumer = Callable[[Sequence[int], Sequence[Tensor]], None]
@@ -41,6 +43,7 @@ class Evaluation:
         takes_early: Whether `.grad` may be taken away during backward.
         shares_gradient_memory: Whether the next backward writes into the memory of the last one's `.grad`.
         player: Plays evaluations back as CUDA graphs; None for plain evaluations.
+        averager: Averages gradients over ranks as they arrive, where it can; None leaves that to the model.
 
     Attributes:
         bucket_bytes: Gradients are handed on together once they are this large.
@@ -54,6 +57,7 @@ class Evaluation:
         takes_early: bool = True,
         shares_gradient_memory: bool = False,
         player: Player | None = None,
+        averager: Averager | None = None,
     ) -> None:
         self._parameters = parameters
         self._dtype = dtype
@@ -63,7 +67,9 @@ class Evaluation:
         self.bucket_bytes = max(BUCKET_LEAST_BYTES, int(BUCKET_SHARE * total))
         # A CUDA graph's gradients are complete only at its end.
         whole = taken_whole(total, parameters[0].device)
-        self._takes_early = not whole and takes_early and player is None
+        early = not whole and player is None
+        self._takes_early = early and takes_early
+        self._averager = averager if early else None
 
     @contextlib.contextmanager
     def set_aside(self, step: Step) -> Iterator[Replay]:
@@ -72,19 +78,27 @@ class Evaluation:
         Parameters, gradients, buffers, flags, random state, contents of objects and contexts are afterwards what they
         were, also after an error. Signals wait until everything is back; Ctrl-C also strikes inside an evaluation.
         """
-        # Taking gradients early saves the memory of a full gradient, which a borrowed gradient does not need.
-        early = self._takes_early and not step.gradient.borrowed
+        # Taking gradients early saves the memory of a full gradient. A borrowed gradient does not need it, and several
+        # backward passes add to one; which of them `fully_shard` averages may differ from training, too.
+        alone = len(step.microbatches) == 1
+        early = self._takes_early and alone and not step.gradient.borrowed
         microbatches: Sequence[Microbatch | Played] = step.microbatches
+        averager = self._averager if alone else None
+        if averager is not None and not averager.may_take_over(step.microbatches[0].surroundings.context):
+            averager = None
         with (
             DeferredSignals() as interrupts,
+            contextlib.nullcontext() if averager is None else averager.taking_over(),
             self._put_back(
                 [microbatch.surroundings for microbatch in step.microbatches],
                 [leaf for leaf, _ in step.leaves] + [t for m in step.microbatches for t in m.surroundings.leaves],
                 step.companions,
                 step.segment,
                 copies=step.gradient.in_graphs,
+                # Nothing writes to the model's own memory of gradients where they are averaged elsewhere.
+                contents=self._shares_gradient_memory and averager is None,
             ),
-            Arrivals(self._parameters, step.arrivals if early else None, self.bucket_bytes) as arrivals,
+            self._arrivals(step.arrivals, early, averager) as arrivals,
         ):
             yield Replay(self, step, microbatches, arrivals, interrupts)
 
@@ -93,7 +107,7 @@ class Evaluation:
         """Run a block that evaluates losses at the present parameters; then put everything else back."""
         with (
             DeferredSignals() as interrupts,
-            self._put_back([surroundings], surroundings.leaves, (), None, copies=False),
+            self._put_back([surroundings], surroundings.leaves, (), None, False, self._shares_gradient_memory),
         ):
             yield interrupts
 
@@ -123,8 +137,8 @@ class Evaluation:
         leaves: Sequence[Tensor],
         companions: Sequence[Companion],
         segment: Segment | None,
-        *,
         copies: bool,
+        contents: bool,
     ) -> Iterator[None]:
         """Run a block that may change gradients, buffers, flags, random state and parameters; then put all back.
 
@@ -134,10 +148,11 @@ class Evaluation:
             companions: Parameters of other optimizers; during the block they have their values at backward.
             segment: The segment along which the parameters are moved; None if they stay.
             copies: Whether gradients are copied, since evaluations overwrite their memory.
+            contents: Whether their contents are, since evaluations may do so.
         """
         displaced = [(c, c.parameter.detach().clone()) for c in companions if imprint(c.parameter) != c.imprint]
         with put_back(states) as models:
-            gradients = _Gradients.capture(self._holders(models, leaves), copies, self._shares_gradient_memory)
+            gradients = _Gradients.capture(self._holders(models, leaves), copies, contents)
             try:
                 gradients.take_away()
                 for companion, _ in displaced:
@@ -149,6 +164,11 @@ class Evaluation:
                 for companion, now in displaced:
                     companion.parameter.detach().copy_(now)
                 gradients.restore()
+
+    def _arrivals(self, expected: Mapping[Tensor, int], early: bool, averager: Averager | None) -> Arrivals:
+        if averager is not None:
+            return AveragedArrivals(self._parameters, expected, self.bucket_bytes, averager)
+        return Arrivals(self._parameters, expected if early else None, self.bucket_bytes)
 
     def _holders(self, models: Sequence[nn.Module], leaves: Sequence[Tensor]) -> list[Tensor]:
         return list(dict.fromkeys([*self._parameters, *(p for m in models for p in m.parameters()), *leaves]))

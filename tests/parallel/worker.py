@@ -194,8 +194,11 @@ def run(path, wrap, make=Net, make_optimizer=optimizer_for, *, how="closure", pa
 
 
 def as_if_large(path, *arguments, **options):
-    """Do what `run` does, gradients being taken as they arrive, as those of large models are."""
-    with mock.patch("lsmooth.replay.evaluation.taken_whole", return_value=False):
+    """Do what `run` does, gradients being taken in many buckets as they arrive, as those of large models are."""
+    with (
+        mock.patch("lsmooth.replay.evaluation.taken_whole", return_value=False),
+        mock.patch("lsmooth.replay.evaluation.BUCKET_LEAST_BYTES", 1),
+    ):
         return run(path, *arguments, **options)
 
 
@@ -495,7 +498,12 @@ CASES = {
     "ddp-several-watched": lambda path: run(path, "ddp-view", make_optimizer=Pair, how="watch", parts=2),
     "fsdp-several": lambda path: run(path, "fsdp", make_optimizer=Pair),
     "fsdp-several-watched": lambda path: run(path, "fsdp", make_optimizer=Pair, how="watch"),
-    "ddp-noisy": lambda path: run(path, "ddp-unused", Noisy, how="watch"),
+    "ddp-noisy": lambda path: as_if_large(path, "ddp-unused", Noisy, how="watch"),
+    "ddp-large": lambda path: as_if_large(path, "ddp", norms=("l2", "linf")),
+    "ddp-large-accumulated": lambda path: as_if_large(path, "ddp", parts=3),
+    "ddp-large-watched": lambda path: as_if_large(path, "ddp-view", make_optimizer=adam_for, how="watch"),
+    "ddp-large-compiled": lambda path: as_if_large(path, "ddp-compiled:aot_eager"),
+    "ddp-large-noisy": lambda path: as_if_large(path, "ddp", Noisy),
     "fsdp": lambda path: run(path, "fsdp"),
     "fsdp-large": lambda path: as_if_large(path, "fsdp", norms=("l2", "linf")),
     "fsdp-large-watched": lambda path: as_if_large(path, "fsdp", how="watch", parts=2),
@@ -504,7 +512,7 @@ CASES = {
     "fsdp-adam": lambda path: run(path, "fsdp", make_optimizer=adam_for, gammas=[0.5, 1.0]),
     "fsdp-watched": lambda path: run(path, "fsdp", how="watch", parts=2),
     "fsdp-noisy": lambda path: run(path, "fsdp", Noisy),
-    "ddp-static": lambda path: run(path, "ddp-static", how="watch"),
+    "ddp-static": lambda path: as_if_large(path, "ddp-static", how="watch"),
     "fsdp-mixed": lambda path: run(path, "fsdp-mixed", how="watch"),
     "hsdp": lambda path: run(path, "hsdp"),
     "fsdp-deferred": lambda path: run(path, "fsdp", parts=3, deferred=True),
