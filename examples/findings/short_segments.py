@@ -3,6 +3,7 @@
 In this folder:
 
 python short_segments.py train --data DIR --trace short.h5   1,000 steps; every tenth is measured
+python short_segments.py train --gelu --trace smooth.h5      the same with GELU for ReLU, whose derivative jumps
 python short_segments.py table short.h5                      what the trace says, gamma by gamma
 
 Over a whole step, the gradient changes by about as much as it is. At a hundredth of the step it hardly changes.
@@ -12,6 +13,7 @@ import click
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
+from torch import nn
 
 import lsmooth
 from lsmooth.tasks.plan import make_plan
@@ -29,9 +31,13 @@ def main() -> None:
 @click.option("--data", help="Folder with Multi30k; generated sentences by default.")
 @click.option("--trace", required=True, help="The trace to write.")
 @click.option("--steps", type=int, default=1000, show_default=True)
-def train(data: str | None, trace: str, steps: int) -> None:
+@click.option("--gelu", is_flag=True, help="Give the feed-forward layers GELU in place of ReLU.")
+def train(data: str | None, trace: str, steps: int, gelu: bool) -> None:
     plan, found = make_plan("transformer-translation", data=data, preset="small", changes={"steps": steps})
     run = plan.start(found)
+    for module in run.model.modules():
+        if gelu and isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            module.activation = nn.functional.gelu
     with lsmooth.Recorder(run.model, run.optimizer, trace, every=10, gammas=GAMMAS, coordinates=8) as recorder:
         for step in run.steps(recorder):
             if step % 100 == 0:

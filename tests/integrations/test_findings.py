@@ -41,7 +41,7 @@ def test_geometries(tmp_path):
 
 
 def test_short_segments(tmp_path):
-    run(tmp_path, "short_segments.py", "train", "--steps", "1", "--trace", "run.h5")
+    run(tmp_path, "short_segments.py", "train", "--gelu", "--steps", "1", "--trace", "run.h5")
     with lsmooth.Trace(tmp_path / "run.h5") as trace:
         assert trace.steps.tolist() == [0]
         assert trace.gammas[0] == 0.01
