@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.fft import dct
 
 from lsmooth.fit.lines import Floats
 
@@ -26,6 +27,5 @@ def covariances(series: Floats) -> tuple[Floats, int]:
     """
     n = series.shape[-1]
     degrees = max(4, round(0.4 * n ** (2 / 3)))
-    cosines = np.cos(np.pi / n * np.outer(np.arange(n) + 0.5, np.arange(1, degrees + 1)))
-    coefficients = np.sqrt(2 / n) * (series @ cosines)
+    coefficients = np.sqrt(2 / n) * dct(series, axis=-1)[..., 1 : degrees + 1] / 2
     return coefficients @ coefficients.swapaxes(-1, -2) / (degrees * n), degrees

@@ -1,5 +1,7 @@
 """Standard errors of means over correlated steps."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from known_clouds import correlated_normals
@@ -32,3 +34,13 @@ def test_covariances_are_those_of_the_definition():
 
 def test_a_constant_has_no_error():
     assert covariances(np.full((1, 1, 90), 3.0))[0] == pytest.approx(0, abs=1e-25)
+
+
+def test_a_long_series_takes_little_memory():
+    series = np.random.default_rng(0).normal(size=(1, 2, 100_000))
+    tracemalloc.start()
+    try:
+        covariances(series)
+        assert tracemalloc.get_traced_memory()[1] < 10 * series.nbytes
+    finally:
+        tracemalloc.stop()
