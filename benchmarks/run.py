@@ -176,14 +176,14 @@ def main() -> None:
     before = {name: row["value"] for name, row in stored.get(size, {}).items()}
     if arguments.check:
         sys.exit(checked(chosen, arguments.short, before))
-    rows = [row for module in chosen for row in measured(module, arguments.short)]
-    modules = {name: [row.name for row in rows if row.name.startswith(f"{name}.")] for name in chosen}
-    kept = {k: v for k, v in stored.get(size, {}).items() if k.split(".")[0] not in modules}
-    stored[size] = kept | {row.name: asdict(row) for row in rows}
     order = (*MODULES, "gpu")
-    ordered = sorted(stored[size], key=lambda name: order.index(name.split(".")[0]))
-    stored[size] = {name: stored[size][name] for name in ordered}
-    COMMITTED.write_text(json.dumps(stored, indent=1) + "\n")
+    for module in chosen:
+        kept = {k: v for k, v in stored.get(size, {}).items() if k.split(".")[0] != module}
+        found = kept | {row.name: asdict(row) for row in measured(module, arguments.short)}
+        ordered = sorted(found, key=lambda name: order.index(name.split(".")[0]))
+        stored[size] = {name: found[name] for name in ordered}
+        # An error in a later module loses nothing.
+        COMMITTED.write_text(json.dumps(stored, indent=1) + "\n")
     if not arguments.short:
         figures = {name: Row(**row) for name, row in stored[size].items()}
         taken = f"Taken on {datetime.date.today()}: {gpu() if on_gpu else machine()}."
