@@ -238,8 +238,10 @@ def _draw(comparison: Comparison, path: Path) -> None:
     with style():
         figure = Figure(figsize=(6.75, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        # Of one or two epochs, an axis in epochs has hardly a tick.
-        x = "epoch" if frame["epoch"].max() > 3 else "step"
+        # Seeds may differ in where an epoch ends, and so in which share of it a step is. Of one or two epochs, an axis
+        # in epochs has hardly a tick.
+        by_epoch = (frame["epoch"] % 1 == 0).all() and frame["epoch"].max() > 3
+        x = "epoch" if by_epoch else "step"
         training_curves(frame, x=x, y="train_loss", ax=left)
         # Perplexities of the first steps are orders of magnitude above the later ones.
         training_curves(frame, x=x, y=comparison.metric, ax=right, legend=False, log=comparison.metric == "perplexity")

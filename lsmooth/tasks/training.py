@@ -26,7 +26,7 @@ class Report:
 
     Attributes:
         step: Optimizer steps done.
-        epoch: Epochs done, with fractions.
+        epoch: Epochs done, a whole number at the end of one; else with a fraction.
         train_loss: Mean training loss since the last report, as it is shown (`Problem.shown_loss`).
         clipped: Steps since the last report whose gradient was clipped.
         steps: Steps since the last report.
@@ -247,7 +247,8 @@ class TrainingRun:
         self.reports.append(
             Report(
                 step=self.step,
-                epoch=self.step / self.problem.steps_per_epoch,
+                # Epochs may differ in length.
+                epoch=self._epoch + min(1.0, self._batches_done / self.problem.steps_per_epoch),
                 train_loss=total / steps,
                 clipped=round(clipped),
                 steps=steps,

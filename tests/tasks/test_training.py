@@ -1,6 +1,7 @@
 """The training loop: reports, schedules, exact continuation, and what the recorder must not change."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -114,6 +115,27 @@ def test_an_epoch_is_reported_with_its_mean_loss_and_clipped_steps():
     assert 0 < expected[0][1] < 5 or 0 < expected[1][1] < 5, "the test has to see both clipped and unclipped steps"
     mine = run.problem.model.state_dict()
     assert all(torch.equal(value, mine[name]) for name, value in problem.model.state_dict().items())
+
+
+class Uneven(Toy):
+    """Its epochs have 5 and 4 batches."""
+
+    def batches(self, epoch):
+        yield from itertools.islice(super().batches(epoch), 5 - epoch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reported"),
+    [({}, [(5, 1.0), (9, 2.0)]), ({"report_every": 3}, [(3, 0.6), (6, 1.2), (9, 1.8)])],
+)
+def test_an_epoch_ends_with_a_whole_number_whatever_its_length(settings, reported):
+    problem = Uneven(ToySettings(**settings))
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+    run = TrainingRun(problem, optimizer, report_every=settings.get("report_every"))
+    assert list(run.steps())[-1] == 9
+    assert [(report.step, report.epoch) for report in run.reports] == [
+        (step, pytest.approx(epoch)) for step, epoch in reported
+    ]
 
 
 @pytest.mark.parametrize(
