@@ -27,7 +27,7 @@ class Averager:
         return Synchronisation(self, bool(self._ddp.require_backward_grad_sync))
 
     def may_take_over(self, context: Callable[[], AbstractContextManager[None]]) -> bool:
-        """Say whether gradients of a step, whose one backward pass ran in `context`, can be averaged here.
+        """Say whether gradients of a step, whose last backward pass ran in `context`, can be averaged here.
 
         They can where DistributedDataParallel takes the plain mean of all gradients, and every parameter takes part on
         every rank.

@@ -80,11 +80,11 @@ class Evaluation:
         """
         # Taking gradients early saves the memory of a full gradient. A borrowed gradient does not need it, and several
         # backward passes add to one; which of them `fully_shard` averages may differ from training, too.
-        alone = len(step.microbatches) == 1
-        early = self._takes_early and alone and not step.gradient.borrowed
+        early = self._takes_early and len(step.microbatches) == 1 and not step.gradient.borrowed
         microbatches: Sequence[Microbatch | Played] = step.microbatches
-        averager = self._averager if alone else None
-        if averager is not None and not averager.may_take_over(step.microbatches[0].surroundings.context):
+        # Ranks may accumulate over different numbers of batches, and all have to average in the same way.
+        averager = self._averager
+        if averager is not None and not averager.may_take_over(step.microbatches[-1].surroundings.context):
             averager = None
         with (
             DeferredSignals() as interrupts,

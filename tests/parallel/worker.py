@@ -503,6 +503,7 @@ CASES = {
     "ddp-large-accumulated": lambda path: as_if_large(path, "ddp", parts=3),
     "ddp-large-watched": lambda path: as_if_large(path, "ddp-view", make_optimizer=adam_for, how="watch"),
     "ddp-large-compiled": lambda path: as_if_large(path, "ddp-compiled:aot_eager"),
+    "ddp-large-uneven": lambda path: as_if_large(path, "ddp", parts=1 + rank_and_size()[0]),
     "ddp-large-noisy": lambda path: as_if_large(path, "ddp", Noisy),
     "fsdp": lambda path: run(path, "fsdp"),
     "fsdp-large": lambda path: as_if_large(path, "fsdp", norms=("l2", "linf")),
