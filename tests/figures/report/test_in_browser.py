@@ -204,6 +204,7 @@ def test_a_hostile_trace_runs_no_script(browser, tmp_path):
     assert requests(browser) == [page.as_uri()]
 
 
+@pytest.mark.slow
 def test_100_000_points_answer_at_once(browser, tmp_path):
     path = made_up(tmp_path / "run.h5", steps=100_000, tensors=12)
     show(browser, page_of(path), Path(tmp_path / "page.html"))
