@@ -20,8 +20,9 @@ from lsmooth.trace.layout import NormKind
 
 Kind = NormKind
 
-# Elements that are converted or copied at a time: on the CPU few enough to stay in a core's cache in float64, on a GPU
-# what keeps it busy; of small models fewer, a share of the whole that takes little memory, but what pays for a call.
+# Elements that are converted or copied at a time. On the CPU they are few enough for a core's cache in float64, and on
+# a GPU enough to keep it busy. For small models they are a share of the whole, which takes little memory, but no fewer
+# than are worth a call.
 _CPU_PIECE = 1 << 17
 _CPU_LEAST_PIECE = 1 << 12
 _CPU_SHARE = 1 / 128
@@ -65,21 +66,20 @@ class _Given(NamedTuple):
 
 
 class TensorNorms:
-    """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; b_i may be missing and counts as 0.
+    """Norms ‖a_i - b_i‖ of n tensors that arrive one after another, in any order; a missing b_i counts as 0.
 
-    On the way it also takes ⟨a_i - b_i, c_i⟩ of tensors that come with such a c_i, or with x_i and y_i for
-    c_i = y_i - x_i.
+    It also takes ⟨a_i - b_i, c_i⟩ of tensors that come with c_i, or with x_i and y_i for c_i = y_i - x_i.
 
-    Differences and sums are formed in float32 or wider: gradients of 1e-30 do not underflow (nor do float64 ones of
-    1e-200), and bfloat16 ones do not lose the digits that they share. On the CPU, sums are taken in float32 128
-    numbers at a time, where they stay in its range: norms are then right to 1e-6, and commonly to 1e-7.
-    All other sums of norms are taken in float64. Products are formed in float32, or in float64 for float64
-    tensors: the error is about 1e-7 Σ_j |(a_ij - b_ij) c_ij| in float32. Those that leave its range are formed in
-    float64 on the CPU, and elsewhere where that is asked for. Nothing waits for the device, but for the singular values
-    of "nuclear" and "spectral", which CUDA's solvers check on the host.
+    Differences are formed in float32 or wider, so that bfloat16 tensors do not lose the digits that they share. On the
+    CPU, sums are taken in float32, 128 numbers at a time, where they stay in its range: norms are then right to 1e-6,
+    and commonly to 1e-7. All other sums of norms are taken in float64. So gradients of 1e-30 do not underflow, nor do
+    float64 ones of 1e-200. Products are formed in float32, or in float64 for float64 tensors. The error of an inner
+    product is about 1e-7 Σ_j |(a_ij - b_ij) c_ij| in float32. Products out of float32's range are formed in float64 on
+    the CPU, and on a GPU if that is asked for. Nothing waits for the device, except for the singular values of
+    "nuclear" and "spectral", which CUDA's solvers check on the host.
 
-    The nuclear and the spectral norm are those of the matrix of `tensor.flatten(1)`; a tensor of fewer than two
-    dimensions is a matrix of one column, both of whose norms are its 2-norm.
+    The nuclear and the spectral norm are those of the matrix `tensor.flatten(1)`. A tensor of fewer than two dimensions
+    is a matrix of one column, both of whose norms are its 2-norm.
 
     Args:
         sizes: Number of elements of each of the n tensors.
@@ -87,6 +87,9 @@ class TensorNorms:
         kinds: The kinds of norms; "own" is each tensor's kind in `own`.
         own: One kind for each of the n tensors.
         packed: Memory to pack in, which may be shared by objects that add one after another; by default, its own.
+
+    Attributes:
+        dtype: Dtype of the results.
     """
 
     def __init__(
@@ -405,7 +408,7 @@ def differences(left: Sequence[Tensor], right: Sequence[Tensor | None]) -> list[
 
 
 def _steps(alongs: Sequence[Along], device: torch.device) -> list[Tensor]:
-    """Return what differences on a device are multiplied by, in float32 or wider; by ends x and y it is y - x."""
+    """Return the factors c on a device in float32 or wider, from c itself or from x and y."""
     given = [tuple(None if end is None else brought(end, device) for end in ends_of(along)) for along in alongs]
     steps = differences([stop for _, stop in given if stop is not None], [start for start, _ in given])
     return [step.float() if step.dtype in LOW_PRECISION else step for step in steps]

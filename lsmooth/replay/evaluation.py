@@ -107,7 +107,9 @@ class Evaluation:
         """Run a block that evaluates losses at the present parameters; then put everything else back."""
         with (
             DeferredSignals() as interrupts,
-            self._put_back([surroundings], surroundings.leaves, (), None, False, self._shares_gradient_memory),
+            self._put_back(
+                [surroundings], surroundings.leaves, (), None, copies=False, contents=self._shares_gradient_memory
+            ),
         ):
             yield interrupts
 
@@ -137,6 +139,7 @@ class Evaluation:
         leaves: Sequence[Tensor],
         companions: Sequence[Companion],
         segment: Segment | None,
+        *,
         copies: bool,
         contents: bool,
     ) -> Iterator[None]:
