@@ -22,8 +22,8 @@ SAME = ["ddp", "ddp-view-adam", "ddp-accumulated", "ddp-watched", "fsdp", "fsdp-
         "ddp-large", "ddp-large-accumulated", "ddp-large-watched", "ddp-large-compiled",
         "fsdp-large", "fsdp-large-watched", "fsdp-large-deferred"]  # fmt: skip
 OTHERS = ["ddp-noisy", "ddp-large-noisy", "ddp-large-uneven", "fsdp-noisy", "ddp-static", "fsdp-mixed",
-          "ddp-communication",
-          "fsdp-communication", "linf-communication", "ddp-unwritable", "fsdp-unwritable", "refusals"]  # fmt: skip
+          "ddp-communication", "fsdp-communication", "linf-communication", "ddp-unwritable", "fsdp-unwritable",
+          "refusals"]  # fmt: skip
 # First, while there is nothing else that may be freed on the way.
 MEMORY = ["ddp-memory", "ddp-accumulated-memory", "fsdp-memory"]
 CASES = {

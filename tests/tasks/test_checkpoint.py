@@ -171,9 +171,11 @@ def test_no_edited_structure_is_resumed(copied):
     for place, kind, wrong in edits(content, 200, random.Random(2)):
         write(path, edited(content, place, kind, wrong))
         try:
-            refusal(copied)
+            sentence = refusal(copied)
         except BaseException as error:
             raise AssertionError(f"{kind} {wrong!r} at {place}") from error
+        # It says of which run.
+        assert str(copied) in sentence, f"{kind} {wrong!r} at {place}"
 
 
 def test_less_than_no_averaged_steps_are_refused(copied):
