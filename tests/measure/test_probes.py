@@ -159,7 +159,7 @@ def test_the_probe_on_a_quadratic_has_its_curvature(tmp_path):
 def test_noise_is_measured_in_each_geometry(tmp_path):
     """Linear losses, whose gradients are known: by the formula in every norm, and by its expectation."""
     generator = torch.Generator("cpu").manual_seed(0)
-    count = 300
+    count = 100
     slopes = 3 + torch.randn(count, 6, 4, generator=generator, dtype=torch.float64, device="cpu")
     model = Function(torch.zeros(6, 4, dtype=torch.float64), lambda x: x.sum())
     optimizer = sgd(model, 1e-3)
@@ -181,7 +181,7 @@ def test_noise_is_measured_in_each_geometry(tmp_path):
             parts = [(i / (i + 1)) * norm(gradients[i] - gradients[:i].mean(axis=0)) ** 2 for i in range(1, count)]
             found = float(trace.read(f"{name}grad_noise")[0, 0])
             assert found == pytest.approx(np.sqrt(np.sum(parts) / (count - 1)), rel=1e-9)
-            assert found == pytest.approx(np.sqrt(np.mean([norm(g - 3) ** 2 for g in gradients])), rel=0.02)
+            assert found == pytest.approx(np.sqrt(np.mean([norm(g - 3) ** 2 for g in gradients])), rel=0.05)
         assert trace.metadata["probes"] == count
 
 
