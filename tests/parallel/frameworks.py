@@ -78,9 +78,13 @@ def lightning(path):
     ).fit(Module(), torch.utils.data.DataLoader(data, BATCH // ranks(), sampler=sampler))  # fmt: skip
 
 
+def main(folder):
+    trainer(folder / f"trainer.{ranks()}.h5")
+    lightning(folder / f"lightning.{ranks()}.h5")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer(Path(sys.argv[1]) / f"trainer.{ranks()}.h5")
-    lightning(Path(sys.argv[1]) / f"lightning.{ranks()}.h5")
+    main(Path(sys.argv[1]))
     # Gloo's threads crash a Python that ends at once (pytorch/pytorch#179291).
     time.sleep(0.2)

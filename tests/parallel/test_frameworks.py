@@ -1,6 +1,7 @@
 """Hugging Face's and Lightning's Trainers over two processes: the trace of one process with the whole batch."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,16 +21,18 @@ SCRIPT = Path(__file__).with_name("frameworks.py")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frameworks")
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
-        done = subprocess.run(
-            [sys.executable, *launcher, str(SCRIPT), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert "At step" not in done.stderr
+    # One process with the whole batch is this one.
+    runpy.run_path(str(SCRIPT))["main"](folder)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "At step" not in done.stderr
     return folder
 
 
