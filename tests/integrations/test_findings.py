@@ -27,6 +27,7 @@ def run(folder, script, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_geometries(tmp_path):
     said = run(tmp_path, "geometries.py", "train", "muon", "--lr", "1e-3", "--steps", "6", "--trace", "run.h5")
     assert said.startswith("muon, lr 0.001: loss ")
@@ -40,6 +41,7 @@ def test_geometries(tmp_path):
         assert float(line[2]) == pytest.approx(value, rel=0.01)
 
 
+@pytest.mark.slow
 def test_short_segments(tmp_path):
     run(tmp_path, "short_segments.py", "train", "--gelu", "--steps", "1", "--trace", "run.h5")
     with lsmooth.Trace(tmp_path / "run.h5") as trace:

@@ -30,9 +30,13 @@ def test_a_page_of_100_000_points_is_small(tmp_path):
     page = page_of(path)
     assert len(page.encode()) < 6e6
     assert "An even choice" not in page
-    several = page_of(path, path)
-    assert len(several.encode()) < 6e6
-    assert several.count("An even choice of 50,000 measured steps.") == 2
+
+
+def test_several_runs_share_the_number_of_points_of_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmooth.figures.report.plots.MOST_POINTS", 200)
+    path = made_up(tmp_path / "run.h5", steps=150, tensors=4)
+    assert "An even choice" not in page_of(path)
+    assert page_of(path, path).count("An even choice of 75 measured steps.") == 2
 
 
 def test_several_runs_share_axes_colours_and_the_curves_figure(tmp_path):
