@@ -153,6 +153,15 @@ def test_a_measured_step_holds_three_copies_and_under_accumulation_a_gradient_mo
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of memory")
+@pytest.mark.parametrize("case", ["ddp-large-memory", pytest.param("fsdp-large-memory", marks=needs_sharding)])
+def test_a_measured_step_of_a_large_model_holds_little_more_than_three_copies(case, tmp_path):
+    torchrun(2, tmp_path, case)
+    for result in results(tmp_path, case, 2):
+        assert 3.05 < result["copies"] <= 3.25
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
 @pytest.mark.parametrize("case", ["ddp-inductor", pytest.param("fsdp-inductor", marks=needs_sharding)])
 def test_models_compiled_to_machine_code(case, tmp_path, alone):

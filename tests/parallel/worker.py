@@ -233,9 +233,9 @@ def probes(path, wrap):
     return {}
 
 
-def deep():
-    """Twenty layers, so that no tensor is a large part of the whole, and a batch that is small against them."""
-    return nn.Sequential(*[layer for _ in range(20) for layer in (nn.Linear(512, 512), nn.Tanh())])
+def deep(layers, width):
+    """Many layers, so that no tensor is a large part of the whole."""
+    return nn.Sequential(*[layer for _ in range(layers) for layer in (nn.Linear(width, width), nn.Tanh())])
 
 
 def peak_resident_bytes(function):
@@ -255,9 +255,12 @@ def peak_resident_bytes(function):
     return status("VmHWM") - before
 
 
-def memory(path, wrap, parts=1):
-    """Return the peak of a measured step above that of a step without recorder, in copies of this rank's parameters."""
-    model = build("none", deep)
+def memory(path, wrap, parts=1, layers=20, width=512):
+    """Return the peak of a measured step above that of a step without recorder, in copies of this rank's parameters.
+
+    The batch is small against the model.
+    """
+    model = build("none", lambda: deep(layers, width))
     if wrap == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
@@ -267,7 +270,7 @@ def memory(path, wrap, parts=1):
     else:
         model = nn.parallel.DistributedDataParallel(model)
     optimizer = optimizer_for(model)
-    x = torch.randn(2, 512)
+    x = torch.randn(2, width)
     mine = [p.to_local() if wrap == "fsdp" else p for p in model.parameters()]
     size = sum(p.numel() * p.element_size() for p in mine)
 
@@ -531,6 +534,8 @@ CASES = {
     "ddp-memory": lambda path: memory(path, "ddp"),
     "ddp-accumulated-memory": lambda path: memory(path, "ddp", parts=3),
     "fsdp-memory": lambda path: memory(path, "fsdp"),
+    "ddp-large-memory": lambda path: memory(path, "ddp", layers=60, width=1024),
+    "fsdp-large-memory": lambda path: memory(path, "fsdp", layers=60, width=1024),
     "ddp-communication": lambda path: communication(path, "ddp"),
     "fsdp-communication": lambda path: communication(path, "fsdp"),
     "linf-communication": lambda path: communication(path, "fsdp", norms=("l2", "linf")),
