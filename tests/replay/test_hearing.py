@@ -51,6 +51,8 @@ def told(apply, path, *, watched=False, hook=False):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # From Python 3.13 on, databases of earlier tests warn when they are collected.
+        warnings.simplefilter("ignore", ResourceWarning)
         with lsmooth.Recorder(model, optimizer, path) as recorder:
             compute = recorder.watch(loss) if watched else loss
             for x, y in batches(3):
