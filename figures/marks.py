@@ -93,6 +93,9 @@ def _draw_good(ax: Axes, points: Points, good: NDArray[np.bool_], colours: Norma
             ax=ax,
             **look,
         )
+        # seaborn's list of colours would be made into an array at each drawing.
+        marks = ax.collections[-1]
+        marks.set_facecolor(marks.get_facecolor())
         return
     shades = np.minimum((np.asarray(colours(step)) * _SHADES).astype(np.int64), _SHADES - 1)
     palette = sequential()((np.arange(_SHADES) + 0.5) / _SHADES)
