@@ -29,7 +29,7 @@ def rows(short):
                 "click": lambda: subprocess.run([sys.executable, "-c", "import click"], check=True),
                 "read": lambda: subprocess.run([sys.executable, "-c", "import h5py, numpy, pandas"], check=True),
                 "draw": lambda: subprocess.run(
-                    [sys.executable, "-c", "import h5py, numpy, pandas, matplotlib.pyplot"], check=True
+                    [sys.executable, "-c", "import h5py, numpy, pandas, seaborn"], check=True
                 ),
                 "help": call("--help"),
                 "info": call("info", str(trace)),
@@ -66,7 +66,7 @@ def rows(short):
             times["plot"],
             "s",
             4.0,
-            note=f"importing matplotlib and what reads a trace takes {times['draw']:.2f} s.",
+            note=f"importing seaborn and what reads a trace takes {times['draw']:.2f} s.",
         ),
         *(
             Row(
@@ -75,7 +75,7 @@ def rows(short):
                 drawn[kind],
                 "s",
                 4.0,
-                note=f"importing matplotlib and what reads a trace takes {times['draw']:.2f} s.",
+                note=f"importing seaborn and what reads a trace takes {times['draw']:.2f} s.",
             )
             for kind in (() if short else WIDE_KINDS)
         ),
