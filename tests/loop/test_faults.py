@@ -240,7 +240,8 @@ def test_a_compiled_step_gives_the_same_trace(tmp_path):
 
     plain, compiled = run(tmp_path / "plain.h5", False), run(tmp_path / "compiled.h5", True)
     assert compiled.status_counts() == {"measured": 2}
-    np.testing.assert_allclose(compiled.read("grad_diff"), plain.read("grad_diff"), rtol=1e-5)
+    # Compiled or not, Adam's step is rounded differently, and so are the points along it.
+    np.testing.assert_allclose(compiled.read("grad_diff"), plain.read("grad_diff"), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("device")
