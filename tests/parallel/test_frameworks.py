@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ SCRIPT = Path(__file__).with_name("frameworks.py")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frameworks")
     # One process with the whole batch is this one.
-    runpy.run_path(str(SCRIPT))["main"](folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*At step")
+        runpy.run_path(str(SCRIPT))["main"](folder)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [sys.executable, *launcher, str(SCRIPT), str(folder)],
